@@ -1,0 +1,153 @@
+"""The one-liner: make a Hugging Face encoder skim, undo it, save it, load it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from skim import backbones
+from skim.engine.walk import Walk
+from skim.errors import SkimError
+from skim.methods import Method, Spec, method_class
+
+FORMAT = 1  # of skim.json
+
+
+def compress(model: nn.Module, method: Method | str, execution: str = "auto") -> nn.Module:
+    """Let ``method`` decide what ``model`` computes. Works in place and returns the same object.
+
+    The class, the parameter names and every head stay Hugging Face's. What is added: ``model.method`` (the method, with
+    its parameters under ``method.``) and, after a forward, ``model.trace`` (what was computed).
+
+    Args:
+        model: any supported ``AutoModel...`` of transformers, with or without a head, or a PEFT model around one.
+        method: a :class:`~skim.methods.Method` or the name of one, then with its default options.
+        execution: ``auto``, ``masked``, ``packed`` or ``narrowed``; see :func:`execution`.
+
+    Raises:
+        SkimError: for an unsupported family, an unknown method, or a model that is compressed already.
+    """
+    peft = getattr(model, "get_base_model", None)
+    whole = peft() if peft is not None else model
+    if hasattr(whole, "skim_walk"):
+        raise SkimError("This model is compressed already; skim.decompress(model) first.")
+    backbone = backbones.find(whole)
+    base = whole.base_model
+    if isinstance(method, str):
+        method = method_class(method)()
+    method.build(
+        Spec(
+            layers=len(backbone.layers(base)),
+            width=base.config.hidden_size,
+            sep_token_id=getattr(base.config, "sep_token_id", None),
+        )
+    )
+    parameter = next(whole.parameters())
+    walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution)
+    if backbone.packs:
+        _own_config(whole)
+        walk.attention_before = whole.config._attn_implementation
+        whole.set_attn_implementation("skim")
+    whole.method = method
+    whole.skim_walk = walk
+    base.forward = walk
+    return model
+
+
+def _own_config(model: nn.Module) -> None:
+    """Give the model a config of its own: models built from one config object share it, attention choice included."""
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
+
+
+def walk_of(model: nn.Module) -> Walk:
+    """The walk of a compressed model; a SkimError for any other."""
+    peft = getattr(model, "get_base_model", None)
+    walk = getattr(peft() if peft is not None else model, "skim_walk", None)
+    if walk is None:
+        raise SkimError("This model is not compressed; skim.compress(model, method) first.")
+    return walk
+
+
+def decompress(model: nn.Module) -> nn.Module:
+    """Undo :func:`compress`: the plain Hugging Face model, with the weights as they are now."""
+    walk = walk_of(model)
+    whole = walk.model
+    del walk.base.forward, whole.skim_walk, whole.method
+    whole.__dict__.pop("trace", None)
+    if walk.backbone.packs:
+        whole.set_attn_implementation(walk.attention_before)
+    return model
+
+
+@contextlib.contextmanager
+def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
+    """Run a compressed model in a chosen execution for the length of a ``with``.
+
+    Args:
+        model: a compressed model.
+        value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded, decisions
+            as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest survivor).
+    """
+    walk = walk_of(model)
+    before, walk.execution = walk.execution, value
+    try:
+        yield model
+    finally:
+        walk.execution = before
+
+
+def save_pretrained(model: nn.Module, folder: str | Path) -> None:
+    """Write a compressed model so that skim *and* plain transformers can load it.
+
+    ``config.json`` and ``model.safetensors`` are the backbone as transformers writes it; ``skim.json`` and
+    ``method.safetensors`` hold the method beside it.
+    """
+    from safetensors.torch import save_file
+
+    walk = walk_of(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v for k, v in walk.model.state_dict().items() if not k.startswith("method.")}
+    walk.model.save_pretrained(folder, state_dict=weights)
+    state = {name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}
+    save_file(state, folder / "method.safetensors")
+    about = {"format": FORMAT, "method": walk.method.name, "options": walk.method.options()}
+    (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def read_method(folder: str | Path) -> tuple[Method, dict[str, torch.Tensor]]:
+    """The method that :func:`save_pretrained` wrote, not yet built, and its state."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    if not (folder / "skim.json").is_file():
+        raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.")
+    about = json.loads((folder / "skim.json").read_text())
+    if about.get("format") != FORMAT:
+        raise SkimError(f"{folder}/skim.json has format {about.get('format')}; this version of skim reads {FORMAT}.")
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+    return method_class(about["method"])(**options), load_file(folder / "method.safetensors")
+
+
+def from_pretrained(folder: str | Path) -> nn.Module:
+    """Load what :func:`save_pretrained` wrote: the backbone with its head, compressed, in evaluation mode."""
+    import transformers
+
+    method, state = read_method(folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    names = config.architectures or []
+    if len(names) != 1 or not hasattr(transformers, names[0]):
+        raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
+    model = compress(getattr(transformers, names[0]).from_pretrained(folder), method)
+    method.load_state_dict(state)
+    return model.eval()

@@ -1,0 +1,310 @@
+"""The state that flows through the layers: which tokens are alive, where they sit, and what they last looked like.
+
+Shapes, here and everywhere in skim: B sequences, N input positions, K rows of a narrowed batch, T packed tokens,
+H heads, D width, L layers.
+
+A :class:`TokenBatch` comes in three forms that share one set of operations, so a method is written once:
+
+* :class:`MaskedTokens` - padded ``(B, N, D)``; retiring multiplies a differentiable mask. Nothing gets cheaper; this is
+  how a method trains *through* its decisions.
+* :class:`PackedTokens` - one row ``(1, T, D)`` of all alive tokens, no pads; retiring removes rows.
+* :class:`NarrowedTokens` - padded ``(B, K, D)``, K the longest survivor; for families whose attention cannot be handed
+  a function and so needs a rectangle.
+
+All three are immutable: an operation returns a new batch. A retired token keeps its last state; ``restore()`` puts
+every token's last state back at its input position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What entered the encoder; never changes during a forward.
+
+    Attributes:
+        real: ``(B, N)`` bool, False on pads.
+        protected: ``(B, N)`` bool, tokens that no method may retire.
+        covered: whether every sequence has a protected token, so that none can lose its last one.
+    """
+
+    real: Tensor
+    protected: Tensor
+    covered: bool = False
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Real tokens per sequence, ``(B,)`` int64."""
+        return self.real.sum(1)
+
+
+class Occupancy:
+    """Who is alive, and at which input position each row sits. Shared by all states between two retirements."""
+
+    position: Tensor  # input position of each row: (B, N), (B, K) or (1, T)
+
+    def counts(self) -> Tensor:
+        """Alive real tokens per sequence, ``(B,)``; differentiable where the mask is."""
+        raise NotImplementedError
+
+    def alive(self) -> Tensor:
+        """Alive real tokens at their input positions, ``(B, N)`` bool."""
+        raise NotImplementedError
+
+
+class TokenBatch:
+    """States of the alive tokens and the last states of the retired ones; see the module's docstring."""
+
+    hidden: Tensor
+    occupancy: Occupancy
+    sequences: Sequences
+
+    def with_hidden(self, hidden: Tensor) -> TokenBatch:
+        """The same tokens with new states, of the same shape as ``hidden``."""
+        return replace(self, hidden=hidden)  # type: ignore[type-var]  # every subclass is a dataclass
+
+    def retire(self, keep: Tensor) -> TokenBatch:
+        """Let tokens leave the computation for good.
+
+        Protected tokens stay whatever ``keep`` says, and no sequence loses its last token: of a sequence that would, the
+        first alive token stays.
+
+        Args:
+            keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires. Gradients flow into it in
+                masked execution only; the other forms read ``keep > 0.5``.
+        """
+        raise NotImplementedError
+
+    def restore(self) -> Tensor:
+        """Every token's last state at its input position, ``(B, N, D)``."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MaskedOccupancy(Occupancy):
+    """A mask over the padded batch. ``kept`` ``(B, N)`` is the running product of all decisions, decisions on pads
+    included (only the published Transkimmer loss looks at those); ``None`` until the first decision."""
+
+    sequences: Sequences
+    kept: Tensor | None = None
+
+    @property
+    def position(self) -> Tensor:  # type: ignore[override]
+        """``(B, N)``: every row is where it came in."""
+        return torch.arange(self.sequences.real.shape[1], device=self.sequences.real.device).expand_as(
+            self.sequences.real
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        """How much each row counts as a key, ``(B, N)``: 0 for pads and retired tokens; bool if nothing was decided."""
+        return self.sequences.real if self.kept is None else self.kept * self.sequences.real
+
+    def counts(self) -> Tensor:
+        return self.weights.sum(1)
+
+    def alive(self) -> Tensor:
+        return self.weights > 0.5
+
+
+@dataclass(frozen=True)
+class MaskedTokens(TokenBatch):
+    """Padded states ``(B, N, D)`` under a mask. Retired rows go on being computed: nobody reads them, but the gradient
+    of the mask does - it compares a token's last state with the one it would have had."""
+
+    hidden: Tensor
+    occupancy: MaskedOccupancy
+    sequences: Sequences
+    settled: Tensor | None = None  # (B, N, D): the states of rows retired so far, valid where kept == 0
+
+    @classmethod
+    def start(cls, hidden: Tensor, sequences: Sequences) -> MaskedTokens:
+        return cls(hidden, MaskedOccupancy(sequences), sequences)
+
+    def retire(self, keep: Tensor) -> MaskedTokens:
+        kept = self.occupancy.kept
+        stay = self.sequences.protected
+        if not self.sequences.covered:
+            stay = stay | last_tokens(self.occupancy.alive(), keep > 0.5)
+        keep = torch.where(stay, torch.ones_like(keep), keep)
+        occupancy = MaskedOccupancy(self.sequences, keep if kept is None else kept * keep)
+        return MaskedTokens(self.hidden, occupancy, self.sequences, self.restore())
+
+    def restore(self) -> Tensor:
+        kept = self.occupancy.kept
+        if kept is None or self.settled is None:
+            return self.hidden
+        kept = kept[..., None].to(self.hidden.dtype)
+        return self.settled * (1 - kept) + self.hidden * kept
+
+
+@dataclass(frozen=True)
+class PackedOccupancy(Occupancy):
+    """Rows of all sequences behind one another, without pads.
+
+    Attributes:
+        index: ``(T,)`` flat input position of each row, ``sequence * N + position``; rising.
+        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        sequences: what entered.
+    """
+
+    index: Tensor
+    bounds: Tensor
+    sequences: Sequences
+
+    @cached_property
+    def position(self) -> Tensor:  # type: ignore[override]
+        """``(1, T)``."""
+        return (self.index % self.sequences.real.shape[1])[None]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Alive tokens per sequence on the host. A device sync on CUDA: only the CPU's attention loop asks for it."""
+        bounds = self.bounds.tolist()
+        return [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+
+    def counts(self) -> Tensor:
+        return self.bounds.diff()
+
+    def alive(self) -> Tensor:
+        alive = torch.zeros_like(self.sequences.real)
+        alive.view(-1)[self.index] = True
+        return alive
+
+
+@dataclass(frozen=True)
+class PackedTokens(TokenBatch):
+    """Alive states only, ``(1, T, D)``."""
+
+    hidden: Tensor
+    occupancy: PackedOccupancy
+    sequences: Sequences
+    left: Tensor | None = None  # (B * N, D): last states of rows that left; None while nobody has
+
+    @classmethod
+    def start(cls, hidden: Tensor, sequences: Sequences) -> PackedTokens:
+        index = sequences.real.reshape(-1).nonzero().squeeze(1)
+        bounds = F.pad(sequences.lengths.cumsum(0), (1, 0))
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        if len(index) < rows.shape[1]:
+            rows = rows[:, index]
+        return cls(rows, PackedOccupancy(index, bounds, sequences), sequences)
+
+    def retire(self, keep: Tensor) -> PackedTokens:
+        index, bounds = self.occupancy.index, self.occupancy.bounds
+        keep = (keep.view(-1) > 0.5) | self.sequences.protected.view(-1)[index]
+        before = F.pad(keep.cumsum(0), (1, 0))  # survivors before each row
+        if not self.sequences.covered:
+            lost = (before[bounds].diff() == 0) & (bounds.diff() > 0)
+            keep = keep.index_put((bounds[:-1][lost],), keep.new_ones(()))
+            before = F.pad(keep.cumsum(0), (1, 0))
+        rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
+        if len(rows) == len(index):
+            return self
+        occupancy = PackedOccupancy(index[rows], before[bounds], self.sequences)
+        return PackedTokens(self.hidden[:, rows], occupancy, self.sequences, self._put_back())
+
+    def _put_back(self) -> Tensor:
+        """The buffer of last states with the current states written into it.
+
+        In place, although an earlier batch may hold the same buffer: that batch still has every row it would read from
+        here among its own states, and writes those first.
+        """
+        if self.left is None:
+            left = self.hidden.new_zeros(self.sequences.real.numel(), self.hidden.shape[-1])
+        else:
+            left = self.left
+        return left.index_copy_(0, self.occupancy.index, self.hidden[0].to(left.dtype))
+
+    def restore(self) -> Tensor:
+        if self.left is None:
+            states = self.hidden[0] if self._full else self._put_back()
+        else:  # a copy: what is handed out must not change under a later retirement
+            states = self.left.index_copy(0, self.occupancy.index, self.hidden[0].to(self.left.dtype))
+        return states.view(*self.sequences.real.shape, -1)
+
+    @property
+    def _full(self) -> bool:
+        return len(self.occupancy.index) == self.sequences.real.numel()
+
+
+@dataclass(frozen=True)
+class NarrowedOccupancy(Occupancy):
+    """A rectangle cut to the longest survivor.
+
+    Attributes:
+        position: ``(B, K)`` input position of each row; ``N`` on filler rows.
+        weights: ``(B, K)`` bool, False on filler rows and pads.
+        sequences: what entered.
+    """
+
+    position: Tensor
+    weights: Tensor
+    sequences: Sequences
+
+    def counts(self) -> Tensor:
+        return self.weights.sum(1)
+
+    def alive(self) -> Tensor:
+        batch, positions = self.sequences.real.shape
+        alive = self.sequences.real.new_zeros(batch, positions + 1)
+        return alive.scatter(1, self.position, self.weights)[:, :positions]
+
+
+@dataclass(frozen=True)
+class NarrowedTokens(TokenBatch):
+    """Alive states moved to the front of a rectangle ``(B, K, D)``."""
+
+    hidden: Tensor
+    occupancy: NarrowedOccupancy
+    sequences: Sequences
+    left: Tensor | None = None  # (B, N + 1, D): last states of rows that left; column N takes the filler
+
+    @classmethod
+    def start(cls, hidden: Tensor, sequences: Sequences) -> NarrowedTokens:
+        position = torch.arange(hidden.shape[1], device=hidden.device).expand_as(sequences.real)
+        return cls(hidden, NarrowedOccupancy(position, sequences.real, sequences), sequences)
+
+    def retire(self, keep: Tensor) -> NarrowedTokens:
+        position, alive = self.occupancy.position, self.occupancy.weights
+        positions = self.sequences.real.shape[1]
+        keep = keep > 0.5
+        stay = F.pad(self.sequences.protected, (0, 1)).gather(1, position)
+        if not self.sequences.covered:
+            stay = stay | last_tokens(alive, keep)
+        keep = (keep | stay) & alive
+        width = max(int(keep.sum(1).max()), 1)  # the one host sync of a narrowed layer: the new K must be known
+        rows = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        keep = keep.gather(1, rows)
+        position = torch.where(keep, position.gather(1, rows), positions)
+        occupancy = NarrowedOccupancy(position, keep, self.sequences)
+        hidden = self.hidden.gather(1, rows[..., None].expand(-1, -1, self.hidden.shape[-1]))
+        return NarrowedTokens(hidden, occupancy, self.sequences, self._put_back())
+
+    def _put_back(self) -> Tensor:
+        """As in the packed form; out of place, because filler rows share a column and the scatter must not race."""
+        batch, positions = self.sequences.real.shape
+        left = self.left
+        if left is None:
+            left = self.hidden.new_zeros(batch, positions + 1, self.hidden.shape[-1])
+        index = self.occupancy.position[..., None].expand(-1, -1, self.hidden.shape[-1])
+        return left.scatter(1, index, self.hidden.to(left.dtype))
+
+    def restore(self) -> Tensor:
+        if self.left is None:
+            return self.hidden
+        return self._put_back()[:, : self.sequences.real.shape[1]]
+
+
+def last_tokens(alive: Tensor, keep: Tensor) -> Tensor:
+    """The first alive token of every sequence that ``keep`` would empty, ``(B, N)`` bool. Both inputs are ``(B, N)`` bool."""
+    lost = alive.any(1) & ~(alive & keep).any(1)
+    first = F.one_hot(alive.int().argmax(1), alive.shape[1]).bool()
+    return first & lost[:, None]

@@ -1,0 +1,92 @@
+"""What one forward did: tokens entering attention and feed-forward, per sequence and layer.
+
+FLOPs, keep ratios and every picture of what was retired where come from a trace and from nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from skim.engine.tokens import MaskedOccupancy, Occupancy, Sequences
+from skim.flops import LayerCost
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """Who was there at four points of one layer; counts are taken when asked for, so a forward pays nothing.
+
+    Attributes:
+        arriving: before the method's first decision in this layer.
+        attending: entering the attention half.
+        feeding: entering the feed-forward half.
+        cost: the backbone's FLOPs in this layer.
+        method_cost: the method's FLOPs per arriving token in this layer.
+    """
+
+    arriving: Occupancy
+    attending: Occupancy
+    feeding: Occupancy
+    cost: LayerCost
+    method_cost: float
+
+    def flops(self) -> Tensor:
+        """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training."""
+        run = self.cost(self.attending.counts(), self.feeding.counts())
+        return run + self.method_cost * self.arriving.counts().double()
+
+    def kept(self) -> Tensor | None:
+        """The running product of decisions with gradients, ``(B, N)`` (pads included), in masked execution."""
+        return self.attending.kept if isinstance(self.attending, MaskedOccupancy) else None
+
+
+@dataclass
+class Trace:
+    """One forward, layer by layer.
+
+    Attributes:
+        sequences: what entered.
+        layers: one entry per layer that ran.
+        execution: ``"masked"``, ``"packed"`` or ``"narrowed"``.
+    """
+
+    sequences: Sequences
+    execution: str
+    layers: list[LayerTrace] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Real tokens per sequence, ``(B,)``."""
+        return self.sequences.lengths
+
+    def counts(self) -> Tensor:
+        """Tokens entering the attention of each layer, ``(L, B)``; differentiable in masked training."""
+        return torch.stack([layer.attending.counts() for layer in self.layers])
+
+    def keep_ratio(self) -> Tensor:
+        """Alive real tokens / real tokens, entering the attention of each layer, ``(L,)``; pads are in neither."""
+        return self.counts().sum(1) / self.lengths.sum()
+
+    def flops(self) -> Tensor:
+        """FLOPs of this forward per sequence, ``(B,)`` float64; differentiable in masked training."""
+        return torch.stack([layer.flops() for layer in self.layers]).sum(0)
+
+    @cached_property
+    def dense_flops(self) -> Tensor:
+        """FLOPs of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
+        return torch.stack([layer.cost(self.lengths, self.lengths) for layer in self.layers]).sum(0)
+
+    def relative_flops(self) -> Tensor:
+        """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar."""
+        return self.flops().sum() / self.dense_flops.sum()
+
+    def alive(self) -> Tensor:
+        """Who entered each layer's feed-forward, at input positions, ``(L, B, N)`` bool."""
+        return torch.stack([layer.feeding.alive() for layer in self.layers])
+
+    def layers_survived(self) -> Tensor:
+        """Layers each token took part in, ``(B, N)``: 0 retired before the first, L alive to the end; 0 on pads."""
+        return self.alive().sum(0)

@@ -1,0 +1,167 @@
+"""The walk through the layers: ours, once, for every backbone family and every method.
+
+    batch -> embed -> TokenBatch -> [before_layer -> attend -> after_attention -> feed_forward -> after_layer] x L
+          -> restore -> finish -> head
+
+``compress`` sets one :class:`Walk` as the ``forward`` of the base model's *instance*; heads, parameter names and classes
+stay Hugging Face's, and deleting that attribute undoes it. The state is handed along in a TokenBatch and never stored on
+modules. Gradient checkpointing wraps the two halves of a layer and leaves the method's hooks outside, so that a
+decision is taken once per step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from skim.engine.attention import AttentionMask
+from skim.engine.tokens import MaskedTokens, NarrowedTokens, PackedTokens, Sequences, TokenBatch
+from skim.engine.trace import LayerTrace, Trace
+from skim.errors import SkimError, unknown
+
+if TYPE_CHECKING:
+    from skim.backbones.base import Backbone
+    from skim.methods.base import Method
+
+FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
+EXECUTIONS = ("auto", *FORMS)
+
+
+@dataclass
+class Inputs:
+    """The encoder's inputs, under one set of names. ``attention_mask`` is ``(B, N)``, 1 on real tokens, or ``None``."""
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+    def real(self, hidden: Tensor) -> Tensor:
+        """``(B, N)`` bool: what is not padding."""
+        if self.attention_mask is None:
+            return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+        if self.attention_mask.dim() != 2:
+            raise SkimError(
+                f"attention_mask has {self.attention_mask.dim()} dimensions; skim needs (batch, positions), 1 on real tokens.\n"
+                "Which token sees which is decided by the method and the backbone."
+            )
+        return self.attention_mask.bool()
+
+
+class Walk:
+    """The forward of a compressed base model; a plain object, so that it adds no module and no parameter name.
+
+    Args:
+        model: what the user holds (with its head); its ``trace`` attribute is set by every forward.
+        base: the base model whose forward this is.
+        backbone: the family's adapter.
+        method: the compression method.
+        execution: ``auto`` trains masked where gradients pass through decisions and runs packed (or narrowed) else.
+    """
+
+    def __init__(self, model: nn.Module, base: nn.Module, backbone: Backbone, method: Method, execution: str) -> None:
+        self.model, self.base, self.backbone, self.method = model, base, backbone, method
+        self.execution = execution
+        self.costs = [backbone.cost(layer) for layer in backbone.layers(base)]
+        self.names = list(inspect.signature(type(base).forward).parameters)[1:]  # without self
+
+    @property
+    def execution(self) -> str:
+        """How the next forward runs: ``auto``, ``masked``, ``packed`` or ``narrowed``."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, value: str) -> None:
+        if value not in EXECUTIONS:
+            raise unknown("execution", value, EXECUTIONS)
+        if value == "packed" and not self.backbone.packs:
+            raise SkimError(
+                f"{type(self.base).__name__} cannot run packed: its attention cannot be handed a function.\n"
+                "Use execution=narrowed (or auto)."
+            )
+        if value in ("packed", "narrowed") and not self.method.inside_softmax:
+            raise SkimError(
+                f"A mask after the softmax cannot run {value}: it needs the retired tokens in the denominator.\n"
+                "Use execution=masked, or the method without preset=paper."
+            )
+        self._execution = value
+
+    def form(self) -> str:
+        """The execution that ``auto`` means right now."""
+        if self._execution != "auto":
+            return self._execution
+        if not self.method.inside_softmax or (self.model.training and self.method.trains_masked):
+            return "masked"
+        return "packed" if self.backbone.packs else "narrowed"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs, wants_states, wants_tuple = self._read(args, kwargs)
+        base, backbone, method = self.base, self.backbone, self.method
+        form = self.form()
+        hidden = backbone.embed(base, inputs)
+        real = inputs.real(hidden)
+        protected = method.protected(real, inputs.input_ids, backbone.head_reads)
+        tokens: TokenBatch = FORMS[form].start(hidden, Sequences(real, protected, method.covers))
+        trace = Trace(tokens.sequences, form)
+        states = []
+        occupancy, geometry = None, None
+        for i, layer in enumerate(backbone.layers(base)):
+            if wants_states:
+                states.append(tokens.restore())
+            arriving = tokens.occupancy
+            tokens = before = method.before_layer(i, tokens)
+            if tokens.occupancy is not occupancy:  # rows moved: so do the positions that biases and rotations look at
+                occupancy = attending = tokens.occupancy
+                geometry = backbone.geometry(base, tokens, inputs)
+            mask = AttentionMask(attending, backbone.window(layer), method.inside_softmax)
+            tokens = tokens.with_hidden(self._half(layer, backbone.attend, tokens.hidden, mask, geometry))
+            if not mask.used:
+                raise SkimError(
+                    f"{type(layer).__name__} ignored its attention mask, so padding would be attended to.\n"
+                    "This transformers version calls attention in a way skim does not know; please report it."
+                )
+            tokens = method.after_attention(i, tokens)
+            feeding = tokens.occupancy
+            tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
+            tokens = method.after_layer(i, before, tokens)
+            trace.layers.append(
+                LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i))
+            )
+        hidden = method.restore(tokens)
+        output = backbone.finish(base, hidden)
+        if wants_states:
+            output.hidden_states = backbone.hidden_states(states, hidden, output)
+        self.model.trace = trace
+        return output.to_tuple() if wants_tuple else output
+
+    def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
+        """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""
+        if self.model.training and getattr(layer, "gradient_checkpointing", False):
+            return layer._gradient_checkpointing_func(half, layer, *args)
+        return half(layer, *args)
+
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Inputs, bool, bool]:
+        """Sort out a Hugging Face call: the inputs, whether all hidden states are wanted, whether a tuple is."""
+        given = dict(zip(self.names, args, strict=False)) | kwargs
+        config = self.base.config
+        wants_states = given.pop("output_hidden_states", None)
+        wants_states = config.output_hidden_states if wants_states is None else wants_states
+        if given.pop("output_attentions", None) or getattr(config, "output_attentions", False):
+            raise SkimError(
+                "output_attentions is not available on a compressed model: no execution keeps attention probabilities.\n"
+                "skim.decompress(model) first, or load the backbone with attn_implementation='eager'."
+            )
+        wants_tuple = given.pop("return_dict", None) is False
+        given.pop("use_cache", None)
+        inputs = Inputs(**{name: given.pop(name, None) for name in Inputs.__dataclass_fields__})
+        extra = [name for name, value in given.items() if value is not None and value is not False]
+        if extra:
+            raise SkimError(f"{type(self.base).__name__} under skim does not take {', '.join(extra)}.")
+        if (inputs.input_ids is None) == (inputs.inputs_embeds is None):
+            raise SkimError("Pass exactly one of input_ids and inputs_embeds.")
+        return inputs, bool(wants_states), wants_tuple

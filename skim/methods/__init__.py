@@ -1,0 +1,24 @@
+"""Compression methods by name. Adding one: a file here, a line here, and ``conf/method/<name>.yaml``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from skim.errors import unknown
+from skim.methods.base import Method, Spec
+
+METHODS = {
+    "dense": "skim.methods.dense.Dense",
+    "transkimmer": "skim.methods.transkimmer.Transkimmer",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class behind a method's name; an unknown name is a SkimError with the nearest one."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    module, _, attribute = METHODS[name].rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
+__all__ = ["METHODS", "Method", "Spec", "method_class"]

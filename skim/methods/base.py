@@ -1,0 +1,134 @@
+"""The contract of a compression method: hooks round the halves of a layer, and nothing about any architecture."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from skim.engine.tokens import TokenBatch
+from skim.engine.trace import Trace
+from skim.errors import SkimError
+
+SPECIALS = ("cls", "sep")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a method may know about the backbone it is built for.
+
+    Attributes:
+        layers: layers that run, L.
+        width: size of a hidden state, D.
+        sep_token_id: id of the separator in the input, ``None`` if the model's config does not say.
+    """
+
+    layers: int
+    width: int
+    sep_token_id: int | None = None
+
+
+class Method(nn.Module):
+    """A compression method. Override what the paper needs; every default leaves the dense model as it is.
+
+    Two conventions spare boilerplate: a constructor argument is an attribute of the same name (so :meth:`options` can
+    write it to a checkpoint), and it is a key of ``conf/method/<name>.yaml`` with the same default.
+
+    Args:
+        protect: special tokens that never retire, of ``cls`` (what the head reads) and ``sep``.
+    """
+
+    name: ClassVar[str]
+    trains_masked = False  # True: gradients pass through the decisions, so training runs in masked execution
+    inside_softmax = True  # False: the mask multiplies after the softmax (published Transkimmer); masked execution only
+
+    def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
+        super().__init__()
+        wrong = [name for name in protect if name not in SPECIALS]
+        if wrong:
+            raise SkimError(f"method.protect has {wrong}; it takes a list of {list(SPECIALS)}.")
+        self.protect = tuple(protect)
+        self.progress = 0.0
+
+    def build(self, spec: Spec) -> None:
+        """Create the parameters for a backbone. Called once, by ``compress``."""
+        self.spec = spec
+        if "sep" in self.protect and spec.sep_token_id is None:
+            raise SkimError(
+                "method.protect=[sep] needs to know the separator, and the model's config does not say.\n"
+                "Set model.config.sep_token_id = tokenizer.sep_token_id before compressing."
+            )
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        """Before layer ``i``'s attention."""
+        return tokens
+
+    def after_attention(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        """Between layer ``i``'s attention and its feed-forward."""
+        return tokens
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        """After layer ``i``; ``before`` is what entered its attention."""
+        return tokens
+
+    def restore(self, tokens: TokenBatch) -> Tensor:
+        """What the head reads, ``(B, N, D)``: by default every token's last state at its input position."""
+        return tokens.restore()
+
+    def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        """Scalars that training adds to the task's loss, unweighted, each logged by its name."""
+        return {}
+
+    def weights(self) -> dict[str, float]:
+        """The present weight of each penalty."""
+        return {}
+
+    def loss(self, trace: Trace) -> Tensor:
+        """The weighted sum of the penalties of one forward, a scalar; zero for a method without any."""
+        weights = self.weights()
+        terms = [weights[name] * value for name, value in self.penalties(trace).items()]
+        return torch.stack(terms).sum() if terms else trace.lengths.new_zeros((), dtype=torch.float32)
+
+    def step(self, progress: float, trace: Trace | None = None) -> None:
+        """Move schedules on. Called once per training step, before :meth:`loss`.
+
+        Args:
+            progress: share of training done, 0 to 1.
+            trace: of this step's forward, for schedules that steer by what was computed.
+        """
+        self.progress = progress
+
+    def flops_per_token(self, i: int) -> float:
+        """The method's own FLOPs in layer ``i`` per token arriving there."""
+        return 0.0
+
+    @property
+    def covers(self) -> bool:
+        """Whether every sequence is sure to have a protected token."""
+        return "cls" in self.protect
+
+    def protected(self, real: Tensor, input_ids: Tensor | None, head_reads: str) -> Tensor:
+        """Tokens that may not retire, ``(B, N)`` bool.
+
+        Args:
+            real: ``(B, N)`` bool.
+            input_ids: ``(B, N)``, or ``None`` when the caller passed embeddings.
+            head_reads: ``first`` or ``last``: where the family's head looks for its [CLS].
+        """
+        protected = torch.zeros_like(real)
+        if "cls" in self.protect:
+            order = real.int() if head_reads == "first" else real.int().cumsum(1)
+            protected.scatter_(1, order.argmax(1, keepdim=True), True)
+        if "sep" in self.protect:
+            if input_ids is None:
+                raise SkimError("method.protect=[sep] needs input_ids; with inputs_embeds there is nothing to compare.")
+            protected |= input_ids == self.spec.sep_token_id
+        return protected & real
+
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, for a checkpoint."""
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}

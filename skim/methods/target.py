@@ -1,0 +1,64 @@
+"""Steering towards a budget: the weight of the FLOPs penalty is what training adjusts, the budget is what the user sets.
+
+A coefficient says nothing about the result: the same one skims 30 % on one task and 90 % on another, and with the wrong
+schedule it skims everything before the model has learned (reference: the published Transkimmer recipe collapses). With
+:class:`Target` the user states relative FLOPs, and the coefficient follows as the multiplier of that constraint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skim.errors import SkimError
+
+GAIN = 150.0  # multiplier gained per unit of error and per whole training: 0.1 too much for a fifth of it adds 3
+STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at once
+
+
+class Target(nn.Module):
+    r"""A proportional-integral controller, the stochastic form of an augmented Lagrangian.
+
+    With :math:`r` the relative FLOPs of a step and :math:`g(p)` the goal at progress :math:`p`, falling from 1 to the
+    target over the warm-up,
+
+    .. math:: \lambda \leftarrow \lambda + G\,(r - g)\,\Delta p, \qquad c = \lambda + S\,(r - g)
+
+    and :math:`c \cdot r` joins the loss. A negative coefficient pulls a run back that has skimmed too much. The state is
+    saved with the method; under DDP all ranks steer by their mean.
+
+    Args:
+        relative_flops: the budget, in (0, 1].
+        warmup: share of training over which the goal falls from 1 to the budget.
+    """
+
+    multiplier: Tensor
+    coefficient: Tensor
+    last: Tensor
+
+    def __init__(self, relative_flops: float, warmup: float) -> None:
+        super().__init__()
+        if not 0.0 < relative_flops <= 1.0:
+            raise SkimError(f"method.target={relative_flops} is not a share of the dense FLOPs; use a number in (0, 1].")
+        self.relative_flops = relative_flops
+        self.warmup = warmup
+        for name in ("multiplier", "coefficient", "last"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def goal(self, progress: float) -> float:
+        """The relative FLOPs to aim for at this point of training."""
+        done = min(progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        return 1.0 - (1.0 - self.relative_flops) * done
+
+    @torch.no_grad()
+    def step(self, progress: float, relative_flops: Tensor) -> None:
+        """Move the coefficient; ``relative_flops`` is this step's, a scalar."""
+        relative_flops = relative_flops.detach().to(self.multiplier)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            relative_flops = relative_flops.clone()
+            torch.distributed.all_reduce(relative_flops)
+            relative_flops /= torch.distributed.get_world_size()
+        error = relative_flops - self.goal(progress)
+        self.multiplier += GAIN * error * max(progress - float(self.last), 0.0)
+        self.coefficient.copy_(self.multiplier + STIFFNESS * error)
+        self.last.fill_(progress)

@@ -1,0 +1,202 @@
+r"""Transkimmer: a small predictor before each layer decides which tokens go on (Guan et al., ACL 2022, arXiv 2205.07324).
+
+Before layer :math:`i`, with :math:`h` the states entering it:
+
+.. math:: \pi = W_2\,\mathrm{GELU}(\mathrm{LN}(W_1\,\mathrm{LN}(h))) \in R^2, \qquad
+          m_i = m_{i-1} \cdot \mathrm{onehot}(\arg\max(\pi + g))_{keep}
+
+with Gumbel noise :math:`g` in training and none in evaluation, and the gradient of the relaxed decision passed straight
+through. A skimmed token keeps its state and goes to the head with it. What is different from the published code, unless
+``preset="paper"`` asks for it back: the mask acts inside the softmax (the paper's Eq. 4 multiplies after it, and the
+accuracy leaks through the denominator), evaluation is deterministic, pads are not decided on, the penalty is warmed up or
+steered to a budget, and the noise fades out before training ends so that what is trained is what will run.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skim.engine.tokens import TokenBatch
+from skim.engine.trace import Trace
+from skim.errors import SkimError, unknown
+from skim.methods.base import Method, Spec
+from skim.methods.target import Target
+
+PRESETS = ("default", "paper")
+
+
+def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+    """Hard keep decisions with the gradient of the relaxed ones (straight-through Gumbel-softmax).
+
+    Args:
+        logits: ``(..., 2)``; index 1 keeps, index 0 skims.
+        noise: Gumbel noise to add, ``(..., 2)``; ``None`` decides by argmax.
+        temperature: of the relaxation; below 1 sharper, and with smaller gradients away from the border.
+
+    Returns:
+        ``(...)`` float32, exactly 0 or 1.
+    """
+    logits = logits.float() if noise is None else logits.float() + noise
+    soft = (logits / temperature).softmax(-1)[..., 1]
+    hard = (logits[..., 1] > logits[..., 0]).float()
+    return hard + (soft - soft.detach())
+
+
+def gumbel(like: Tensor) -> Tensor:
+    """Standard Gumbel noise in the shape of ``like``, float32."""
+    return -torch.empty_like(like, dtype=torch.float32).exponential_().log()
+
+
+def skim_loss(trace: Trace) -> Tensor:
+    """Mean over layers of the share of real tokens kept; a scalar."""
+    return trace.keep_ratio().mean()
+
+
+def padded_skim_loss(trace: Trace) -> Tensor:
+    """The published loss: mean over layers of kept positions / padded length, pads decided on and counted; a scalar."""
+    kept = [layer.kept() for layer in trace.layers]
+    if any(mask is None for mask in kept):
+        raise SkimError("The published skim loss counts decisions on pads, which only masked execution takes.")
+    return torch.stack([mask.sum(1).mean() / mask.shape[1] for mask in kept if mask is not None]).mean()
+
+
+def predictor(width: int, bottleneck: int, margin: float) -> nn.Sequential:
+    """One skim predictor, ``(..., D)`` to ``(..., 2)``; indices as in the published state dict.
+
+    Args:
+        width: D.
+        bottleneck: width of the hidden layer (published: D, which adds 8 % to BERT-base; D/4 adds 2 %).
+        margin: keep minus skim logit at the start.
+    """
+    net = nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, bottleneck), nn.LayerNorm(bottleneck), nn.GELU(), nn.Linear(bottleneck, 2)
+    )
+    for linear in (net[1], net[4]):
+        nn.init.normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+    nn.init.normal_(net[4].bias, std=0.02)
+    net[4].bias.data += torch.tensor([-margin / 2, margin / 2])
+    return net
+
+
+class Transkimmer(Method):
+    """Learned skimming, one predictor per layer.
+
+    An option left at ``None`` is the preset's choice, written behind it as default / paper.
+
+    Args:
+        preset: ``default``, or ``paper`` for parity with the published code: mask after the softmax, pads decided on and
+            counted in the loss, noise in evaluation too. It cannot run packed.
+        target: relative FLOPs at which training shall end, in (0, 1]; the coefficient is steered there. ``None`` uses
+            ``coefficient`` as it is.
+        coefficient: weight of the skim loss when there is no target.
+        warmup: share of training over which the coefficient (or the target) sets in; 0.3 / 0.
+        noise_until: share of training after which decisions are free of noise, fading from half of it on; 0.7 / 1
+            (paper: full noise to the end).
+        eval_noise: draw noise in evaluation too; False / True.
+        margin: keep minus skim logit at the start; 5 / 10.
+        temperature: of the relaxed decision.
+        bottleneck: width of the predictor's hidden layer; ``None`` is the backbone's width, as published.
+        layers: layers with a predictor; ``None`` is all.
+        protect: special tokens that never retire, of ``cls`` and ``sep``.
+
+    Attributes:
+        shift: added to every keep margin in evaluation: one trained model, moved along its accuracy-FLOPs curve.
+    """
+
+    name = "transkimmer"
+    trains_masked = True
+    shift: Tensor
+
+    def __init__(
+        self,
+        preset: str = "default",
+        target: float | None = None,
+        coefficient: float = 0.5,
+        warmup: float | None = None,
+        noise_until: float | None = None,
+        eval_noise: bool | None = None,
+        margin: float | None = None,
+        temperature: float = 1.0,
+        bottleneck: int | None = None,
+        layers: tuple[int, ...] | None = None,
+        protect: tuple[str, ...] = ("cls",),
+    ) -> None:
+        super().__init__(protect)
+        if preset not in PRESETS:
+            raise unknown("method.preset", preset, PRESETS)
+        if temperature <= 0:
+            raise SkimError(f"method.temperature={temperature} must be above 0.")
+        paper = preset == "paper"
+        self.preset = preset
+        self.inside_softmax = not paper
+        self.coefficient = coefficient
+        self.warmup = (0.0 if paper else 0.3) if warmup is None else warmup
+        self.noise_until = (1.0 if paper else 0.7) if noise_until is None else noise_until
+        self.eval_noise = paper if eval_noise is None else eval_noise
+        self.margin = (10.0 if paper else 5.0) if margin is None else margin
+        self.temperature = temperature
+        self.bottleneck = bottleneck
+        self.layers = None if layers is None else tuple(layers)
+        self.target = target
+        self.steering = None if target is None else Target(target, self.warmup)
+        self.register_buffer("shift", torch.zeros(()))
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        layers = tuple(range(spec.layers)) if self.layers is None else self.layers
+        if not set(layers) <= set(range(spec.layers)):
+            raise SkimError(f"method.layers={list(layers)} names layers outside 0..{spec.layers - 1} of this backbone.")
+        hidden = spec.width if self.bottleneck is None else self.bottleneck
+        self.predictors = nn.ModuleDict({str(i): predictor(spec.width, hidden, self.margin) for i in layers})
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        if str(i) not in self.predictors:
+            return tokens
+        logits = self.predictors[str(i)](tokens.hidden)
+        if not self.training:
+            logits = torch.stack([logits[..., 0], logits[..., 1] + self.shift], -1)
+        return tokens.retire(gate(logits, self.noise(logits), self.temperature))
+
+    def noise(self, logits: Tensor) -> Tensor | None:
+        """The noise of this decision, ``(..., 2)``, or ``None``; fades out in training, absent in evaluation."""
+        if not self.training:
+            return gumbel(logits) if self.eval_noise else None
+        scale = 1.0
+        if self.noise_until < 1.0:
+            scale = min(2.0 * (self.noise_until - self.progress) / self.noise_until, 1.0) if self.noise_until > 0 else 0.0
+        return gumbel(logits) * scale if scale > 0 else None
+
+    def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        if self.steering is not None:
+            return {"relative_flops": trace.relative_flops().float()}
+        return {"skim_loss": padded_skim_loss(trace) if self.preset == "paper" else skim_loss(trace)}
+
+    def weights(self) -> dict[str, float | Tensor]:
+        if self.steering is not None:
+            return {"relative_flops": self.steering.coefficient}
+        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        return {"skim_loss": self.coefficient * done}
+
+    def step(self, progress: float, trace: Trace | None = None) -> None:
+        super().step(progress, trace)
+        if self.steering is not None and trace is not None:
+            self.steering.step(progress, trace.relative_flops())
+
+    def flops_per_token(self, i: int) -> float:
+        if str(i) not in self.predictors:
+            return 0.0
+        hidden = self.predictors[str(i)][1].out_features
+        return 2.0 * self.spec.width * hidden + 2.0 * 2 * hidden
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The predictors of a published checkpoint under our names.
+
+    ``<prefix>.encoder.skim_predictors.<layer>.predictor.<part>`` becomes ``predictors.<layer>.<part>``; everything else in
+    the state dict is the plain backbone and loads into transformers as it is.
+    """
+    mark = "encoder.skim_predictors."
+    found = {name.split(mark)[1]: tensor for name, tensor in state.items() if mark in name}
+    return {f"predictors.{name.replace('.predictor.', '.')}": tensor for name, tensor in found.items()}
