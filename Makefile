@@ -1,0 +1,33 @@
+# Two commands do all: `make demo` shows skim at work, `make test` proves it. Each makes .venv if there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test lint format types clean
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@# the CPU build of torch, where the index offers one; a torch that is there already is kept
+	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "torch==2.13.0"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $(READY)
+
+demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a shaded sentence
+	@$(BIN)/python -m skim.demo
+
+test: $(READY)  ## every test; those on real data run if SKIM_MIRROR is set
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY)  ## ruff, in place
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:  ## the virtual environment and caches; runs/ stays
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

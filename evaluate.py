@@ -1,0 +1,27 @@
+"""Look at a finished run again: deterministic, packed.
+
+    python evaluate.py ckpt=runs/sst2/transkimmer/minilm/<stamp> what=metrics
+    python evaluate.py ckpt=... what=tokens text="a gripping , funny film"
+    python evaluate.py ckpt=... what=latency
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from skim.cli import run
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """One look, of the kind that ``what`` names."""
+    from skim.lightning.evaluation import evaluate
+
+    evaluate(cfg)
+
+
+if __name__ == "__main__":
+    run(main, Path(__file__).parent / "conf")

@@ -1,0 +1,64 @@
+"""Budgets: what a method must spend at least, and the last small turn that lands a trained model on its target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skim.compression import walk_of
+from skim.errors import SkimError
+
+Batches = list[dict[str, Tensor]]
+EXTREME = 1e4  # beyond any margin a predictor gives
+
+
+@torch.no_grad()
+def spend(model: nn.Module, batches: Batches) -> float:
+    """Relative FLOPs of a compressed model over batches, deterministic; labels are not looked at."""
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    flops = dense = 0.0
+    for batch in batches:
+        model(**{name: tensor.to(device) for name, tensor in batch.items() if name not in ("labels", "salient")})
+        flops += float(model.trace.flops().sum())
+        dense += float(model.trace.dense_flops.sum())
+    model.train(training)
+    return flops / dense
+
+
+def check_target(model: nn.Module, batches: Batches) -> None:
+    """Refuse a target below what the method spends when it retires everything it may, before any training."""
+    method = walk_of(model).method
+    target = getattr(method, "target", None)
+    if target is None:
+        return
+    method.shift.fill_(-EXTREME)
+    floor = spend(model, batches)
+    method.shift.zero_()
+    if target < floor:
+        raise SkimError(
+            f"method.target={target} cannot be reached: with nothing but the protected tokens left, this method on this "
+            f"data still spends {floor:.3f}.\nUse a target above that, or a cheaper predictor (method.bottleneck=32)."
+        )
+
+
+def calibrate(model: nn.Module, batches: Batches, steps: int = 12, reach: float = 6.0) -> float:
+    """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
+
+    Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model lands
+    near its target and not on it. This moves one number, ``method.shift``, by bisection. It reads inputs, never labels.
+
+    Args:
+        model: compressed, with ``method.target`` and ``method.shift``.
+        batches: inputs of the kind that the model will see.
+        steps: halvings of the interval.
+        reach: largest shift to either side, in units of the keep margin.
+    """
+    method = walk_of(model).method
+    low, high = -reach, reach
+    for _ in range(steps):
+        middle = (low + high) / 2
+        method.shift.fill_(middle)
+        low, high = (low, middle) if spend(model, batches) > method.target else (middle, high)
+    return spend(model, batches)

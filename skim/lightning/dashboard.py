@@ -1,0 +1,35 @@
+"""Weights & Biases, only loaded when ``logger=wandb`` asks for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
+
+
+def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
+    """One W&B run per job, with the composed config, tagged by task, method and backbone.
+
+    Offline unless an API key is known: a run must not stop to ask for an account.
+    """
+    import wandb
+
+    settings = cfg.logger.wandb
+    offline = settings.offline
+    if offline is None:
+        known = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
+        offline = not known
+    wandb.finish()  # a job of a sweep must not write into the run of the job before it
+    method = str(cfg.method._target_).rsplit(".", 2)[-2]
+    return WandbLogger(
+        project=settings.project,
+        entity=settings.entity,
+        group=settings.group or cfg.task.name,
+        tags=[cfg.task.name, method, cfg.backbone.name],
+        name=f"{cfg.task.name}-{method}-{cfg.backbone.name}-{cfg.seed}",
+        save_dir=str(folder),
+        offline=offline,
+        config=OmegaConf.to_container(cfg, resolve=True),
+    )

@@ -1,0 +1,152 @@
+"""Looking at a finished run again: its metrics, its time, and what it does to a sentence. What ``evaluate.py`` calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import nn
+
+from skim.compression import compress, walk_of
+from skim.errors import SkimError, unknown
+from skim.lightning.module import SkimModule
+from skim.lightning.recipe import Parts, build, latency
+from skim.lightning.results import Results
+from skim.report.heatmap import read, show, write_html
+from skim.report.table import print_run
+
+
+@dataclass
+class Loaded:
+    """A run, ready to be looked at."""
+
+    parts: Parts
+    cfg: DictConfig  # the run's own, with the caller's changes
+    folder: Path
+
+
+def load(cfg: DictConfig) -> Loaded:
+    """Rebuild a run from its folder, with the weights of its exported model or of one of its checkpoints.
+
+    Raises:
+        SkimError: no run there, or a checkpoint of another backbone or method.
+    """
+    path = Path(cfg.ckpt)
+    checkpoint = path if path.suffix == ".ckpt" else None
+    folder = path.parent.parent if checkpoint else path
+    if not path.exists() or not (folder / "config.yaml").is_file():
+        raise SkimError(
+            f"ckpt={path} is no run: there is no {folder / 'config.yaml'}.\n"
+            "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
+        )
+    before = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), cfg.overrides)
+    assert isinstance(before, DictConfig)
+    changes = {"init_from": None, "execution": cfg.execution, "task": {"eval_batch_size": cfg.batch_size}}
+    changes["train"] = {"distill": 0.0}
+    if cfg.max_samples is not None:
+        changes["task"]["max_eval_samples"] = cfg.max_samples
+    if cfg.split is not None:
+        changes["task"]["eval_split"] = cfg.split
+    run = OmegaConf.merge(before, changes)
+    assert isinstance(run, DictConfig)
+    if checkpoint is None and not (folder / "model" / "skim.json").is_file():
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
+    if checkpoint is None:
+        run.init_from = str(folder / "model")
+    parts = build(run, stage="validate")
+    if checkpoint is not None:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        restore(parts.model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, checkpoint)
+    else:
+        from safetensors.torch import load_file
+
+        restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
+    parts.model.eval().to(device_of(cfg.device))
+    return Loaded(parts, run, folder)
+
+
+def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Load weights that must fit exactly; a SkimError in a few words if they are of another backbone or method."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[:3]]
+        raise SkimError(f"{source} does not fit this backbone and method:\n" + "\n".join(line[:200] for line in lines)) from None
+
+
+def device_of(name: str) -> torch.device:
+    """``auto`` is CUDA if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise SkimError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def metrics(cfg: DictConfig, console: Console) -> None:
+    """Evaluate; writes ``evaluation.json`` beside the run's ``results.json``."""
+    loaded = load(cfg)
+    module = SkimModule(loaded.parts.model, loaded.parts.task)
+    trainer = pl.Trainer(
+        accelerator="cpu" if device_of(cfg.device).type == "cpu" else "gpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=console.is_terminal,
+        use_distributed_sampler=False,
+    )
+    values = trainer.validate(module, datamodule=loaded.parts.task, verbose=False)[0]
+    results = Results.of(loaded.cfg, loaded.parts.task.name, f"python evaluate.py ckpt={cfg.ckpt} what=metrics")
+    results.take(values, loaded.parts.task.monitor)
+    results.status = "done"
+    (loaded.folder / "evaluation.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n")
+    print_run(results.to_dict(), loaded.folder)
+
+
+def tokens(cfg: DictConfig, console: Console) -> None:
+    """Print sentences with each token shaded by the layer at which it retired; writes ``tokens.html`` too."""
+    if cfg.text is None:
+        raise SkimError('what=tokens needs a sentence: text="a gripping , funny film" (quote it for the shell).')
+    texts = [str(cfg.text)] if not OmegaConf.is_list(cfg.text) else [str(text) for text in cfg.text]
+    loaded = load(cfg)
+    skimmed = read(loaded.parts.model, loaded.parts.tokenizer, texts, loaded.parts.task.label_names)
+    show(skimmed, console)
+    write_html(loaded.folder / "tokens.html", skimmed)
+    console.print(f"\n{loaded.folder / 'tokens.html'}", highlight=False)
+
+
+def time(cfg: DictConfig, console: Console) -> None:
+    """Measure latency; writes it into the run's ``results.json``."""
+    loaded = load(cfg)
+    path = loaded.folder / "results.json"
+    if not path.is_file():
+        raise SkimError(f"{loaded.folder} has no results.json to write latencies into: the run did not finish.")
+    results = json.loads(path.read_text())
+    results["latency"] = latency(loaded.parts, cfg.benchmark)
+    path.write_text(json.dumps(results, indent=2) + "\n")
+    print_run(results, loaded.folder)
+
+
+LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {"metrics": metrics, "tokens": tokens, "latency": time}
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """One look at a run, of the kind that ``cfg.what`` names."""
+    if cfg.what not in LOOKS:
+        raise unknown("what", cfg.what, LOOKS)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    LOOKS[cfg.what](cfg, Console())
+
+
+__all__ = ["compress", "evaluate", "load"]

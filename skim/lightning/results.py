@@ -1,0 +1,121 @@
+"""``results.json``: the one schema that tables, sweeps and reports read."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+SCHEMA = 1
+PACKAGES = ("torch", "pytorch-lightning", "transformers", "hydra-core", "datasets", "torchmetrics")
+SPENT = ("relative_flops", "gflops", "baseline_gflops", "keep_ratio")
+
+
+@dataclass
+class Results:
+    """What one run came to.
+
+    Attributes:
+        metrics: the task's, on the evaluation split, as the model will run.
+        masked_metrics: the same in masked execution; ``None`` for dense. A gap between the two is a leak.
+        relative_flops: FLOPs / FLOPs of the dense backbone on the same real tokens.
+        gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
+        keep_ratio: alive real tokens / real tokens entering each layer.
+        latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
+        notes: what a reader must know, such as a missed target.
+        status: ``done``, or ``failed`` with the reason in ``notes``.
+    """
+
+    task: str
+    method: str
+    backbone: str
+    seed: int
+    target: float | None
+    command: str
+    config: dict[str, Any]
+    status: str = "failed"
+    monitor: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    masked_metrics: dict[str, float] | None = None
+    relative_flops: float = 1.0
+    gflops: float = 0.0
+    baseline_gflops: float = 0.0
+    keep_ratio: list[float] = field(default_factory=list)
+    latency: dict[str, Any] | None = None
+    samples: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    wall_seconds: float = 0.0
+    schema: int = SCHEMA
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+
+    @classmethod
+    def of(cls, cfg: DictConfig, task: str, command: str) -> Results:
+        """Everything that is known before the run."""
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        return cls(
+            task=task,
+            method=str(cfg.method._target_).rsplit(".", 2)[-2],
+            backbone=cfg.backbone.name,
+            seed=cfg.seed,
+            target=cfg.method.get("target"),
+            command=command,
+            config=config,
+            versions=versions(),
+            git_commit=git_commit(),
+        )
+
+    @staticmethod
+    def metrics_of(values: dict[str, float]) -> dict[str, float]:
+        """The task's metrics among what Lightning logged."""
+        named = {name.split("/", 1)[1]: value for name, value in values.items()}
+        return {name: value for name, value in named.items() if name not in SPENT and not name.startswith("keep_ratio/")}
+
+    def take(self, values: dict[str, float], monitor: str) -> None:
+        """Read an evaluation's logged values, ``val/...`` or ``test/...``."""
+        named = {name.split("/", 1)[1]: value for name, value in values.items()}
+        self.monitor = monitor
+        self.metrics = self.metrics_of(values)
+        self.relative_flops = named["relative_flops"]
+        self.gflops, self.baseline_gflops = named["gflops"], named["baseline_gflops"]
+        layers = sum(name.startswith("keep_ratio/layer_") for name in named)
+        self.keep_ratio = [named[f"keep_ratio/layer_{i}"] for i in range(layers)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON's types."""
+        return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Write ``results.json`` at once or not at all: a sweep that is resumed trusts what it finds."""
+        part = folder / "results.json.part"
+        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        os.replace(part, folder / "results.json")
+
+
+def versions() -> dict[str, str]:
+    """What the run ran on."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("skim", *PACKAGES):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with ``-dirty`` behind it if files were changed; ``None`` outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")
