@@ -1,18 +1,21 @@
 """Attention over whoever is alive: inside the softmax, in the padded and in the packed form.
 
-transformers hands every attention function the layer's ``attention_mask`` untouched. skim passes an
-:class:`AttentionMask` there - a record of who may be looked at - and registers one function, ``"skim"``, that reads it.
-A function that is handed anything else refuses to run: an attention that ignores its mask attends to padding without
-a word.
+An :class:`AttentionMask` is a record of who may be looked at. Two ways lead it into a layer. Where transformers calls
+attention through its ``AttentionInterface``, the record travels in the place of ``attention_mask``, which is handed on
+untouched, to the one function registered as ``"skim"``. Where a family computes its attention itself,
+:class:`MaskedSoftmax` replaces the softmax that it calls. Either way the record knows afterwards whether it was used: an
+attention that ignores its mask attends to padding without a word.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from skim.engine.tokens import MaskedOccupancy, Occupancy, PackedOccupancy
@@ -62,6 +65,33 @@ class AttentionMask:
         itself = torch.eye(keys.shape[-1], dtype=torch.bool, device=keys.device)
         return keys & near(position, self.window).unsqueeze(-3) | itself
 
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Attention probabilities from the scores of a padded batch, ``(B, H, N, N)``."""
+        self.used = True
+        if not self.differentiable:
+            return scores.masked_fill(~self.visible(), torch.finfo(scores.dtype).min).softmax(-1)
+        kept, real = self.occupancy.kept, self.occupancy.sequences.real  # type: ignore[attr-defined]
+        visible = self.windowed(real[:, None, None, :], self.occupancy.position)
+        return masked_softmax(scores, kept[:, None, None, :], visible, self.inside_softmax)
+
+
+class MaskedSoftmax(TorchFunctionMode):
+    """Lets a mask into an attention that cannot be handed a function; ``with MaskedSoftmax(mask): attention(...)``.
+
+    The one ``torch.nn.functional.softmax`` that such an attention calls, on scores ``(B, H, N, N)``, becomes the mask's;
+    everything else - relative positions, dropout, projections - stays the family's own. The attention is given no mask of
+    its own, so if a transformers version stops calling that function, ``mask.used`` stays False and the walk refuses.
+    """
+
+    def __init__(self, mask: AttentionMask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is F.softmax:
+            return self.mask.softmax(args[0])
+        return func(*args, **(kwargs or {}))
+
 
 def near(position: Tensor, window: int) -> Tensor:
     """Pairs of rows at most ``window`` input positions apart: ``(..., n)`` to ``(..., n, n)`` bool."""
@@ -82,17 +112,19 @@ def masked_softmax(scores: Tensor, keep: Tensor, visible: Tensor | None = None, 
         visible: bool, broadcastable to ``scores``; False for padding. ``None``: all.
         inside: False multiplies ``keep`` after the softmax instead (Transkimmer Eq. 4 as published).
     """
+    dtype = scores.dtype
+    scores = scores.to(torch.promote_types(dtype, torch.float32))  # half precision cannot hold the exponentials
     if visible is not None:
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if not inside:
-        return scores.softmax(-1) * keep.to(scores.dtype)
+        return (scores.softmax(-1) * keep.to(scores.dtype)).to(dtype)
     # The shift cancels, so it needs no gradient. It is the maximum over the *kept* keys: those must not underflow next to
     # a retired one. The clamp touches retired keys only (kept ones are <= 0) and keeps 0 * inf out of the product.
     kept_scores = scores.detach().masked_fill(keep <= 0.5, torch.finfo(scores.dtype).min)
     weights = (scores - kept_scores.amax(-1, keepdim=True)).clamp(max=30).exp() * keep.to(scores.dtype)
     if visible is not None:
         weights = weights * visible
-    return weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+    return (weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)).to(dtype)
 
 
 def skim_attention(
@@ -109,7 +141,7 @@ def skim_attention(
 
     Args:
         module: the calling attention module (unused; part of the interface).
-        query, key, value: ``(B, H, N, d)`` padded, ``(1, H, T, d)`` packed.
+        query, key, value: ``(B, H, N, d)`` padded, ``(1, H, T, d)`` packed; keys and values may have fewer heads.
         attention_mask: the record that skim's walk put there.
         scaling: factor on the scores; ``None`` is ``d ** -0.5``.
         dropout: attention dropout; 0 in evaluation.
@@ -123,14 +155,13 @@ def skim_attention(
             "Call the whole model, or skim.decompress(model) first."
         )
     attention_mask.used = True
+    if key.shape[1] != query.shape[1]:  # grouped queries: EuroBERT
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     if isinstance(attention_mask.occupancy, PackedOccupancy):
         context = packed_attention(query, key, value, attention_mask, scaling, dropout)
     elif attention_mask.differentiable:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        kept, real = attention_mask.occupancy.kept, attention_mask.occupancy.sequences.real
-        visible = attention_mask.windowed(real[:, None, None, :], attention_mask.occupancy.position)
-        scores = query @ key.transpose(2, 3) * scale
-        weights = masked_softmax(scores, kept[:, None, None, :], visible, attention_mask.inside_softmax)
+        weights = attention_mask.softmax(query @ key.transpose(2, 3) * scale)
         context = F.dropout(weights, dropout) @ value
     else:
         context = F.scaled_dot_product_attention(
@@ -144,8 +175,8 @@ def packed_attention(
 ) -> Tensor:
     """Each sequence attends to itself only, ``(1, H, T, d)`` to ``(1, H, T, d)``.
 
-    On the CPU a loop over sequences beats every batched form (measured; nested tensors and flex attention lose). On CUDA
-    half precision goes to FlashAttention's variable-length kernel; the rest is padded for the attention alone.
+    On the CPU one call per *length*: exact in FLOPs, and with tokens gone most sequences share a few short lengths. On
+    CUDA half precision goes to FlashAttention's variable-length kernel and the rest through a rectangle.
     """
     occupancy = mask.occupancy
     assert isinstance(occupancy, PackedOccupancy)
@@ -155,34 +186,45 @@ def packed_attention(
             longest = occupancy.sequences.real.shape[1]  # an upper bound is enough, and costs no sync
             bounds = occupancy.bounds.int()
             rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-            context = varlen_attn(*rows, bounds, bounds, longest, longest, scale=scaling)
-            return context.transpose(0, 1)[None]
-        return repadded_attention(query, key, value, mask, scaling, dropout)
-    if len(occupancy.lengths) == 1 and mask.window is None:
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling)
-    lengths = occupancy.lengths
-    positions = occupancy.position.split(lengths, dim=1) if mask.window is not None else [None] * len(lengths)
-    spans = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), positions, strict=True)
+            return varlen_attn(*rows, bounds, bounds, longest, longest, scale=scaling).transpose(0, 1)[None]
+        return rectangle_attention(query, key, value, mask, scaling, dropout)
+    rows, back, groups = occupancy.by_length
+    if len(groups) > 1:
+        query, key, value = (x[:, :, rows] for x in (query, key, value))
+    sizes = [size * length for size, length in groups]
+    positions = occupancy.position[:, rows].split(sizes, 1) if mask.window is not None else [None] * len(groups)
     contexts = []
-    for q, k, v, position in spans:
-        seen = None if position is None else near(position, mask.window)[:, None]
-        contexts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling))
-    return torch.cat(contexts, dim=2)
+    for group, q, k, v, position in zip(
+        groups, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), positions, strict=True
+    ):
+        q, k, v = (x[0].unflatten(1, group).transpose(0, 1) for x in (q, k, v))  # (sequences, H, length, d)
+        seen = None if position is None else near(position.view(group), mask.window)[:, None]
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
+        contexts.append(context.transpose(0, 1).flatten(1, 2))
+    if len(groups) == 1:
+        return contexts[0][None]
+    return torch.cat(contexts, dim=1)[None, :, back]
 
 
-def repadded_attention(
+def rectangle_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float | None, dropout: float
 ) -> Tensor:
     """Packed attention by way of a rectangle ``(B, H, N, d)`` that lives for the attention only; no host sync."""
     occupancy = mask.occupancy
-    real = occupancy.sequences.real
-    shape = (real.numel(), *query.shape[1::2])
-    rectangle = [x.new_zeros(shape).index_copy(0, occupancy.index, x[0].transpose(0, 1)) for x in (query, key, value)]
-    q, k, v = (x.view(*real.shape, *query.shape[1::2]).transpose(1, 2) for x in rectangle)
-    seen = mask.windowed(occupancy.alive()[:, None, None, :], torch.arange(real.shape[1], device=real.device))
-    context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
-    rows = context.transpose(1, 2).reshape(real.numel(), *query.shape[1::2])
-    return rows[occupancy.index].transpose(0, 1)[None]
+    assert isinstance(occupancy, PackedOccupancy)
+    slots, taken = occupancy.rectangle
+    heads, size = query.shape[1], query.shape[3]
+
+    def spread(rows: Tensor) -> Tensor:
+        places = rows.new_zeros(taken.numel(), heads, size).index_copy(0, slots, rows[0].transpose(0, 1))
+        return places.view(*taken.shape, heads, size).transpose(1, 2)
+
+    position = torch.zeros_like(taken, dtype=torch.long).view(-1).index_copy(0, slots, occupancy.position[0])
+    seen = mask.windowed(taken[:, None, None, :], position.view_as(taken))
+    context = F.scaled_dot_product_attention(
+        spread(query), spread(key), spread(value), attn_mask=seen, dropout_p=dropout, scale=scaling
+    )
+    return context.transpose(1, 2).reshape(taken.numel(), heads, size)[slots].transpose(0, 1)[None]
 
 
 AttentionInterface.register("skim", skim_attention)

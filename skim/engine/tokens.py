@@ -44,11 +44,17 @@ class Sequences:
         """Real tokens per sequence, ``(B,)`` int64."""
         return self.real.sum(1)
 
+    @cached_property
+    def position(self) -> Tensor:
+        """Where every token came in, ``(B, N)``; one tensor, so that ``is`` tells whether rows have moved."""
+        return torch.arange(self.real.shape[1], device=self.real.device).expand_as(self.real)
+
 
 class Occupancy:
     """Who is alive, and at which input position each row sits. Shared by all states between two retirements."""
 
     position: Tensor  # input position of each row: (B, N), (B, K) or (1, T)
+    sequences: Sequences
 
     def counts(self) -> Tensor:
         """Alive real tokens per sequence, ``(B,)``; differentiable where the mask is."""
@@ -56,6 +62,10 @@ class Occupancy:
 
     def alive(self) -> Tensor:
         """Alive real tokens at their input positions, ``(B, N)`` bool."""
+        raise NotImplementedError
+
+    def rows(self, values: Tensor) -> Tensor:
+        """What was given per input position, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
         raise NotImplementedError
 
 
@@ -98,9 +108,7 @@ class MaskedOccupancy(Occupancy):
     @property
     def position(self) -> Tensor:  # type: ignore[override]
         """``(B, N)``: every row is where it came in."""
-        return torch.arange(self.sequences.real.shape[1], device=self.sequences.real.device).expand_as(
-            self.sequences.real
-        )
+        return self.sequences.position
 
     @property
     def weights(self) -> Tensor:
@@ -112,6 +120,9 @@ class MaskedOccupancy(Occupancy):
 
     def alive(self) -> Tensor:
         return self.weights > 0.5
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values
 
 
 @dataclass(frozen=True)
@@ -165,10 +176,31 @@ class PackedOccupancy(Occupancy):
         return (self.index % self.sequences.real.shape[1])[None]
 
     @cached_property
-    def lengths(self) -> list[int]:
-        """Alive tokens per sequence on the host. A device sync on CUDA: only the CPU's attention loop asks for it."""
-        bounds = self.bounds.tolist()
-        return [stop - start for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    def rectangle(self) -> tuple[Tensor, Tensor]:
+        """Where each row sits in ``B`` rows of N places, ``(T,)`` flat, and which places are taken, ``(B, N)`` bool.
+
+        N and not the longest survivor, because knowing that one would wait for the device.
+        """
+        positions = self.sequences.real.shape[1]
+        counts = self.bounds.diff()
+        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.index))
+        rank = torch.arange(len(self.index), device=self.index.device) - self.bounds[sequence]
+        return sequence * positions + rank, torch.arange(positions, device=self.index.device) < counts[:, None]
+
+    @cached_property
+    def by_length(self) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """Sequences of equal length side by side, so that one attention call serves them all.
+
+        Returns:
+            The rows in that order ``(T,)``, the way back ``(T,)``, and the groups as (sequences, length).
+        """
+        counts, order = self.bounds.diff().sort(stable=True)
+        total = torch.arange(len(self.index), device=self.index.device)
+        shift = self.bounds[:-1][order] - (counts.cumsum(0) - counts)
+        rows = total + shift.repeat_interleave(counts, output_size=len(self.index))
+        lengths, sizes = counts.unique_consecutive(return_counts=True)
+        groups = [(size, length) for size, length in zip(sizes.tolist(), lengths.tolist(), strict=True) if length]
+        return rows, torch.empty_like(rows).index_copy_(0, rows, total), groups
 
     def counts(self) -> Tensor:
         return self.bounds.diff()
@@ -177,6 +209,9 @@ class PackedOccupancy(Occupancy):
         alive = torch.zeros_like(self.sequences.real)
         alive.view(-1)[self.index] = True
         return alive
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values.reshape(1, -1)[:, self.index]
 
 
 @dataclass(frozen=True)
@@ -257,6 +292,9 @@ class NarrowedOccupancy(Occupancy):
         alive = self.sequences.real.new_zeros(batch, positions + 1)
         return alive.scatter(1, self.position, self.weights)[:, :positions]
 
+    def rows(self, values: Tensor) -> Tensor:
+        return F.pad(values, (0, 1)).gather(1, self.position)
+
 
 @dataclass(frozen=True)
 class NarrowedTokens(TokenBatch):
@@ -269,8 +307,7 @@ class NarrowedTokens(TokenBatch):
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences) -> NarrowedTokens:
-        position = torch.arange(hidden.shape[1], device=hidden.device).expand_as(sequences.real)
-        return cls(hidden, NarrowedOccupancy(position, sequences.real, sequences), sequences)
+        return cls(hidden, NarrowedOccupancy(sequences.position, sequences.real, sequences), sequences)
 
     def retire(self, keep: Tensor) -> NarrowedTokens:
         position, alive = self.occupancy.position, self.occupancy.weights

@@ -35,7 +35,7 @@ class LayerTrace:
 
     def flops(self) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training."""
-        run = self.cost(self.attending.counts(), self.feeding.counts())
+        run = self.cost(self.attending.counts(), self.feeding.counts(), self.attending.sequences.lengths)
         return run + self.method_cost * self.arriving.counts().double()
 
     def kept(self) -> Tensor | None:
@@ -57,6 +57,10 @@ class Trace:
     execution: str
     layers: list[LayerTrace] = field(default_factory=list)
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """A copied or pickled model leaves its last trace behind (``None``): graphs of a forward cannot be copied."""
+        return type(None), ()
+
     @property
     def lengths(self) -> Tensor:
         """Real tokens per sequence, ``(B,)``."""
@@ -77,7 +81,7 @@ class Trace:
     @cached_property
     def dense_flops(self) -> Tensor:
         """FLOPs of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
-        return torch.stack([layer.cost(self.lengths, self.lengths) for layer in self.layers]).sum(0)
+        return torch.stack([layer.cost(self.lengths, self.lengths, self.lengths) for layer in self.layers]).sum(0)
 
     def relative_flops(self) -> Tensor:
         """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar."""

@@ -109,15 +109,15 @@ class Walk:
         tokens: TokenBatch = FORMS[form].start(hidden, Sequences(real, protected, method.covers))
         trace = Trace(tokens.sequences, form)
         states = []
-        occupancy, geometry = None, None
+        position, geometry = None, None
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
                 states.append(tokens.restore())
             arriving = tokens.occupancy
             tokens = before = method.before_layer(i, tokens)
-            if tokens.occupancy is not occupancy:  # rows moved: so do the positions that biases and rotations look at
-                occupancy = attending = tokens.occupancy
-                geometry = backbone.geometry(base, tokens, inputs)
+            attending = tokens.occupancy
+            if attending.position is not position:  # rows moved: so do the biases and rotations that look at positions
+                position, geometry = attending.position, backbone.geometry(base, tokens, inputs)
             mask = AttentionMask(attending, backbone.window(layer), method.inside_softmax)
             tokens = tokens.with_hidden(self._half(layer, backbone.attend, tokens.hidden, mask, geometry))
             if not mask.used:
@@ -156,8 +156,10 @@ class Walk:
                 "output_attentions is not available on a compressed model: no execution keeps attention probabilities.\n"
                 "skim.decompress(model) first, or load the backbone with attn_implementation='eager'."
             )
-        wants_tuple = given.pop("return_dict", None) is False
-        given.pop("use_cache", None)
+        wants_dict = given.pop("return_dict", None)
+        wants_tuple = not (config.return_dict if wants_dict is None else wants_dict)
+        for name in ("use_cache", "num_items_in_batch"):  # of decoders, and of the head's loss: heads hand them on
+            given.pop(name, None)
         inputs = Inputs(**{name: given.pop(name, None) for name in Inputs.__dataclass_fields__})
         extra = [name for name, value in given.items() if value is not None and value is not False]
         if extra:
