@@ -1,0 +1,321 @@
+"""Fair timing: candidates take turns on the same batches, and a claim of speed is a ratio of their medians.
+
+Two measurements made one after the other differ by what else the machine did, by clock speeds and by warm caches. Here
+every round runs every candidate once, each round starts with another one, and only what ran side by side is compared.
+
+    python -m skim.benchmark --backbone bert-base --batch 32 --length 128 512 --device cuda --dtype bf16
+
+times shapes with random weights: padded Hugging Face (SDPA), the packed dense model, and a method that retires a fixed
+share of the tokens. :func:`compare` does the same for a trained model on real batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+
+from skim.compression import compress, decompress, walk_of
+from skim.engine.tokens import TokenBatch
+from skim.errors import SkimError
+from skim.methods import Method, Spec
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")  # no labels, so no loss
+SHAPES = {  # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
+    "minilm": (384, 6, 12, 1536),
+    "bert-base": (768, 12, 12, 3072),
+    "bert-large": (1024, 24, 16, 4096),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one run, in milliseconds, over ``runs`` counted runs."""
+
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """From the measured times in seconds."""
+        ms = [1000 * value for value in seconds]
+        return cls(statistics.median(ms), min(ms), max(ms), len(ms))
+
+
+def time_side_by_side(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int = 7,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    title: str = "timing",
+) -> dict[str, Timing]:
+    """Time candidates in turns: A B C, B C A, C A B, ...
+
+    Args:
+        candidates: what to run, by name; each must do the same work for ratios to mean anything.
+        repeats: counted rounds.
+        warmup: rounds before them, for allocators, kernel choices and clock speeds.
+        clock: seconds, rising.
+        title: of the progress bar, which shows on terminals only.
+    """
+    if repeats < 1 or not candidates:
+        raise SkimError(f"Timing needs a candidate and at least one counted run; repeats={repeats}.")
+    names = list(candidates)
+    spent: dict[str, list[float]] = {name: [] for name in names}
+    console = Console(stderr=True)
+    # the bar is drawn between runs and never by a thread of its own, which would take time from whoever is running
+    with (
+        torch.inference_mode(),
+        Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress,
+    ):
+        bar = progress.add_task(title, total=(warmup + repeats) * len(names))
+        for turn in range(warmup + repeats):
+            first = turn % len(names)  # being first after the others' caches is a place like any other: all take it
+            for name in names[first:] + names[:first]:
+                synchronize()
+                started = clock()
+                candidates[name]()
+                synchronize()
+                seconds = clock() - started
+                if turn >= warmup:
+                    spent[name].append(seconds)
+                progress.update(bar, advance=1, refresh=True)
+    return {name: Timing.of(seconds) for name, seconds in spent.items()}
+
+
+def synchronize() -> None:
+    """Wait for the accelerator, if one is in use."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    elif torch.backends.mps.is_available():
+        torch.mps.synchronize()
+
+
+def compare(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]], repeats: int = 5, warmup: int = 1
+) -> dict[str, dict[str, float]]:
+    """Time a compressed model beside the same weights without compression. One run is all batches once.
+
+    Args:
+        model: a compressed model; it is not touched, not even its training mode.
+        batches: padded batches as the model takes them; labels and other columns are left out.
+        repeats: counted runs of each candidate.
+        warmup: runs before them.
+
+    Returns:
+        A :class:`Timing` as a dict for each of ``padded_hf`` (plain transformers with SDPA where the family has it),
+        ``packed_dense`` (skim with no compression) and ``packed`` (the model as it runs). For a family that cannot run
+        packed, the last two run narrowed.
+    """
+    device = next(model.parameters()).device
+    inputs = [{k: v.to(device) for k, v in batch.items() if k in INPUTS} for batch in batches]
+    if not inputs:
+        raise SkimError("There is nothing to time: no batches were given.")
+    models = {
+        "padded_hf": plain_twin(model),
+        "packed_dense": compress(plain_twin(model), "dense"),
+        "packed": twin(model),
+    }
+    timings = time_side_by_side({name: running(one, inputs) for name, one in models.items()}, repeats, warmup)
+    return {name: asdict(timing) for name, timing in timings.items()}
+
+
+def running(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]]) -> Callable[[], None]:
+    """A candidate: ``model`` over all of ``inputs``, in evaluation mode."""
+    model.eval()
+
+    def run() -> None:
+        for batch in inputs:
+            model(**batch)
+
+    return run
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy with modules and a config of its own that shares every weight: nothing is loaded or held twice."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    trace = getattr(walk_of(model).model, "trace", None)
+    return copy.deepcopy(model, {**shared, id(trace): trace})  # a trace of training holds tensors that cannot be copied
+
+
+def plain_twin(model: nn.Module) -> nn.Module:
+    """The Hugging Face model under a compressed one, on the same weights, with its fastest exact attention."""
+    plain = decompress(twin(model))
+    if getattr(plain, "_supports_sdpa", False):
+        plain.set_attn_implementation("sdpa")
+    return plain
+
+
+class KeepShare(Method):
+    """Retires a fixed share of the tokens, deciding by position: the cost of a method without what it knows.
+
+    The share falls from layer to layer as in learned methods, :math:`s_i = (1 - (i + 1/2) / L)^{1/keep - 1}`, with
+    ``keep`` as its mean; so rows are removed in every layer and not once. A token stays while the fractional part of
+    position times golden ratio is below the share: spread evenly over the text, alike at any length and in any layout.
+
+    Args:
+        keep: mean keep ratio over the layers, in (0, 1].
+        protect: special tokens that never retire.
+    """
+
+    name = "keep_share"
+
+    def __init__(self, keep: float = 0.5, protect: tuple[str, ...] = ("cls",)) -> None:
+        super().__init__(protect)
+        if not 0 < keep <= 1:
+            raise SkimError(f"keep={keep} must be above 0 and at most 1.")
+        self.keep = keep
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        power = 1 / self.keep - 1
+        self.shares = [(1 - (i + 0.5) / spec.layers) ** power for i in range(spec.layers)]
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        spread = (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac()
+        return tokens.retire((spread < self.shares[i]).float())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the command's table."""
+
+    batch: int
+    length: int
+    candidate: str
+    keep_ratio: float
+    relative_flops: float
+    timing: Timing
+
+
+def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
+    """Time one shape: padded SDPA, packed dense, and every keep ratio, all side by side."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    width, layers, heads, inner = SHAPES[options.backbone]
+    config = BertConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=inner,
+        max_position_embeddings=max(512, length),
+    )
+    torch.manual_seed(options.seed)
+    model = BertForSequenceClassification(config).to(options.device, DTYPES[options.dtype])
+    lengths = torch.full((batch,), length)
+    if options.ragged:  # the first stays whole, so that the padded shape is as named
+        lengths[1:] = torch.randint(max(length // 4, 1), length + 1, (batch - 1,))
+    mask = torch.arange(length)[None] < lengths[:, None]
+    ids = torch.randint(1000, config.vocab_size, (batch, length)) * mask
+    inputs = {"input_ids": ids.to(options.device), "attention_mask": mask.long().to(options.device)}
+
+    dense = compress(model, "dense").eval()
+    models = {f"packed, keep {keep:g}": compress(plain_twin(dense), KeepShare(keep)).eval() for keep in options.keep}
+    models = {"padded SDPA": plain_twin(dense), "packed dense": dense, **models}
+    candidates = {name: running(one, [inputs]) for name, one in models.items()}
+    timings = time_side_by_side(candidates, options.repeats, options.warmup, title=f"{batch} x {length}")
+    rows = []
+    for name, timing in timings.items():
+        trace = getattr(models[name], "trace", None)
+        kept = 1.0 if trace is None else float(trace.keep_ratio().mean())
+        flops = 1.0 if trace is None else float(trace.relative_flops())
+        rows.append(Row(batch, length, name, kept, flops, timing))
+    return rows
+
+
+def shape_table(rows: list[Row], title: str) -> Table:
+    """Relative FLOPs beside relative time, one line per candidate; fits 80 columns."""
+    table = Table(title=title, box=SIMPLE_HEAD, caption="times are compared by their medians, measured in turns")
+    table.add_column("candidate", no_wrap=True)
+    for column in ("keep\nratio", "relative\nFLOPs", "time /\ndense", "time /\npadded", "median\nms", "min - max\nms"):
+        table.add_column(column, justify="right", no_wrap=True)
+    padded, dense = rows[0].timing.median_ms, rows[1].timing.median_ms
+    for row in rows:
+        ms = row.timing
+        ratios = (row.keep_ratio, row.relative_flops, ms.median_ms / dense, ms.median_ms / padded)
+        spread = f"{ms.min_ms:.1f} - {ms.max_ms:.1f}"
+        table.add_row(row.candidate, *(f"{ratio:.3f}" for ratio in ratios), f"{ms.median_ms:.1f}", spread)
+    return table
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m skim.benchmark``."""
+    options = argparse.ArgumentParser(prog="python -m skim.benchmark", description="Time shapes with random weights.")
+    options.add_argument("--backbone", choices=sorted(SHAPES), default="minilm")
+    options.add_argument("--batch", type=int, nargs="+", default=[32], help="sequences per batch")
+    options.add_argument("--length", type=int, nargs="+", default=[128], help="tokens per sequence (the longest)")
+    options.add_argument("--ragged", action="store_true", help="lengths between a quarter and all of --length")
+    options.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.5, 0.3], help="mean keep ratios over layers")
+    options.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    options.add_argument("--repeats", type=int, default=10, help="counted runs of each candidate")
+    options.add_argument("--warmup", type=int, default=3, help="runs before them")
+    options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--seed", type=int, default=0, help="of weights, ids and lengths")
+    options.add_argument("--json", type=Path, help="file to write the numbers to")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        options.device = usable(options.device)
+        rows = [row for b in options.batch for n in options.length for row in timed(options, b, n)]
+    except SkimError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    if options.json is not None:
+        about = {"backbone": options.backbone, "dtype": options.dtype, "machine": machine(options.device)}
+        options.json.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    return 0
+
+
+def usable(device: str) -> torch.device:
+    """The device of that name; a SkimError with torch's own words if it cannot be used here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise SkimError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+
+
+def timed(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
+    """Time one shape and print its table at once: a long list of shapes shows what it has."""
+    rows = shape_rows(options, batch, length)
+    ragged = f"{length // 4}-{length}" if options.ragged else str(length)
+    title = f"{options.backbone}, batch {batch}, {ragged} tokens, {options.dtype}, {machine(options.device)}"
+    Console().print(shape_table(rows, title))
+    return rows
+
+
+def machine(device: torch.device) -> str:
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{platform.machine()} {device.type}, threads: {torch.get_num_threads()}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
