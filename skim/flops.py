@@ -1,8 +1,8 @@
 """FLOPs from first principles: what one token, and one pair of tokens, costs in each layer.
 
 A multiplication and an addition are two FLOPs. Counted are the encoder's layers and the method's own modules, over real
-tokens; embeddings and the head, which no method touches, are in neither side of *relative FLOPs*. The counts are checked
-against ``torch.utils.flop_counter`` on packed runs (law 5).
+tokens; embeddings and the head, which no method touches, are in neither side of *relative FLOPs*. The counts equal
+``torch.utils.flop_counter`` on packed runs (law 5).
 """
 
 from __future__ import annotations
@@ -20,19 +20,30 @@ class LayerCost:
         attention: per token entering the attention half (its linear maps).
         pair: per pair of a query and a key (scores and context, all heads).
         feed_forward: per token entering the feed-forward half.
-        fixed: per sequence, whatever its length (tables that are projected anew in every layer).
+        fixed: per sequence, whatever its length: tables of relative positions that are projected anew in every layer.
+            A batch may share that work; it is counted as at batch size 1, so that FLOPs do not depend on batch mates.
+        table: per input position: such tables that grow with the input, and do not shrink when tokens leave (XLNet).
+        lookup: per pair of a query and an input position (XLNet).
     """
 
     attention: float
     pair: float
     feed_forward: float
     fixed: float = 0.0
+    table: float = 0.0
+    lookup: float = 0.0
 
-    def __call__(self, attending: Tensor, feeding: Tensor) -> Tensor:
-        """FLOPs per sequence, ``(B,)``, given the tokens per sequence that enter either half, ``(B,)`` each."""
-        attending, feeding = attending.double(), feeding.double()
-        per_token = self.attention * attending + self.feed_forward * feeding
-        return per_token + self.pair * attending**2 + self.fixed
+    def __call__(self, attending: Tensor, feeding: Tensor, entered: Tensor) -> Tensor:
+        """FLOPs per sequence, ``(B,)`` float64.
+
+        Args:
+            attending: tokens entering the attention half, ``(B,)``.
+            feeding: tokens entering the feed-forward half, ``(B,)``.
+            entered: real tokens of the input, ``(B,)``.
+        """
+        attending, feeding, entered = attending.double(), feeding.double(), entered.double()
+        per_token = self.attention * attending + self.feed_forward * feeding + self.table * entered
+        return per_token + self.pair * attending**2 + self.lookup * attending * entered + self.fixed
 
 
 def linear_flops(module: nn.Module) -> float:

@@ -11,6 +11,20 @@ from skim.errors import SkimError
 
 FAMILIES = (
     "skim.backbones.bert.Bert",
+    "skim.backbones.distilbert.DistilBert",
+    "skim.backbones.electra.Electra",
+    "skim.backbones.albert.Albert",
+    "skim.backbones.mobilebert.MobileBert",
+    "skim.backbones.esm.Esm",
+    "skim.backbones.modernbert.ModernBert",
+    "skim.backbones.nomic_bert.NomicBert",
+    "skim.backbones.eurobert.EuroBert",
+    "skim.backbones.mpnet.MPNet",
+    "skim.backbones.deberta_v2.DebertaV2",
+    "skim.backbones.xlnet.XLNet",
+    "skim.backbones.megatron_bert.MegatronBert",
+    "skim.backbones.rembert.RemBert",
+    "skim.backbones.roformer.RoFormer",
 )
 
 
@@ -36,7 +50,10 @@ def find(model: nn.Module) -> Backbone:
             "A family is one short file in skim/backbones/; anything else would silently ignore the masks."
         )
     if getattr(config, "is_decoder", False):
-        raise SkimError(f"{type(model).__name__} is configured as a decoder (is_decoder=True); skim compresses encoders.")
+        raise SkimError(f"{type(model).__name__} is configured as a decoder (is_decoder); skim compresses encoders.")
+    reason = known[model_type].refuses(config)
+    if reason is not None:
+        raise SkimError(f"skim cannot compress this {type(model).__name__}: {reason}.")
     return known[model_type]
 
 

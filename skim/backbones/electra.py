@@ -1,0 +1,18 @@
+"""ELECTRA: BERT behind embeddings of another width."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from skim.backbones.base import Backbone, Module
+from skim.engine.walk import Inputs
+
+
+class Electra(Backbone):
+    """Only the way into the first layer differs."""
+
+    model_types = ("electra",)
+
+    def embed(self, base: Module, inputs: Inputs) -> Tensor:
+        hidden = super().embed(base, inputs)
+        return base.embeddings_project(hidden) if hasattr(base, "embeddings_project") else hidden

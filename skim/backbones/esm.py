@@ -1,0 +1,40 @@
+"""ESM-2 and ESM-1b: protein encoders, norms before the halves, learned or rotary positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from skim.backbones.base import Backbone, Module, positions
+from skim.engine.attention import AttentionMask
+from skim.engine.tokens import TokenBatch
+from skim.engine.walk import Inputs
+
+
+class Esm(Backbone):
+    """The embeddings read the attention mask: they make up for masked tokens and blank the pads."""
+
+    model_types = ("esm",)
+
+    def embed(self, base: Module, inputs: Inputs) -> Tensor:
+        if inputs.inputs_embeds is not None:  # taken as they are, without positions: so does transformers
+            return inputs.inputs_embeds
+        return base.embeddings(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, position_ids=inputs.position_ids
+        )
+
+    def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
+        if base.rotary_embeddings is None:
+            return None
+        return base.rotary_embeddings(tokens.hidden, positions(tokens, inputs))
+
+    def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
+        return layer.attention(hidden, attention_mask=mask, position_embeddings=geometry)
+
+    def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
+        return layer.feed_forward_chunk(hidden)
+
+    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+        return super().finish(base, base.encoder.emb_layer_norm_after(hidden))

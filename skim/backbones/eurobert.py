@@ -1,0 +1,42 @@
+"""EuroBERT: a Llama layer that looks both ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from skim.backbones.base import Backbone, Module, positions
+from skim.engine.attention import AttentionMask
+from skim.engine.tokens import TokenBatch
+from skim.engine.walk import Inputs
+
+
+class EuroBert(Backbone):
+    """Norms before the halves, rotary positions, grouped queries."""
+
+    model_types = ("eurobert",)
+    feed_forward_parts = ("mlp",)
+
+    def layers(self, base: Module) -> list[Module]:
+        return list(base.layers)
+
+    def embed(self, base: Module, inputs: Inputs) -> Tensor:
+        return base.embed_tokens(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
+
+    def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
+        return base.rotary_emb(tokens.hidden, positions(tokens, inputs))
+
+    def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
+        normed = layer.input_layernorm(hidden)
+        return hidden + layer.self_attn(normed, attention_mask=mask, position_embeddings=geometry)[0]
+
+    def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+        return super().finish(base, base.norm(hidden))
+
+    def pair_flops(self, layer: Module) -> float:
+        return 4.0 * layer.self_attn.q_proj.out_features

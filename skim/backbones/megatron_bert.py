@@ -1,0 +1,20 @@
+"""Megatron-BERT: BERT with the norms before the halves."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from skim.backbones.base import Module, Narrowed
+
+
+class MegatronBert(Narrowed):
+    """One more norm follows the last layer."""
+
+    model_types = ("megatron-bert",)
+
+    def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
+        return layer.feed_forward_chunk(hidden)
+
+    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+        return super().finish(base, base.encoder.ln(hidden))

@@ -1,0 +1,35 @@
+"""Nomic BERT and Jina embeddings v3: BERT with rotary positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from skim.backbones.base import Backbone, Module, positions
+from skim.engine.attention import AttentionMask
+from skim.engine.tokens import TokenBatch
+from skim.engine.walk import Inputs
+
+
+class NomicBert(Backbone):
+    """Dropout, residual and norm of either half sit in the layer itself."""
+
+    model_types = ("nomic_bert", "jina_embeddings_v3")
+    feed_forward_parts = ("mlp",)
+
+    def layers(self, base: Module) -> list[Module]:
+        return list(base.layers)
+
+    def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
+        return base.rotary_emb(tokens.hidden, positions(tokens, inputs))
+
+    def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
+        context = layer.self_attn(hidden, attention_mask=mask, position_embeddings=geometry)[0]
+        return layer.post_attention_layernorm(hidden + layer.post_attention_dropout(context))
+
+    def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
+        return layer.post_mlp_layernorm(hidden + layer.post_mlp_dropout(layer.mlp(hidden)))
+
+    def pair_flops(self, layer: Module) -> float:
+        return 4.0 * layer.self_attn.q_proj.out_features

@@ -1,0 +1,107 @@
+"""XLNet as an encoder: sequence first, padded on the left, attention by distance and by segment."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from skim.backbones.base import Module, Narrowed, distances
+from skim.engine.attention import AttentionMask, MaskedSoftmax
+from skim.engine.tokens import TokenBatch
+from skim.engine.walk import Inputs
+from skim.errors import SkimError
+from skim.flops import LayerCost, linear_flops
+
+
+class Geometry(NamedTuple):
+    """Where the rows sit.
+
+    Attributes:
+        table: ``(2 N, 1 or B, D)`` embeddings of the distances N, N - 1, ... 1 - N from query to key.
+        row: ``(1 or B, 1, K, K)`` which row of the table each pair looks at.
+        other_segment: ``(K, K, B, 2)`` one-hot, whether a pair spans two segments; ``None`` without token types.
+    """
+
+    table: Tensor
+    row: Tensor
+    other_segment: Tensor | None
+
+
+class XLNet(Narrowed):
+    """No memory, no permutation: what the task heads use. The segment products of its tokenizer's input are counted."""
+
+    model_types = ("xlnet",)
+    head_reads = "last"
+    feed_forward_parts = ("ff",)
+
+    def refuses(self, config: Any) -> str | None:
+        if config.attn_type != "bi" or config.bi_data:
+            return "it is configured for pretraining (attn_type='uni' or bi_data=True)"
+        return None
+
+    def layers(self, base: Module) -> list[Module]:
+        return list(base.layer)
+
+    def embed(self, base: Module, inputs: Inputs) -> Tensor:
+        mask = inputs.attention_mask
+        if mask is not None and mask.dim() == 2 and bool((mask.any(1) & ~mask[:, -1].bool()).any()):
+            raise SkimError(
+                "XLNet's heads read the last position, and this batch has padding there.\n"
+                "Pad on the left: tokenizer.padding_side = 'left'."
+            )
+        words = base.word_embedding(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
+        return base.dropout(words)
+
+    def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
+        batch, positions = tokens.sequences.real.shape
+        alike = not (base.training and base.config.dropout > 0)  # one table for all, unless each drops its own part
+        table = base.relative_positional_encoding(
+            positions, positions, bsz=None if alike else batch, device=tokens.hidden.device
+        )
+        row = (positions + distances(tokens)).clamp(max=2 * positions - 1)[:, None]  # filler rows sit at N
+        segments = None
+        if inputs.token_type_ids is not None:
+            types = tokens.occupancy.rows(inputs.token_type_ids).T
+            segments = F.one_hot((types[:, None] != types[None, :]).long(), num_classes=2).to(base.dtype)
+        return Geometry(base.dropout(table), row, segments)
+
+    def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Geometry) -> Tensor:
+        attention = layer.rel_attn
+
+        def look_up(by_distance: Tensor, klen: int) -> Tensor:
+            return by_distance.gather(3, geometry.row.expand(*by_distance.shape[:3], -1))
+
+        # The shift from distances to pairs of rows is written for rows without gaps; for this call it goes by position.
+        attention.rel_shift_bnij = look_up
+        try:
+            with MaskedSoftmax(mask):
+                out = attention(hidden.transpose(0, 1), None, None, None, geometry.table, geometry.other_segment)[0]
+        finally:
+            del attention.rel_shift_bnij
+        return out.transpose(0, 1)
+
+    def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
+        return layer.ff(hidden)
+
+    def finish(self, base: Module, hidden: Tensor) -> Any:
+        from transformers.models.xlnet.modeling_xlnet import XLNetModelOutput
+
+        return XLNetModelOutput(last_hidden_state=base.dropout(hidden))
+
+    def hidden_states(self, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
+        return (*states, hidden)  # as they are before the last dropout
+
+    def cost(self, layer: Module) -> LayerCost:
+        """The table has two rows for every input position, whoever is still there, and every query meets all of it."""
+        attention = layer.rel_attn
+        heads = attention.n_head * attention.d_head
+        projection = 2.0 * attention.d_model * heads
+        return LayerCost(
+            attention=4 * projection + 2.0 * 2 * heads,  # q, k, v, o and the scores of the two segment embeddings
+            pair=4.0 * heads + 2.0 * 2 * attention.n_head,  # content, context, and the choice of segment
+            feed_forward=linear_flops(layer.ff),
+            table=2 * projection,
+            lookup=2 * 2.0 * heads,
+        )
