@@ -1,0 +1,23 @@
+"""What every test starts from: one thread, no dropout of determinism, no network, and a device to run on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+transformers.logging.set_verbosity_error()
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Both devices; the GPU's half is skipped where there is none."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return request.param
