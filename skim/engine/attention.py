@@ -118,9 +118,9 @@ def masked_softmax(scores: Tensor, keep: Tensor, visible: Tensor | None = None, 
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if not inside:
         return (scores.softmax(-1) * keep.to(scores.dtype)).to(dtype)
-    # The shift cancels, so it needs no gradient. It is the maximum over the *kept* keys: those must not underflow next to
-    # a retired one. The clamp touches retired keys only (kept ones are <= 0) and keeps 0 * inf out of the product.
-    kept_scores = scores.detach().masked_fill(keep <= 0.5, torch.finfo(scores.dtype).min)
+    # The shift cancels, so it needs no gradient. It is the maximum over the keys that weigh anything: those must not
+    # underflow next to a retired one. The clamp touches retired keys only (others are <= 0), and keeps 0 * inf away.
+    kept_scores = scores.detach().masked_fill(keep <= 0, torch.finfo(scores.dtype).min)
     weights = (scores - kept_scores.amax(-1, keepdim=True)).clamp(max=30).exp() * keep.to(scores.dtype)
     if visible is not None:
         weights = weights * visible

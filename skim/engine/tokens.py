@@ -143,7 +143,7 @@ class MaskedTokens(TokenBatch):
         kept = self.occupancy.kept
         stay = self.sequences.protected
         if not self.sequences.covered:
-            stay = stay | last_tokens(self.occupancy.alive(), keep > 0.5)
+            stay = stay | last_tokens(self.occupancy.alive(), (keep > 0.5) | stay)
         keep = torch.where(stay, torch.ones_like(keep), keep)
         occupancy = MaskedOccupancy(self.sequences, keep if kept is None else kept * keep)
         return MaskedTokens(self.hidden, occupancy, self.sequences, self.restore())
@@ -315,7 +315,7 @@ class NarrowedTokens(TokenBatch):
         keep = keep > 0.5
         stay = F.pad(self.sequences.protected, (0, 1)).gather(1, position)
         if not self.sequences.covered:
-            stay = stay | last_tokens(alive, keep)
+            stay = stay | last_tokens(alive, keep | stay)
         keep = (keep | stay) & alive
         width = max(int(keep.sum(1).max()), 1)  # the one host sync of a narrowed layer: the new K must be known
         rows = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]

@@ -1,0 +1,145 @@
+"""Attention over the alive: equal to a softmax over the kept subset, with gradients that can bring a token back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from skim.engine.attention import (
+    AttentionMask,
+    MaskedSoftmax,
+    masked_softmax,
+    packed_attention,
+    rectangle_attention,
+    skim_attention,
+)
+from skim.engine.tokens import MaskedTokens, PackedTokens, Sequences
+
+seeds = st.integers(0, 10_000)
+
+
+@given(seeds, st.sampled_from([1.0, 30.0, 1000.0]))
+@settings(max_examples=100, deadline=None)
+def test_equals_softmax_over_the_kept(seed: int, scale: float) -> None:
+    """However large the scores of the keys that are gone."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, 3, 5, 7, generator=generator) * scale
+    keep = (torch.rand(2, 1, 1, 7, generator=generator) < 0.5).float()
+    visible = torch.rand(2, 1, 5, 7, generator=generator) < 0.7
+    keep[..., 0], visible[..., 0] = 1, True
+    wanted = scores.masked_fill((keep == 0) | ~visible, -torch.inf).softmax(-1)
+    torch.testing.assert_close(masked_softmax(scores, keep, visible), wanted)
+
+
+@given(seeds)
+@settings(max_examples=50, deadline=None)
+def test_soft_weights(seed: int) -> None:
+    """Between 0 and 1 a key weighs what it says, also when all are below one half."""
+    generator = torch.Generator().manual_seed(seed)
+    scores, keep = torch.randn(4, 6, generator=generator) * 5, torch.rand(6, generator=generator)
+    for weights in (keep, keep * 0.1):
+        wanted = scores.exp() * weights / (scores.exp() * weights).sum(-1, keepdim=True)
+        torch.testing.assert_close(masked_softmax(scores, weights), wanted)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    keep = (torch.rand(3, 5, dtype=torch.float64) * 0.9 + 0.05).requires_grad_()
+    visible = torch.ones(3, 5, dtype=torch.bool)
+    visible[0, 3] = False
+    for inside in (True, False):
+        assert torch.autograd.gradcheck(lambda s, k, i=inside: masked_softmax(s, k, visible, i), (scores, keep))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gap", [0.0, 50.0, 1000.0])
+def test_gradient_of_a_dead_key_is_finite(dtype: torch.dtype, gap: float) -> None:
+    """And not zero: it is what the key would contribute if it came back."""
+    scores = torch.tensor([[0.0, 1.0, gap]], dtype=dtype, requires_grad=True)
+    keep = torch.tensor([1.0, 1.0, 0.0], requires_grad=True)
+    probabilities = masked_softmax(scores, keep)
+    assert probabilities.dtype == dtype
+    assert probabilities[0, 2] == 0
+    (probabilities.float() @ torch.tensor([1.0, 0.0, -1.0])).sum().backward()
+    assert torch.isfinite(keep.grad).all()
+    assert torch.isfinite(scores.grad).all()
+    assert keep.grad[2] < 0
+
+
+def test_after_the_softmax_the_dead_still_weigh() -> None:
+    """The published form: probabilities of the kept do not sum to one."""
+    scores, keep = torch.zeros(1, 4), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    assert masked_softmax(scores, keep, inside=False).tolist() == [[0.25, 0.0, 0.25, 0.0]]
+    assert masked_softmax(scores, keep).tolist() == [[0.5, 0.0, 0.5, 0.0]]
+
+
+def packed(lengths: list[int], gaps: bool) -> PackedTokens:
+    """Packed rows of several sequences, some with tokens missing in between."""
+    real = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    tokens = PackedTokens.start(torch.zeros(*real.shape, 1), Sequences(real, torch.zeros_like(real)))
+    keep = torch.ones(*real.shape)
+    keep[:, 1::3] = 0
+    return tokens.retire(tokens.occupancy.rows(keep)) if gaps else tokens
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("lengths", [[5], [7, 7], [9, 4, 9, 1, 0]])
+def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bool, window: int | None) -> None:
+    """By length groups (CPU) and by rectangle (CUDA, half precision aside): both equal one plain softmax each."""
+    torch.manual_seed(0)
+    tokens = packed(lengths, gaps)
+    occupancy = tokens.occupancy
+    query, key, value = torch.randn(3, 1, 2, len(occupancy.index), 8)
+    mask = AttentionMask(occupancy, window)
+    wanted = torch.zeros_like(query)
+    for start, stop in zip(occupancy.bounds[:-1], occupancy.bounds[1:], strict=True):
+        span = slice(start, stop)
+        position = occupancy.position[0, span]
+        scores = query[:, :, span] @ key[:, :, span].transpose(2, 3) * 8**-0.5
+        if window is not None:
+            far = (position[:, None] - position[None]).abs() > window
+            scores = scores.masked_fill(far, -torch.inf)
+        wanted[:, :, span] = scores.softmax(-1) @ value[:, :, span]
+    for attention in (packed_attention, rectangle_attention):
+        found = attention(query, key, value, mask, None, 0.0)
+        torch.testing.assert_close(found, wanted, msg=lambda text, name=attention.__name__: f"{name}: {text}")
+
+
+def test_grouped_queries() -> None:
+    """Fewer key heads than query heads, as in EuroBERT."""
+    real = torch.ones(2, 5, dtype=torch.bool)
+    tokens = MaskedTokens.start(torch.zeros(2, 5, 1), Sequences(real, real))
+    query, key, value = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    found, _ = skim_attention(None, query, key, value, AttentionMask(tokens.occupancy))
+    wanted = F.scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, wanted)
+
+
+def attention_by_hand(scores: Tensor, value: Tensor) -> Tensor:
+    return torch.nn.functional.softmax(scores, dim=-1) @ value
+
+
+def test_masked_softmax_mode_lets_the_mask_in_and_says_so() -> None:
+    real = torch.tensor([[True, True, True, False]])
+    keep = torch.tensor([[1.0, 0.0, 1.0, 1.0]], requires_grad=True)
+    tokens = MaskedTokens.start(torch.zeros(1, 4, 1), Sequences(real, torch.zeros_like(real))).retire(keep)
+    scores, value = torch.randn(1, 2, 4, 4), torch.randn(1, 2, 4, 8)
+    mask = AttentionMask(tokens.occupancy)
+    with MaskedSoftmax(mask):
+        found = attention_by_hand(scores, value)
+    assert mask.used
+    alive = [0, 2]
+    torch.testing.assert_close(found, scores[..., alive].softmax(-1) @ value[..., alive, :])
+    found.sum().backward()
+    assert keep.grad[0, 1] != 0
+    torch.testing.assert_close(attention_by_hand(scores, value), scores.softmax(-1) @ value)  # outside: as it was
+    unused = AttentionMask(tokens.occupancy)
+    with MaskedSoftmax(unused):
+        _ = scores @ value
+    assert not unused.used
