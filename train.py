@@ -25,13 +25,12 @@ def main(cfg: DictConfig) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from skim.lightning.recipe import train
-    from skim.lightning.results import Results
     from skim.report.table import print_run
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         with one_job(Path(__file__).resolve()):
-            results: Results = train(cfg, folder, command())
+            results = train(cfg, folder, command()).results
     except SkimError:
         if folder.is_dir() and not any(folder.iterdir()):  # Hydra made it; leave nothing half-written
             folder.rmdir()

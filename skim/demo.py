@@ -8,36 +8,40 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
-from skim.errors import SkimError
+from skim.cli import run
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-RUNS = Path("runs") / "demo"
+DENSE, SKIMMED = Path("runs") / "demo" / "dense", Path("runs") / "demo" / "transkimmer"
+COMMANDS = {
+    DENSE: ["experiment=demo", "method=dense", "hardware.threads=1"],
+    SKIMMED: ["experiment=demo", "method=transkimmer", "method.target=0.4", "method.bottleneck=32"]
+    + [f"init_from={DENSE}", "hardware.threads=1"],
+}
 
 
 def main() -> None:
     """Two trainings, a table, a sentence."""
-    import torch
     from hydra import compose, initialize_config_dir
+    from rich.console import Console
 
     from skim.lightning.recipe import train
-    from skim.report.heatmap import read, show
+    from skim.report.heatmap import show, write_html
     from skim.report.table import runs_table
 
     console = Console()
-    if not CONF.is_dir():
-        raise SkimError(f"The demo reads its configs from a checkout of the repository; there is no {CONF}.")
-    torch.set_num_threads(max(torch.get_num_threads() // 2, 1))  # tiny matrices: more threads only wait for each other
-    results = []
+    runs = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for method, more in (("dense", []), ("transkimmer", [f"init_from={RUNS / 'dense'}"])):
-            arguments = ["experiment=demo", *([f"experiment=demo_{method}"] if False else []), *more]
-            cfg = compose("train", arguments)
-            console.print(f"[bold]{method}[/bold]: python train.py {' '.join(arguments)}", highlight=False)
-            results.append(train(cfg, RUNS / method, f"python train.py {' '.join(arguments)}"))
-    console.print(runs_table([result.to_dict() for result in results]))
+        for folder, overrides in COMMANDS.items():
+            command = f"python train.py {' '.join(overrides)}"
+            console.print(f"\n[bold]$ {command}[/bold]", highlight=False, soft_wrap=True)
+            runs.append(train(compose("train", overrides), folder, command))
+    console.print()
+    console.print(runs_table([run.results.to_dict() for run in runs]))
+    console.print()
+    show(runs[-1].skimmed[:3], console)
+    write_html(SKIMMED / "tokens.html", runs[-1].skimmed)
+    console.print(f"\nThe same as a page: {SKIMMED / 'tokens.html'}; the whole report: {SKIMMED / 'report.html'}", highlight=False)
 
 
 if __name__ == "__main__":
-    main()
+    run(main, CONF)

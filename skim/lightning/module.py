@@ -151,7 +151,9 @@ class SkimModule(pl.LightningModule):
             "plain": {"lr": self.lr, "weight_decay": 0.0},
             "method": {"lr": self.method_lr, "weight_decay": 0.0},
         }
-        optimizer = AdamW([{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]])
+        # fused: one pass over the weights; the default takes a sixth of a MiniLM step on a CPU for its embeddings alone
+        fused = self.device.type in ("cpu", "cuda")
+        optimizer = AdamW([{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]], fused=fused)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
         rise = math.ceil(self.warmup * total)
 

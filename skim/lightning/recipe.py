@@ -28,6 +28,7 @@ from skim import hub
 from skim.benchmark import compare
 from skim.compression import compress, execution, save_pretrained, walk_of
 from skim.errors import SkimError
+from skim.lightning.budget import calibrate, check_target
 from skim.lightning.module import SkimModule
 from skim.lightning.results import Results
 from skim.report.heatmap import SkimmedText, read
@@ -87,16 +88,19 @@ def load_backbone(cfg: DictConfig, task: Task, tokenizer: Any, source: str | Pat
     """The Hugging Face model with the task's head, in float32."""
     overrides = OmegaConf.to_container(cfg.backbone.overrides, resolve=True) or {}
     assert isinstance(overrides, dict)
-    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
     if source is None:
-        model_type = overrides.pop("model_type")
-        settings = {"vocab_size": len(tokenizer), **specials, **overrides, **task.model_kwargs()}
-        config = transformers.AutoConfig.for_model(model_type, **settings)
+        config = transformers.AutoConfig.for_model(overrides.pop("model_type"), vocab_size=len(tokenizer))
+    else:
+        config = transformers.AutoConfig.from_pretrained(source)
+    # set one by one: as keywords, what a family's config does not name would go to the model's constructor
+    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
+    for name, value in {**overrides, **specials, **task.model_kwargs()}.items():
+        setattr(config, name, value)
+    if source is None:
         return task.auto_class().from_config(config)
-    # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
-    settings = {**overrides, **task.model_kwargs(), **specials}
     try:
-        return task.auto_class().from_pretrained(source, dtype=torch.float32, **settings)
+        # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
+        return task.auto_class().from_pretrained(source, config=config, dtype=torch.float32)
     except (RuntimeError, ValueError, OSError) as error:
         raise SkimError(f"{source} cannot be loaded as {task.auto_class().__name__} for task={task.name}:\n{error}") from error
 
@@ -168,7 +172,16 @@ def trainer_of(cfg: DictConfig, folder: Path, task: Task, console: Console) -> p
     )
 
 
-def train(cfg: DictConfig, folder: Path, command: str) -> Results:
+@dataclass
+class Run:
+    """A finished run, as far as the process that made it needs to know."""
+
+    results: Results
+    skimmed: list[SkimmedText]  # a few evaluation sentences; empty on tasks without single texts
+    folder: Path
+
+
+def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     """Run one training and leave its folder behind.
 
     Args:
@@ -187,6 +200,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Results:
     parts = build(cfg)
     if cfg.resume:
         check_resume(cfg)
+    check_target(parts.model, parts.task.sample_batches(32, 256))
     if cfg.train.gradient_checkpointing:
         parts.model.gradient_checkpointing_enable()
     module = SkimModule(
@@ -205,22 +219,24 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Results:
         raise KeyboardInterrupt
     results = Results.of(cfg, parts.task.name, command)
     results.samples = dict(parts.task.report.get("rows", {}))
+    if getattr(parts.model.method, "target", None) is not None:
+        parts.model.to(trainer.strategy.root_device)
+        if cfg.train.calibrate:
+            calibrate(parts.model, parts.task.sample_batches(32, cfg.train.calibrate))
     measure(results, trainer, module, parts)
     if not trainer.is_global_zero:
-        return results
+        return Run(results, [], folder)
     parts.model.eval()
     save_pretrained(parts.model, folder / "model")
     parts.tokenizer.save_pretrained(folder / "model")
-    texts: list[SkimmedText] = []
-    if parts.task.head == "classification":
-        texts = read(parts.model, parts.tokenizer, parts.task.example_texts(6), parts.task.label_names)
+    skimmed: list[SkimmedText] = read(parts.model, parts.tokenizer, parts.task.example_texts(6), parts.task.label_names)
     if cfg.benchmark.enabled:
         results.latency = latency(parts, cfg.benchmark)
     results.wall_seconds = time.time() - started
     results.status = "done"
     results.write(folder)
-    write_page(folder / "report.html", results.to_dict(), texts)
-    return results
+    write_page(folder / "report.html", results.to_dict(), skimmed)
+    return Run(results, skimmed, folder)
 
 
 def check_resume(cfg: DictConfig) -> None:

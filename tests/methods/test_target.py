@@ -1,0 +1,46 @@
+"""Steering towards a budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skim.errors import SkimError
+from skim.methods.target import Target
+
+
+def simulate(target: float, resistance: float, steps: int) -> float:
+    """A plant that answers like a model: its spending falls with the coefficient, slowly, and the task pulls it back up."""
+    steering, logit = Target(target, warmup=0.3), 5.0
+    for step in range(steps):
+        spent = torch.sigmoid(torch.tensor(logit))
+        steering.step(step / steps, spent)
+        slope = float(spent * (1 - spent)) + 0.02
+        logit += 200 / steps * (resistance * (1 - float(spent)) - float(steering.coefficient) * slope)
+    return float(torch.sigmoid(torch.tensor(logit)))
+
+
+@pytest.mark.parametrize("target", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("resistance", [0.05, 0.5])
+@pytest.mark.parametrize("steps", [200, 2000])
+def test_ends_at_the_target(target: float, resistance: float, steps: int) -> None:
+    assert simulate(target, resistance, steps) == pytest.approx(target, abs=0.05)
+
+
+def test_goal_falls_over_the_warmup_and_stays() -> None:
+    steering = Target(0.4, warmup=0.5)
+    assert [steering.goal(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.7, 0.4, 0.4])
+
+
+def test_state_is_saved() -> None:
+    steering = Target(0.4, warmup=0.5)
+    steering.step(0.5, torch.tensor(0.9))
+    other = Target(0.4, warmup=0.5)
+    other.load_state_dict(steering.state_dict())
+    assert float(other.coefficient) == float(steering.coefficient) > 0
+
+
+@pytest.mark.parametrize("target", [0.0, -0.1, 1.1])
+def test_impossible_targets_are_refused(target: float) -> None:
+    with pytest.raises(SkimError, match=r"\(0, 1\]"):
+        Target(target, warmup=0.3)
