@@ -3,8 +3,8 @@
 An :class:`AttentionMask` is a record of who may be looked at. Two ways lead it into a layer. Where transformers calls
 attention through its ``AttentionInterface``, the record travels in the place of ``attention_mask``, which is handed on
 untouched, to the one function registered as ``"skim"``. Where a family computes its attention itself,
-:class:`MaskedSoftmax` replaces the softmax that it calls. Either way the record knows afterwards whether it was used: an
-attention that ignores its mask attends to padding without a word.
+:class:`MaskedSoftmax` replaces the softmax that it calls. Either way the record knows afterwards whether it was used:
+an attention that ignores its mask attends to padding without a word.
 """
 
 from __future__ import annotations
@@ -78,9 +78,10 @@ class AttentionMask:
 class MaskedSoftmax(TorchFunctionMode):
     """Lets a mask into an attention that cannot be handed a function; ``with MaskedSoftmax(mask): attention(...)``.
 
-    The one ``torch.nn.functional.softmax`` that such an attention calls, on scores ``(B, H, N, N)``, becomes the mask's;
-    everything else - relative positions, dropout, projections - stays the family's own. The attention is given no mask of
-    its own, so if a transformers version stops calling that function, ``mask.used`` stays False and the walk refuses.
+    The one ``torch.nn.functional.softmax`` that such an attention calls, on scores ``(B, H, N, N)``, becomes the
+    mask's; everything else - relative positions, dropout, projections - stays the family's own. The attention is given
+    no mask of its own: should a transformers version stop calling that function, ``mask.used`` stays False and the walk
+    refuses.
     """
 
     def __init__(self, mask: AttentionMask) -> None:
@@ -141,7 +142,9 @@ def skim_attention(
 
     Args:
         module: the calling attention module (unused; part of the interface).
-        query, key, value: ``(B, H, N, d)`` padded, ``(1, H, T, d)`` packed; keys and values may have fewer heads.
+        query: ``(B, H, N, d)`` padded, ``(1, H, T, d)`` packed.
+        key: as ``query``; may have fewer heads.
+        value: as ``key``.
         attention_mask: the record that skim's walk put there.
         scaling: factor on the scores; ``None`` is ``d ** -0.5``.
         dropout: attention dropout; 0 in evaluation.

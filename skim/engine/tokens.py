@@ -83,8 +83,8 @@ class TokenBatch:
     def retire(self, keep: Tensor) -> TokenBatch:
         """Let tokens leave the computation for good.
 
-        Protected tokens stay whatever ``keep`` says, and no sequence loses its last token: of a sequence that would, the
-        first alive token stays.
+        Protected tokens stay whatever ``keep`` says, and no sequence loses its last token: of one that would, the first
+        alive token stays.
 
         Args:
             keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires. Gradients flow into it in
@@ -99,8 +99,13 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class MaskedOccupancy(Occupancy):
-    """A mask over the padded batch. ``kept`` ``(B, N)`` is the running product of all decisions, decisions on pads
-    included (only the published Transkimmer loss looks at those); ``None`` until the first decision."""
+    """A mask over the padded batch.
+
+    Attributes:
+        sequences: what entered.
+        kept: ``(B, N)`` running product of all decisions, decisions on pads included (only the published Transkimmer
+            loss looks at those); ``None`` until the first decision.
+    """
 
     sequences: Sequences
     kept: Tensor | None = None
@@ -127,8 +132,11 @@ class MaskedOccupancy(Occupancy):
 
 @dataclass(frozen=True)
 class MaskedTokens(TokenBatch):
-    """Padded states ``(B, N, D)`` under a mask. Retired rows go on being computed: nobody reads them, but the gradient
-    of the mask does - it compares a token's last state with the one it would have had."""
+    """Padded states ``(B, N, D)`` under a mask.
+
+    Retired rows go on being computed: nobody reads them, but the gradient of the mask does - it compares a token's last
+    state with the one it would have had.
+    """
 
     hidden: Tensor
     occupancy: MaskedOccupancy
@@ -183,8 +191,9 @@ class PackedOccupancy(Occupancy):
         """
         positions = self.sequences.real.shape[1]
         counts = self.bounds.diff()
-        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=len(self.index))
-        rank = torch.arange(len(self.index), device=self.index.device) - self.bounds[sequence]
+        total = len(self.index)
+        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=total)
+        rank = torch.arange(total, device=self.index.device) - self.bounds[sequence]
         return sequence * positions + rank, torch.arange(positions, device=self.index.device) < counts[:, None]
 
     @cached_property
@@ -341,7 +350,7 @@ class NarrowedTokens(TokenBatch):
 
 
 def last_tokens(alive: Tensor, keep: Tensor) -> Tensor:
-    """The first alive token of every sequence that ``keep`` would empty, ``(B, N)`` bool. Both inputs are ``(B, N)`` bool."""
+    """The first alive token of every sequence that ``keep`` would empty; all three are ``(B, N)`` bool."""
     lost = alive.any(1) & ~(alive & keep).any(1)
     first = F.one_hot(alive.int().argmax(1), alive.shape[1]).bool()
     return first & lost[:, None]

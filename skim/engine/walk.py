@@ -3,10 +3,10 @@
     batch -> embed -> TokenBatch -> [before_layer -> attend -> after_attention -> feed_forward -> after_layer] x L
           -> restore -> finish -> head
 
-``compress`` sets one :class:`Walk` as the ``forward`` of the base model's *instance*; heads, parameter names and classes
-stay Hugging Face's, and deleting that attribute undoes it. The state is handed along in a TokenBatch and never stored on
-modules. Gradient checkpointing wraps the two halves of a layer and leaves the method's hooks outside, so that a
-decision is taken once per step.
+``compress`` sets one :class:`Walk` as the ``forward`` of the base model's *instance*; heads, parameter names and
+classes stay Hugging Face's, and deleting that attribute undoes it. The state is handed along in a TokenBatch and never
+stored on modules. Gradient checkpointing wraps the two halves of a layer and leaves the method's hooks outside, so that
+a decision is taken once per step.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Inputs:
             return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
         if self.attention_mask.dim() != 2:
             raise SkimError(
-                f"attention_mask has {self.attention_mask.dim()} dimensions; skim needs (batch, positions), 1 on real tokens.\n"
+                f"attention_mask has {self.attention_mask.dim()} dimensions; skim needs (batch, positions), "
+                "1 on real tokens.\n"
                 "Which token sees which is decided by the method and the backbone."
             )
         return self.attention_mask.bool()
@@ -106,8 +107,11 @@ class Walk:
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
         protected = method.protected(real, inputs.input_ids, backbone.head_reads)
-        tokens: TokenBatch = FORMS[form].start(hidden, Sequences(real, protected, method.covers))
-        trace = Trace(tokens.sequences, form)
+        sequences = Sequences(real, protected, method.covers)
+        tokens: TokenBatch = FORMS[form].start(hidden, sequences)
+        if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
+            form, tokens = "masked", MaskedTokens.start(hidden, sequences)
+        trace = Trace(sequences, form)
         states = []
         position, geometry = None, None
         for i, layer in enumerate(backbone.layers(base)):
@@ -129,9 +133,7 @@ class Walk:
             feeding = tokens.occupancy
             tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
             tokens = method.after_layer(i, before, tokens)
-            trace.layers.append(
-                LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i))
-            )
+            trace.layers.append(LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i)))
         hidden = method.restore(tokens)
         output = backbone.finish(base, hidden)
         if wants_states:
@@ -153,7 +155,7 @@ class Walk:
         wants_states = config.output_hidden_states if wants_states is None else wants_states
         if given.pop("output_attentions", None) or getattr(config, "output_attentions", False):
             raise SkimError(
-                "output_attentions is not available on a compressed model: no execution keeps attention probabilities.\n"
+                "output_attentions is not available on a compressed model: no execution keeps the probabilities.\n"
                 "skim.decompress(model) first, or load the backbone with attn_implementation='eager'."
             )
         wants_dict = given.pop("return_dict", None)

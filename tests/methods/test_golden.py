@@ -95,7 +95,7 @@ def test_paper_preset_reproduces_the_published_gradients(published: nn.Module, c
 
 @pytest.mark.parametrize("case", CASES)
 def test_default_preset_agrees_with_the_authors_later_branch(published: nn.Module, case: str) -> None:
-    """The branch adds 1e-6 inside its softmax, hence the tolerance; noise comes from the recording in evaluation, too."""
+    """The branch adds 1e-6 inside its softmax, hence the tolerance; its evaluation, too, has recorded noise."""
     model = compressed(published)
     wanted = tensors("transkimmer_bert_maskedsoftmax", f"outputs.{case}.")
     noise = wanted if "gumbel_noise.0" in wanted else {}
