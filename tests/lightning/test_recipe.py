@@ -1,0 +1,212 @@
+"""A run from config to folder, on the built-in task: what it leaves behind, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import skim
+from skim.errors import SkimError
+from skim.lightning.evaluation import evaluate, load
+from skim.lightning.module import SkimModule
+from skim.lightning.recipe import build, train
+from tests.runs import composed, small
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One small Transkimmer run, shared by the tests that look at what it left."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    train(small("method=transkimmer", "method.margin=0", "train.epochs=2", "callbacks.log_every=1"), folder, "python train.py ...")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    train(small("method=dense", "train.max_steps=2"), folder, "python train.py ...")
+    return folder
+
+
+def test_the_run_folder_is_complete(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "model", "results.json", "report.html"} <= names
+    assert not any(name.endswith(".part") for name in names)
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_results_have_the_schema(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    assert results["schema"] == 1
+    assert results["status"] == "done"
+    assert (results["task"], results["method"], results["backbone"]) == ("builtin", "transkimmer", "tiny")
+    assert set(results["metrics"]) == {"accuracy", "loss"}
+    assert results["monitor"] == "accuracy"
+    assert len(results["keep_ratio"]) == 4
+    assert 0 < results["relative_flops"] < 1.5
+    assert results["gflops"] == pytest.approx(results["relative_flops"] * results["baseline_gflops"], rel=1e-4)
+    assert results["samples"] == {"train": 256, "validation": 96}
+    assert results["versions"]["torch"] == torch.__version__
+
+
+def test_masked_and_packed_evaluation_agree(folder: Path) -> None:
+    results = json.loads((folder / "results.json").read_text())
+    assert min(results["keep_ratio"]) < 0.99, "nothing was retired, so nothing was shown"
+    assert results["masked_metrics"]["accuracy"] == results["metrics"]["accuracy"]
+    assert results["masked_metrics"]["loss"] == pytest.approx(results["metrics"]["loss"], abs=1e-4)
+
+
+def test_metrics_csv_has_the_penalties_by_name(folder: Path) -> None:
+    header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/skim_loss", "train/skim_loss_weight", "train/keep", "train/flops", "val/accuracy"} <= set(header)
+
+
+def test_exported_model_loads_with_skim_and_with_plain_transformers(folder: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
+    batch = tokenizer(["the film was good", "a"], padding=True, return_tensors="pt")
+    ours = skim.from_pretrained(folder / "model")
+    loaded = load(composed(f"ckpt={folder}", config="evaluate"))
+    with torch.no_grad():
+        assert torch.allclose(ours(**batch).logits, loaded.parts.model(**batch).logits, atol=1e-6)
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "model")
+    skim.decompress(ours)
+    with torch.no_grad():
+        assert torch.allclose(plain(**batch).logits, ours(**batch).logits, atol=1e-6)
+    assert set(plain.config.id2label.values()) == set(loaded.parts.task.label_names)
+
+
+@pytest.mark.parametrize("source", ["", "checkpoints/last.ckpt"])
+def test_evaluating_again_gives_the_same_numbers(folder: Path, source: str) -> None:
+    evaluate(composed(f"ckpt={folder / source}", "what=metrics", "device=cpu", config="evaluate"))
+    before = json.loads((folder / "results.json").read_text())
+    again = json.loads((folder / "evaluation.json").read_text())
+    assert again["metrics"] == pytest.approx(before["metrics"], abs=1e-5)
+    assert again["keep_ratio"] == pytest.approx(before["keep_ratio"])
+
+
+def test_tokens_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(composed(f"ckpt={folder}", "what=tokens", "text='<b>the film & me</b>'", "device=cpu", config="evaluate"))
+    assert "film" in capsys.readouterr().out
+    page = (folder / "tokens.html").read_text()
+    assert "film" in page
+    assert "<b>the" not in page
+
+
+def test_a_text_of_no_tokens_works(folder: Path) -> None:
+    evaluate(composed(f"ckpt={folder}", "what=tokens", "text=''", "device=cpu", config="evaluate"))
+
+
+def test_the_backbone_trains_in_training_mode(dense: Path) -> None:
+    """from_pretrained leaves the backbone in eval mode and Lightning keeps it: no dropout, no relaxed decisions."""
+    cfg = small("method=transkimmer", f"init_from={dense}", "train.max_steps=1")
+    parts = build(cfg)
+    assert not parts.model.training
+    seen: list[bool] = []
+    module = SkimModule(parts.model, parts.task)
+    parts.model.bert.encoder.layer[0].attention.register_forward_hook(lambda m, *_: seen.append(m.training))
+    from pytorch_lightning import Trainer
+
+    trainer = Trainer(max_steps=1, limit_val_batches=0, logger=False, enable_checkpointing=False, accelerator="cpu",
+                      enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    trainer.fit(module, datamodule=parts.task)
+    assert seen == [True]
+
+
+def test_weights_load_in_float32(dense: Path, tmp_path: Path) -> None:
+    """A checkpoint in bf16 would otherwise make a bf16 model, silently."""
+    half = transformers.AutoModelForSequenceClassification.from_pretrained(dense / "model").to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    transformers.AutoTokenizer.from_pretrained(dense / "model").save_pretrained(tmp_path / "half")
+    parts = build(small("method=dense", f"init_from={tmp_path / 'half'}"))
+    assert {p.dtype for p in parts.model.parameters()} == {torch.float32}
+
+
+def test_init_from_starts_with_those_weights(dense: Path) -> None:
+    before = transformers.AutoModelForSequenceClassification.from_pretrained(dense / "model").state_dict()
+    after = build(small("method=transkimmer", f"init_from={dense}")).model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_the_teacher_is_the_dense_model_and_stays_as_it_is(dense: Path, tmp_path: Path) -> None:
+    cfg = small("method=transkimmer", f"init_from={dense}", "train.distill=0.5", "train.max_steps=2")
+    parts = build(cfg)
+    assert parts.teacher is not None
+    assert not parts.teacher.training
+    module = SkimModule(parts.model, parts.task, distill=0.5, teacher=parts.teacher)
+    assert not any("teacher" in name for name, _ in module.named_parameters())
+    train(cfg, tmp_path / "run", "python train.py ...")
+
+
+def test_resuming_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    cfg = small("method=transkimmer", "train.epochs=1")
+    train(cfg, tmp_path / "first", "")
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    before = torch.load(last, weights_only=True)["global_step"]
+    train(small("method=transkimmer", "train.epochs=2", f"resume={last}"), tmp_path / "second", "")
+    after = torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert after == 2 * before > 0
+
+
+def test_method_parameters_have_their_own_learning_rate_and_no_decay(dense: Path) -> None:
+    parts = build(small("method=transkimmer", "method.target=0.5"))
+    module = SkimModule(parts.model, parts.task, lr=1e-5, method_lr=1e-3)
+    module._trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    own = {id(p) for p in parts.model.method.parameters()}
+    for group in groups:
+        mine = {id(p) in own for p in group["params"]}
+        assert len(mine) == 1
+        assert group["initial_lr"] == (1e-3 if mine == {True} else 1e-5)
+        if mine == {True} or all(p.dim() < 2 for p in group["params"]):
+            assert group["weight_decay"] == 0.0
+    assert sum(len(group["params"]) for group in groups) == len(list(parts.model.parameters()))
+
+
+# ---- what a run refuses, before it writes anything ----
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method=transkimmer", "method.target=0.001"], "cannot be reached"),
+        (["method=transkimmer", "method.target=1.5"], r"\(0, 1\]"),
+        (["method=transkimmer", "method.temperature=0"], "above 0"),
+        (["method=transkimmer", "method.preset=papr"], "paper"),
+        (["method=transkimmer", "method.layers=[0,9]"], "layers"),
+        (["method=transkimmer", "method.protect=[pad]"], "protect"),
+        (["method=transkimmer", "method.preset=paper", "execution=packed"], "denominator"),
+        (["method=dense", "execution=pakced"], "packed"),
+        (["method=dense", "train.distill=0.5"], "init_from"),
+        (["method=dense", "init_from=nowhere"], "no trained model"),
+        (["method=dense", "resume=nowhere.ckpt"], "no file"),
+    ],
+)
+def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(Exception, match=says) as caught:
+        train(small(*overrides), tmp_path / "run", "")
+    cause: BaseException | None = caught.value
+    while cause is not None and not isinstance(cause, SkimError):
+        cause = cause.__cause__ or cause.__context__
+    assert isinstance(cause, SkimError)
+    assert len(str(cause).splitlines()) <= 5
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_method_or_backbone_is_refused(dense: Path, folder: Path) -> None:
+    last = dense / "checkpoints" / "last.ckpt"
+    with pytest.raises(SkimError, match="method"):
+        train(small("method=transkimmer", f"resume={last}"), folder.parent / "never", "")
+    with pytest.raises(SkimError, match="backbone"):
+        build(small("method=dense", f"init_from={dense}", "backbone.name=other"))
+    with pytest.raises(SkimError, match="does not fit"):
+        load(composed(f"ckpt={folder}", "overrides={method:{bottleneck:16}}", "device=cpu", config="evaluate"))
+    assert not (folder.parent / "never").exists()
+
+
+def test_a_pretrained_task_needs_a_tokenizer() -> None:
+    with pytest.raises(SkimError, match="tokenizer"):
+        build(composed("task=sst2", "backbone=tiny"))

@@ -1,0 +1,72 @@
+"""The real entry points, as a user calls them: help, names that do not exist, and what they cost to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ("torch", "transformers", "pytorch_lightning", "datasets", "wandb", "matplotlib")
+
+
+def call(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_teaches(script: str) -> None:
+    done = call(script, "--help")
+    assert done.returncode == 0
+    assert f"python {script}" in done.stdout
+    assert ("method" in done.stdout) and ("ckpt" in done.stdout)
+
+
+@pytest.mark.parametrize("module", ["skim", "train", "evaluate", "skim.cli", "skim.hub"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    """What makes an import slow is what it loads; counted in modules, not in seconds."""
+    code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
+    assert call("-c", code).stdout.strip() == "[]"
+
+
+def test_public_names_survive_the_import_of_their_modules() -> None:
+    code = "import skim.compression, skim; print(callable(skim.compress), callable(skim.compress), skim.Dense.name)"
+    assert call("-c", code).stdout.split() == ["True", "True", "dense"]
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [("method=transkimer", "transkimmer"), ("task=sst", "sst2"), ("backbone=minlm", "minilm"), ("hardware=gpuu", "gpu")],
+)
+def test_unknown_names_get_the_nearest_one(tmp_path: Path, override: str, nearest: str) -> None:
+    done = call("train.py", override, f"paths.runs={tmp_path / 'runs'}")
+    assert done.returncode == 2
+    assert f"'{nearest}'" in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epoch=3", "epoch"),
+        ("method.targt=0.5", "targt"),
+        ("seed", "seed"),
+        ("train.lr=fast", "fast"),
+    ],
+)
+def test_unknown_keys_and_values_end_in_a_few_lines(tmp_path: Path, override: str, says: str) -> None:
+    done = call("train.py", "task=builtin", override, f"paths.runs={tmp_path / 'runs'}")
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 8
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_evaluating_nothing_says_what_to_name(tmp_path: Path) -> None:
+    done = call("evaluate.py", f"ckpt={tmp_path / 'nothing'}")
+    assert done.returncode == 2
+    assert "config.yaml" in done.stderr
