@@ -1,0 +1,86 @@
+"""The curve of quality against cost: relative FLOPs on one side, measured time on the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from skim.report.runs import Results, Setting, Spread, aggregate
+
+COLORS = ("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a", "#4a5568")  # told apart without red and green alone
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
+    """One figure per task, as ``curve-<task>.png`` and ``.svg``.
+
+    Returns:
+        The files written.
+    """
+    settings = aggregate(results)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for task in sorted({setting.task for setting in settings}):
+        figure = draw([setting for setting in settings if setting.task == task])
+        for suffix in ("png", "svg"):
+            path = folder / f"curve-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}.{suffix}"
+            figure.savefig(path, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
+            written.append(path)
+    return written
+
+
+def draw(settings: Sequence[Setting]) -> Any:
+    """The settings of one task: a panel for relative FLOPs, and one per batch size at which time was measured.
+
+    Points of one method and backbone are joined in the order of their cost; bars are standard deviations over seeds.
+    The dense model is a star with a dashed line at its height.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no backend is chosen, and nothing is left open
+
+    batch_sizes = sorted(
+        {size for setting in settings for size, baseline in setting.times if baseline == "packed_dense"}
+    )
+    axes: list[tuple[str, Callable[[Setting], Spread | None]]] = [("relative FLOPs", lambda s: s.relative_flops)]
+    for size in batch_sizes:
+        axes.append((f"time / packed dense, batch {size}", lambda s, size=size: s.times.get((size, "packed_dense"))))
+    figure = Figure(figsize=(5.2 * len(axes), 3.9), layout="constrained")
+    panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
+    families = sorted({(s.method, s.backbone) for s in settings}, key=lambda family: (family[0] != "dense", family))
+    methods = list(dict.fromkeys(method for method, _ in families))
+    backbones = list(dict.fromkeys(backbone for _, backbone in families))
+    for panel, (title, cost) in zip(panels, axes, strict=True):
+        for method, backbone in families:
+            points = [s for s in settings if (s.method, s.backbone) == (method, backbone)]
+            label = method if len(backbones) == 1 else f"{method}, {backbone}"
+            marker = "*" if method == "dense" else MARKERS[backbones.index(backbone) % len(MARKERS)]
+            color = COLORS[-1] if method == "dense" else COLORS[(methods.index(method) - 1) % (len(COLORS) - 1)]
+            _line(panel, points, cost, label, marker, color)
+        panel.set_xlabel(title)
+        panel.set_xlim(left=0)
+        panel.grid(color="#dde2ea", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(settings[0].monitor)
+    panels[0].legend(frameon=False)
+    figure.suptitle(settings[0].task, x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def _line(
+    panel: Any, settings: list[Setting], cost: Callable[[Setting], Spread | None], label: str, marker: str, color: str
+) -> None:
+    found = [(spent, s.metric) for s in settings if (spent := cost(s)) is not None and s.metric is not None]
+    if not found:
+        return
+    found.sort(key=lambda point: point[0].mean)
+    x, y = [spent.mean for spent, _ in found], [metric.mean for _, metric in found]
+    bars = {"xerr": [spent.std or 0 for spent, _ in found], "yerr": [metric.std or 0 for _, metric in found]}
+    dense = marker == "*"
+    style = {"marker": marker, "markersize": 12 if dense else 6, "color": color, "linewidth": 1.4, "elinewidth": 0.9}
+    panel.errorbar(x, y, **bars, **style, linestyle="none" if dense else "-", label=label, capsize=2)
+    if dense:
+        for height in y:
+            panel.axhline(height, color=color, linestyle="--", linewidth=0.8, zorder=0)

@@ -1,0 +1,231 @@
+"""A sentence with each token shaded by the layer at which it retired: on a terminal and as HTML.
+
+A :class:`SkimmedText` is what one forward did to one text; :func:`read` makes them from a compressed model, and every
+picture is a pure function of them. SVG, for pages that take no styles of their own, is in :mod:`skim.report.svg`.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from skim.report.document import document
+from skim.report.shades import colors, rules, step
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from skim.engine.trace import Trace
+
+MARKS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class SkimmedText:
+    """What a model did to one text.
+
+    Attributes:
+        tokens: as BERT writes them, whatever the tokenizer: ``##`` joins a piece to the one before it.
+        survived: layers each token took part in, 0 to ``layers``.
+        layers: layers that ran, L.
+        prediction: the label, or the number of a regression; ``None`` if the head gives no single answer.
+    """
+
+    tokens: list[str]
+    survived: list[int]
+    layers: int
+    prediction: str | None = None
+
+    def counts(self) -> list[int]:
+        """Tokens alive in each layer, L numbers."""
+        return [sum(survived > layer for survived in self.survived) for layer in range(self.layers)]
+
+    def words(self) -> list[list[tuple[str, int]]]:
+        """Pieces of each word with the layers they took part in; what cannot be printed is a dot."""
+        words: list[list[tuple[str, int]]] = []
+        for token, survived in zip(self.tokens, self.survived, strict=True):
+            joined = token.startswith("##") and len(token) > 2 and bool(words)
+            piece = "".join(c if c.isprintable() else "·" for c in (token[2:] if joined else token)) or "·"
+            if joined:
+                words[-1].append((piece, survived))
+            else:
+                words.append([(piece, survived)])
+        return words
+
+    def fate(self, survived: int) -> str:
+        """What became of a token, in words."""
+        if survived >= self.layers:
+            return f"alive through all {self.layers} layers"
+        return f"retired before layer {survived + 1} of {self.layers}"
+
+
+def read(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str | tuple[str, str]],
+    label_names: Sequence[str] | None = None,
+) -> list[SkimmedText]:
+    """Run a compressed model on texts, in evaluation mode, and note where each token retired.
+
+    Args:
+        model: a compressed model.
+        tokenizer: its tokenizer of transformers.
+        texts: texts, or all of them pairs of texts.
+        label_names: names by label id; ``None`` or empty takes the model's own (``config.id2label``).
+    """
+    import torch
+
+    from skim.compression import walk_of
+
+    if not texts:
+        return []
+    walk = walk_of(model)
+    limit = min(tokenizer.model_max_length, getattr(walk.base.config, "max_position_embeddings", None) or 512)
+    columns = [list(column) for column in zip(*texts, strict=True)] if not isinstance(texts[0], str) else [list(texts)]
+    encoded = tokenizer(*columns, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            output = model(**{name: value.to(device) for name, value in encoded.items() if name in walk.names})
+    finally:
+        model.train(training)
+    trace: Trace = walk.model.trace  # type: ignore[assignment]  # what every forward of a walk leaves
+    survived, real = trace.layers_survived().cpu(), trace.sequences.real.cpu()
+    predictions = _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
+    return [
+        SkimmedText(
+            tokens=_pieces(tokenizer, encoded["input_ids"][i][real[i]].tolist()),
+            survived=survived[i][real[i]].tolist(),
+            layers=len(trace.layers),
+            prediction=predictions[i] if predictions else None,
+        )
+        for i in range(len(texts))
+    ]
+
+
+def _predictions(output: Any, names: Any) -> list[str] | None:
+    """One answer per sequence from logits ``(B, C)``; ``None`` for any other output."""
+    logits = getattr(output, "logits", None)
+    if logits is None or logits.dim() != 2 or getattr(output, "start_logits", None) is not None:
+        return None
+    if logits.shape[1] == 1:
+        return [f"{value:.3f}" for value in logits[:, 0].tolist()]
+    return [str(names[label]) for label in logits.argmax(1).tolist()]
+
+
+def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Tokens in BERT's notation, whether a tokenizer marks continued words (``##``) or begun ones (``Ġ``, ``▁``)."""
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    vocabulary = tokenizer.get_vocab()
+    mark = next((mark for mark in ("Ġ", "▁") if mark in vocabulary), None)
+    if mark is None:
+        return tokens
+    pieces: list[str] = []
+    begins = True  # a special token ends a word
+    for token in tokens:
+        special = token in tokenizer.all_special_tokens
+        begins = begins or special or token.startswith(mark)
+        # bytes of non-ASCII letters are told apart only by the tokenizer itself
+        plain = token if special else tokenizer.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token
+        pieces.append(("" if begins else "##") + plain.removeprefix(mark))
+        begins = special
+    return pieces
+
+
+def terminal(text: SkimmedText, marks: bool = False) -> Text:
+    """One text for a terminal.
+
+    Args:
+        text: what to show.
+        marks: write the layers a token took part in behind it, for terminals without colour.
+    """
+    line = Text()
+    for word in text.words():
+        for piece, survived in word:
+            background, ink = colors(step(survived, text.layers))
+            line.append(piece, Style(color=ink, bgcolor=background))
+            if marks and survived < text.layers:
+                line.append(str(survived).translate(MARKS))
+        line.append(" ")
+    return line
+
+
+def show(texts: Sequence[SkimmedText], console: Console) -> None:
+    """Print texts with a legend, their predictions, and how many tokens each layer computed."""
+    marks = console.color_system in (None, "standard")  # 16 colours cannot hold the ramp
+    for layers in sorted({text.layers for text in texts}):
+        legend = Text.assemble(("layers computed ", "dim"))
+        for survived in range(layers + 1):
+            background, ink = colors(step(survived, layers))
+            legend.append(f" {survived} ", Style(color=ink, bgcolor=background))
+        legend.append(
+            "  raised: layers before it retired; unmarked: alive to the end" if marks else "  alive to the end",
+            style="dim",
+        )
+        console.print(legend)
+    for text in texts:
+        console.print()
+        console.print(terminal(text, marks))
+        counts = " ".join(map(str, text.counts()))
+        prediction = "" if text.prediction is None else f"{text.prediction} · "
+        console.print(Text(f"{prediction}{len(text.tokens)} tokens, by layer: {counts}", style="dim"))
+
+
+STYLE = """
+.skimmed{margin:1.75rem 0}
+.skimmed .words{line-height:2.1;overflow-wrap:anywhere;margin:0 0 .6rem}
+.skimmed .words span span{padding:.2em 0;cursor:default}
+.skimmed .words>span>span:first-child{padding-left:.28em;border-radius:.3em 0 0 .3em}
+.skimmed .words>span>span:last-child{padding-right:.28em;border-radius:0 .3em .3em 0}
+.skimmed .words>span>span:only-child{border-radius:.3em}
+.bars{display:flex;flex-wrap:wrap;align-items:flex-end;gap:.25rem;font-size:.75rem;color:var(--quiet)}
+.bars div{width:2.1rem;text-align:center}
+.bars i{display:block;background:var(--accent);border-radius:2px 2px 0 0;margin:.1rem 0;min-height:1px}
+.bars p{margin:0 .75rem 0 0;align-self:center;max-width:14rem}
+.legend{font-size:.8rem;color:var(--quiet)}
+.legend span{display:inline-block;min-width:1.6em;text-align:center;padding:.15em 0}
+""" + rules("span", background="background", ink="color")
+
+
+def figure(text: SkimmedText) -> str:
+    """One text as an HTML fragment: the words, what was predicted, and a bar of tokens per layer."""
+    words = []
+    for word in text.words():
+        pieces = (
+            f'<span class="s{step(survived, text.layers)}" title="{text.fate(survived)}">{html.escape(piece)}</span>'
+            for piece, survived in word
+        )
+        words.append(f"<span>{''.join(pieces)}</span>")
+    bars = ""
+    for layer, count in enumerate(text.counts(), 1):
+        height = 2.4 * count / max(len(text.tokens), 1)
+        bars += f'<div title="layer {layer}: {count} tokens">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
+    prediction = "" if text.prediction is None else f"<b>{html.escape(text.prediction)}</b><br>"
+    label = f"<p>{prediction}{len(text.tokens)} tokens;<br>computed in layer:</p>"
+    return f'<div class="skimmed"><p class="words">{" ".join(words)}</p><div class="bars">{label}{bars}</div></div>'
+
+
+def legend(layers: int) -> str:
+    """The ramp of an L-layer model as an HTML fragment."""
+    steps = "".join(f'<span class="s{step(i, layers)}">{i}</span>' for i in range(layers + 1))
+    return f'<p class="legend">layers a token took part in: {steps} alive to the end</p>'
+
+
+def fragment(texts: Sequence[SkimmedText]) -> str:
+    """Texts under one legend; needs :data:`STYLE`."""
+    legends = [legend(layers) for layers in sorted({text.layers for text in texts})]
+    return "\n".join([*legends, *map(figure, texts)])
+
+
+def write_html(path: Path, texts: Sequence[SkimmedText], title: str = "Skimmed text") -> None:
+    """Write texts as a page that needs nothing beside itself, readable in light and dark mode."""
+    Path(path).write_text(document(title, f"<h1>{html.escape(title)}</h1>\n{fragment(texts)}", STYLE), encoding="utf-8")
