@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from xml.etree import ElementTree
+
+import pytest
+
+from skim.report.__main__ import main
+from skim.report.curve import draw, write_curves
+from skim.report.page import keep_plot, page, write_page
+from skim.report.runs import aggregate
+from tests.report.results import dense, results
+from tests.report.test_heatmap import ODD, TEXT, Seen
+
+
+def test_page_has_numbers_plot_times_texts_and_config():
+    run = results(notes=["target <missed>"], masked_metrics={"accuracy": 0.95})
+    whole = page(run, [TEXT, ODD])
+    text = " ".join(Seen(whole).text.split())
+    for part in ("transkimmer on sst2, minilm", "0.9000", "0.480", "0.500", "2.00 x", "3.00 x", "+0.0500"):
+        assert part in text
+    for part in ("this model50.049.0 - 51.0", "unforgettable", "target <missed>", "0123abc", run["command"]):
+        assert part in text
+    assert json.loads(unescape(re.search(r"config</summary><pre>(.*?)</pre>", whole, re.DOTALL)[1])) == run["config"]
+    assert whole.count('class="bar"') == len(run["keep_ratio"])
+
+
+def test_page_is_self_contained_and_escapes_what_users_wrote():
+    evil = "<script>alert(1)</script>"
+    whole = page(
+        results(task=evil, backbone=evil, command=evil, notes=[evil], metrics={"accuracy": 1.0, evil: 0.0}), [ODD]
+    )
+    assert "<script" not in whole
+    assert not re.search(r"https?://|url\(|@import|<link|<img|\bsrc=|\bhref=", whole)
+    assert "prefers-color-scheme:dark" in whole
+
+
+@pytest.mark.parametrize(
+    "run", [dense(latency=None), results(keep_ratio=[], config={}), results(status="failed", metrics={}, latency=None)]
+)
+def test_page_of_less_than_everything(run, tmp_path):
+    write_page(tmp_path / "report.html", run)
+    text = Seen((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert ("did not finish" in text) == (run["status"] == "failed")
+    assert "Skimmed texts" not in text
+    assert ("this model" in text) == bool(run["latency"])
+
+
+def test_keep_plot_is_as_tall_as_the_ratio():
+    root = ElementTree.fromstring(keep_plot([1.0, 0.25, 0.0], height=100))
+    assert [float(b.get("height")) for b in root.iter("rect") if b.get("class") == "bar"] == [100, 25, 0]
+
+
+def test_curves_are_written_per_task_in_two_formats(tmp_path):
+    written = write_curves([results(), dense(), results(task="a/b", seed=2)], tmp_path / "new")
+    assert [path.name for path in written] == ["curve-a_b.png", "curve-a_b.svg", "curve-sst2.png", "curve-sst2.svg"]
+    assert written[0].read_bytes().startswith(b"\x89PNG")
+    ElementTree.parse(written[1])
+
+
+def test_curve_puts_points_where_the_numbers_are():
+    runs = [make(seed=s, metrics={"accuracy": 0.9 + s / 100}) for s in (1, 2) for make in (results, dense)]
+    flops, time = draw(aggregate(runs)).axes
+    assert flops.get_xlabel() == "relative FLOPs"
+    assert time.get_xlabel() == "time / packed dense, batch 32"
+    for panel, cost in ((flops, 0.48), (time, 0.5)):
+        skimmed = next(line for line in panel.lines if line.get_marker() == "o")
+        assert skimmed.get_xydata().tolist() == [[cost, pytest.approx(0.915)]]
+
+
+def test_command_prints_the_table_and_writes_curves(tmp_path, capsys):
+    for name, run in (("one", results()), ("two", dense())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(run))
+    assert main([str(tmp_path)]) == 0
+    assert "transkimmer 0.5" in capsys.readouterr().out
+    assert (tmp_path / "curve-sst2.png").is_file()
+    assert main([str(tmp_path / "one"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "curve-sst2.svg").is_file()
+
+
+def test_command_ends_with_two_where_there_is_nothing(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert "No results.json under" in capsys.readouterr().err
+    assert main([str(tmp_path / "nowhere")]) == 2
+    (tmp_path / "results.json").write_text(json.dumps(results(status="failed", metrics={})))
+    assert main([str(tmp_path)]) == 2
+    assert "All 1 runs failed" in capsys.readouterr().err
+    assert not list(tmp_path.glob("curve*"))
+
+
+def test_command_runs_as_a_module_without_torch(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(results()))
+    code = "import sys; from skim.report.__main__ import main; main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "skim.report", str(tmp_path / "no")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: There is no folder")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import io
+import json
+import statistics
+
+import pytest
+from rich.console import Console
+
+from skim.errors import SkimError
+from skim.report.runs import Spread, aggregate, collect
+from skim.report.table import latency_table, layers_table, print_run, runs_table
+from tests.report.results import dense, results, timing
+
+
+def printed(table, width=120) -> list[str]:
+    console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
+    console.print(table)
+    return [" ".join(line.split()) for line in console.export_text().splitlines() if line.strip()]
+
+
+def test_runs_table_shows_the_fixtures_numbers():
+    lines = printed(runs_table([results(), dense()]))
+    assert lines[1].split()[:2] == ["method", "accuracy"]
+    rows = [line for line in lines if line.startswith(("dense 0", "transkimmer"))]
+    # keep ratio is the mean of .75, .5, .25; speedups are 100/50 and 150/50
+    assert rows == ["dense 0.9000 1.000 1.000 1.00 1.50", "transkimmer 0.5 0.9000 0.500 0.480 2.00 3.00"]
+
+
+def test_runs_table_without_latency_has_no_speedup():
+    lines = printed(runs_table([results(latency=None)]))
+    assert lines[-1] == "transkimmer 0.5 0.9000 0.500 0.480"
+    assert not any("speedup" in line for line in lines)
+
+
+def test_runs_table_names_what_differs_and_counts_failures():
+    lines = printed(runs_table([results(), results(task="mnli", seed=2), results(status="failed", metrics={})]))
+    assert any(line.startswith("mnli transkimmer 0.5 2 ") for line in lines)
+    assert lines[-1].endswith("left out: 1")
+
+
+def test_runs_of_three_seeds_fit_eighty_columns():
+    runs = [make(seed=s, metrics={"accuracy": 0.9 + s / 1000}) for s in (1, 2, 3) for make in (results, dense)]
+    for run in runs:
+        run["latency"]["1"] = run["latency"]["32"]
+    lines = printed(runs_table(runs), width=80)
+    assert "transkimmer 0.5 0.9020±.0010 0.500 0.480±.000 2.00 3.00 2.00 3.00" in lines
+    assert "mean ± standard deviation over seeds 1, 2, 3" in lines
+
+
+def test_aggregate_takes_mean_and_sample_deviation_over_seeds():
+    values = [0.90, 0.91, 0.95]
+    runs = [
+        results(seed=s, metrics={"accuracy": v}, relative_flops=v / 2) for s, v in zip((3, 1, 2), values, strict=True)
+    ]
+    (setting,) = aggregate(runs)
+    assert setting.seeds == (1, 2, 3)
+    assert setting.metric.n == 3
+    assert setting.metric.mean == pytest.approx(0.92)
+    assert setting.metric.std == pytest.approx(statistics.stdev(values))
+    assert setting.relative_flops.mean == pytest.approx(0.46)
+    assert setting.speedups[32, "packed_dense"] == Spread(2.0, 0.0, 3)
+    assert setting.times[32, "padded_hf"].mean == pytest.approx(1 / 3)
+
+
+def test_aggregate_of_one_seed_claims_no_spread():
+    (setting,) = aggregate([results()])
+    assert setting.metric == Spread(0.9, None, 1)
+    assert setting.metric.text() == "0.900"
+
+
+def test_aggregate_averages_ratios_of_runs_and_not_times():
+    slow = {"32": {"padded_hf": timing(1500), "packed_dense": timing(1000), "packed": timing(250)}}
+    (setting,) = aggregate([results(), results(seed=2, latency=slow)])
+    assert setting.speedups[32, "packed_dense"].mean == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("change", [{"task": "mnli"}, {"method": "ltp"}, {"backbone": "tiny"}, {"target": 0.3}])
+def test_aggregate_keeps_other_settings_apart(change):
+    assert len(aggregate([results(), results(**change)])) == 2
+
+
+def test_aggregate_leaves_failed_runs_out_and_puts_dense_first():
+    settings = aggregate([results(), dense(), results(seed=2, status="failed", metrics={})])
+    assert [(s.method, s.seeds) for s in settings] == [("dense", (1,)), ("transkimmer", (1,))]
+
+
+def test_aggregate_refuses_to_mix_metrics():
+    with pytest.raises(SkimError, match="accuracy, f1"):
+        aggregate([results(), results(monitor="f1", metrics={"f1": 0.8})])
+
+
+def test_layers_table_has_a_line_per_layer():
+    assert [line.split()[:2] for line in printed(layers_table([1.0, 0.5, 0.0]))[2:]] == [
+        ["1", "1.000"],
+        ["2", "0.500"],
+        ["3", "0.000"],
+    ]
+
+
+def test_latency_table_has_times_and_both_ratios():
+    lines = printed(latency_table(results()["latency"]))
+    assert "32 this model 50.0 49.0 - 51.0 5 0.500 0.333" in lines
+    assert "32 padded Hugging Face 150.0 149.0 - 151.0 5 1.500 1.000" in lines
+
+
+def test_print_run_says_all_and_shows_markup_as_it_is(tmp_path):
+    (tmp_path / "results.json").write_text("{}")
+    console = Console(width=200, record=True, file=io.StringIO(), color_system=None)
+    run = results(masked_metrics={"accuracy": 0.94}, notes=["target [bold]missed[/bold]"])
+    print_run(run, tmp_path, console)
+    out = console.export_text()
+    for part in (
+        "0.9000",
+        "loss 0.2500",
+        "+0.0400 accuracy",
+        "target [bold]missed[/bold]",
+        str(tmp_path / "results.json"),
+    ):
+        assert part in out
+    assert "report.html" not in out
+
+
+def test_collect_finds_results_below_folders_once(tmp_path):
+    for name in ("a/x", "b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "results.json").write_text(json.dumps(results(command=name)))
+    found = collect([tmp_path, tmp_path / "a", tmp_path / "b" / "results.json"])
+    assert [run["command"] for run in found] == ["a/x", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), ("[]", "schema None"), ('{"schema": 9}', "schema 9")]
+)
+def test_collect_names_the_file_it_cannot_read(tmp_path, text, message):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(SkimError, match=message) as error:
+        collect([tmp_path])
+    assert "results.json" in str(error.value)
