@@ -174,7 +174,7 @@ def batch_of(name: str, lengths: tuple[int, ...] = (13, 9, 6, 11), width: int | 
     for row, length in enumerate(lengths):
         generator = torch.Generator().manual_seed(1000 * seed + length)
         here = slice(width - length, width) if family.left else slice(0, length)
-        words = torch.randint(5, VOCAB, (length,), generator=generator)
+        words = torch.randint(4, VOCAB, (length,), generator=generator)  # 4 is ESM's mask
         if length:
             words[0], words[-1] = (SEP, CLS) if family.left else (CLS, SEP)
         ids[row, here], mask[row, here] = words, 1

@@ -1,4 +1,4 @@
-"""A method whose decisions really differ from sequence to sequence, and how to compare what came out."""
+"""Methods whose decisions really differ from sequence to sequence, and how to compare what came out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import skim
+from skim.engine.tokens import TokenBatch
+from skim.methods import Method
 from skim.methods.transkimmer import Transkimmer
 from tests.families import enliven
 
@@ -30,6 +32,25 @@ def transkimmer(model: nn.Module, batch: dict, **options) -> nn.Module:
         if is_ragged(compressed.trace.counts(), compressed.trace.lengths):
             return compressed
     raise AssertionError("no seed in 200 gave ragged drops")
+
+
+class Scripted(Method):
+    """Retires the tokens of a script, ``(L, B, N)`` keep decisions, before each layer or between its halves."""
+
+    name = "scripted"
+
+    def __init__(self, script: Tensor, protect: tuple[str, ...] = (), between: bool = False) -> None:
+        super().__init__(protect)
+        self.script, self.between = script, between
+
+    def decide(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        return tokens.retire(tokens.occupancy.rows(self.script[i].to(tokens.hidden)))
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        return tokens if self.between else self.decide(i, tokens)
+
+    def after_attention(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        return self.decide(i, tokens) if self.between else tokens
 
 
 def is_ragged(counts: Tensor, lengths: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import skim
 from skim.engine.walk import Inputs
 from tests.families import FAMILIES, PAIRS, batch_of, labels_of, plain
-from tests.ragged import assert_same, is_ragged, logits_of, on_real, transkimmer
+from tests.ragged import Scripted, assert_same, is_ragged, logits_of, on_real, transkimmer
 
 everywhere = pytest.mark.parametrize(("family", "head"), PAIRS)
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -152,6 +152,28 @@ def test_5_flops_are_true(family: str, device: str) -> None:
         assert torch.equal(compressed.trace.flops(), compressed.trace.dense_flops)
 
 
+@families
+def test_2_and_5_between_the_halves(family: str, device: str) -> None:
+    """Tokens that leave after attention are in its FLOPs and not in the feed-forward's; masked is packed there, too."""
+    batch = to(batch_of(family), device)
+    script = torch.rand(4, *batch["input_ids"].shape, device=device) < 0.8
+    compressed = skim.compress(plain(family, "tokens").to(device), Scripted(script, ("cls",), between=True))
+    outputs = {}
+    for execution in FAMILIES[family].executions:
+        with torch.no_grad(), skim.execution(compressed, execution):
+            outputs[execution] = compressed(**batch).logits
+        assert is_ragged(compressed.trace.counts(), compressed.trace.lengths)
+        assert_same(outputs[execution], outputs["masked"], batch["attention_mask"], what=execution)
+        first = compressed.trace.layers[0]
+        assert torch.equal(first.attending.counts(), compressed.trace.lengths)
+        assert (first.feeding.counts() < compressed.trace.lengths).any()
+    if FAMILIES[family].packs:
+        assert_flops(compressed, batch)
+    else:
+        compressed.method.script = script[:, :1]
+        assert_flops(compressed, {name: value[:1] for name, value in batch.items()})
+
+
 def assert_flops(compressed: nn.Module, batch: dict) -> None:
     """The counter's total, less embeddings and pooler; it knows the plain attention kernel only."""
     base = compressed.base_model
@@ -160,9 +182,8 @@ def assert_flops(compressed: nn.Module, batch: dict) -> None:
         hidden, before = count(lambda: backbone.embed(base, Inputs(**batch)))
         _, after = count(lambda: backbone.finish(base, hidden))
         _, total = count(lambda: base(**batch))
-    method = base.forward.method
     assert total - before - after == compressed.trace.flops().sum().item()
-    assert (compressed.trace.relative_flops() < 1) == (method.name == "transkimmer")
+    assert (compressed.trace.relative_flops() < 1) == (base.forward.method.name != "dense")
 
 
 def count(run: Callable[[], Any]) -> tuple[Any, int]:
