@@ -1,0 +1,278 @@
+"""The one door for names of data sets and models: a mirror folder, then the Hugging Face cache, then the hub.
+
+    export SKIM_MIRROR=/data/mirror
+    python -m skim.hub fetch task=sst2 backbone=minilm    # on a machine with internet: fill the mirror
+    python -m skim.hub list                               # what the mirror holds
+
+A mirror holds ``datasets/<hub id>/<config>/<split>.parquet`` and ``models/<hub id>/``. Compute nodes without internet
+need nothing else, and never wait for the hub: it is asked once, briefly, before anything is downloaded from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skim.errors import SkimError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+PROBE_SECONDS = 4.0  # how long the hub may take to say whether it has a name
+# what transformers needs to load a model without unpickling anything
+MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
+
+
+def mirror() -> Path | None:
+    """The folder that ``SKIM_MIRROR`` names, if it is set."""
+    folder = os.environ.get("SKIM_MIRROR")
+    return Path(folder).expanduser() if folder else None
+
+
+def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") -> Dataset:
+    """One split of a data set, memory-mapped.
+
+    Args:
+        hub_id: such as ``nyu-mll/glue``.
+        config: such as ``sst2``; ``default`` for a data set that has only one.
+        split: such as ``train``.
+        fetch: what to give ``python -m skim.hub fetch`` to get it; stands in the error.
+
+    Raises:
+        SkimError: it can be had nowhere; says where it was looked for and which command gets it.
+    """
+    import datasets
+
+    looked = []
+    folder = mirror()
+    if folder is None:
+        looked.append("SKIM_MIRROR is not set")
+    else:
+        path = folder / "datasets" / hub_id / config / f"{split}.parquet"
+        if path.is_file():
+            return parquet(path)
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet")))
+        looked.append(f"the mirror has no {path}" + (f" (there: {there})" if there else ""))
+    try:
+        with _cache_only():
+            return datasets.load_dataset(hub_id, config, split=split)
+    except (OSError, ValueError) as error:
+        looked.append(f"the cache has none ({_first_line(error)})")
+    problem = _hub_problem(hub_id, "dataset")
+    if problem is None:
+        try:
+            return datasets.load_dataset(hub_id, config, split=split)
+        except (OSError, ValueError) as error:
+            problem = _first_line(error)
+    looked.append(f"the hub: {problem}")
+    raise _nowhere(f"Data set {hub_id} (config {config}, split {split})", looked, fetch)
+
+
+def parquet(path: Path) -> Dataset:
+    """One parquet file, memory-mapped from the cache of ``datasets`` (the file's own folder may be read-only)."""
+    import datasets
+
+    try:
+        return datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        raise SkimError(f"{path} cannot be read as parquet: {_first_line(error.__cause__ or error)}") from error
+
+
+def model_path(name: str, fetch: str = "backbone=<name>") -> str:
+    """A folder with a model's config, weights (safetensors) and tokenizer.
+
+    Args:
+        name: hub id, or a folder.
+        fetch: what to give ``python -m skim.hub fetch`` to get it; stands in the error.
+
+    Raises:
+        SkimError: it can be had nowhere; says where it was looked for and which command gets it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if Path(name).is_dir():
+        return name
+    looked = []
+    folder = mirror()
+    if folder is None:
+        looked.append("SKIM_MIRROR is not set")
+    else:
+        path = folder / "models" / name
+        if complete(path):
+            return str(path)
+        state = "is incomplete (needs config.json and *.safetensors)" if path.is_dir() else "is not there"
+        looked.append(f"the mirror's {path} {state}")
+    try:
+        cached = snapshot_download(name, local_files_only=True)
+        if complete(Path(cached)):
+            return cached
+        looked.append(f"the cache has only parts of it ({cached})")
+    except (LocalEntryNotFoundError, ValueError) as error:
+        looked.append("the cache has none" if isinstance(error, LocalEntryNotFoundError) else _first_line(error))
+    problem = _hub_problem(name, "model")
+    if problem is None:
+        try:
+            downloaded = snapshot_download(name, allow_patterns=list(MODEL_FILES))
+            if complete(Path(downloaded)):
+                return downloaded
+            problem = "it has no safetensors weights there, and skim does not unpickle"
+        except (HfHubHTTPError, OSError) as error:
+            problem = _first_line(error)
+    looked.append(f"the hub: {problem}")
+    raise _nowhere(f"Model {name}", looked, fetch)
+
+
+def complete(folder: Path) -> bool:
+    """Whether transformers can load a model from this folder without unpickling."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _nowhere(what: str, looked: list[str], fetch: str) -> SkimError:
+    return SkimError(
+        f"{what} is not to be had.\nLooked: {'; '.join(looked)}.\n"
+        f"On a machine with internet, with SKIM_MIRROR=<folder> set: python -m skim.hub fetch {fetch}"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _hub_problem(name: str, kind: str) -> str | None:
+    """Ask the hub once, briefly: ``None`` if it has the name. Its own loaders would retry for half a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        return f"it knows no {kind} of this name (a private one needs `hf auth login`)"
+    except Exception as error:  # which HTTP library raises what is the hub client's affair; all of it means "not now"
+        return f"cannot be reached ({_first_line(error)})"
+    return None
+
+
+@contextlib.contextmanager
+def _cache_only() -> Iterator[None]:
+    """Within it ``load_dataset`` looks in its cache and nowhere else; it has no argument for that."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def fetch(overrides: list[str]) -> None:
+    """Copy the data set of ``task=<name>`` and the model of ``backbone=<name>`` into the mirror; what is there is kept.
+
+    Args:
+        overrides: as for ``train.py``; at least one of ``task=...`` and ``backbone=...``.
+    """
+    import datasets
+    from huggingface_hub import snapshot_download
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
+    named = {override.partition("=")[0] for override in overrides}
+    if not named & {"task", "backbone"}:
+        raise SkimError("Nothing to fetch: name a task, a backbone or both.\n" + USAGE)
+    folder = mirror()
+    if folder is None:
+        raise SkimError("SKIM_MIRROR is not set: it names the folder to fill.\nexport SKIM_MIRROR=<folder>")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides)
+    if "task" in named:
+        task = instantiate(cfg.task)
+        target = None if task.hub_id is None else folder / "datasets" / task.hub_id / task.config
+        if target is None:
+            print(f"task={task.name}: needs no download")
+        elif any(target.glob("*.parquet")):
+            print(f"task={task.name}: {target} is there")
+        else:
+            if problem := _hub_problem(task.hub_id, "dataset"):
+                raise SkimError(f"Data set {task.hub_id} cannot be fetched. The hub: {problem}.")
+            with _all_or_nothing(target) as part:
+                for split, rows in datasets.load_dataset(task.hub_id, task.config).items():
+                    rows.to_parquet(part / f"{split}.parquet")
+            print(f"task={task.name}: wrote {target}")
+    if "backbone" in named:
+        name = cfg.backbone.hub_id
+        target = None if name is None else folder / "models" / name
+        if target is None:
+            print(f"backbone={cfg.backbone.name}: needs no download")
+        elif complete(target):
+            print(f"backbone={cfg.backbone.name}: {target} is there")
+        else:
+            if problem := _hub_problem(name, "model"):
+                raise SkimError(f"Model {name} cannot be fetched. The hub: {problem}.")
+            with _all_or_nothing(target) as part:
+                snapshot_download(name, local_dir=part, allow_patterns=list(MODEL_FILES))
+            print(f"backbone={cfg.backbone.name}: wrote {target}")
+
+
+@contextlib.contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``target`` when all went well: an interrupted fetch leaves no half mirror."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        yield part
+        shutil.rmtree(part / ".cache", ignore_errors=True)  # the hub client's notes about its download
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    except OSError as error:
+        raise SkimError(f"{target} cannot be filled: {_first_line(error)}") from error
+
+
+def show() -> None:
+    """Print what the mirror holds."""
+    import pyarrow.parquet as pq
+    from rich.console import Console
+    from rich.table import Table
+
+    folder = mirror()
+    if folder is None or not folder.is_dir():
+        raise SkimError(f"SKIM_MIRROR {'is not set' if folder is None else f'names no folder: {folder}'}.")
+    table = Table("name", "config", "splits (rows)", "MB", title=str(folder))
+    for path in sorted({p.parent for p in (folder / "datasets").glob("*/*/*/*.parquet")}):
+        files = sorted(path.glob("*.parquet"))
+        splits = ", ".join(f"{file.stem} ({pq.read_metadata(file).num_rows:,})" for file in files)
+        size = sum(file.stat().st_size for file in files)
+        table.add_row("/".join(path.parts[-3:-1]), path.name, splits, f"{size / 1e6:.1f}")
+    for path in sorted(p.parent for p in (folder / "models").glob("**/config.json")):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        state = "model" if complete(path) else "model, INCOMPLETE: no *.safetensors"
+        table.add_row(str(path.relative_to(folder / "models")), "", state, f"{size / 1e6:.1f}")
+    Console().print(table)
+
+
+USAGE = "python -m skim.hub fetch task=<name> backbone=<name>   |   python -m skim.hub list"
+
+
+def main(arguments: list[str]) -> None:
+    """``fetch ...`` or ``list``."""
+    match arguments:
+        case ["fetch", *overrides]:
+            fetch(overrides)
+        case ["list"]:
+            show()
+        case _:
+            raise SkimError(USAGE)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except SkimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,266 @@
+"""What every task shares: where rows come from, tokenising once, and loaders of length-grouped batches."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+
+from skim import hub
+from skim.errors import SkimError, unknown
+from tasks.batches import LengthBatches, Rows
+from tasks.files import read
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
+SUBSET_SEED = 0  # of holdout and subsamples: not the run's seed, so that runs of all seeds see the same rows
+ENCODING = 1  # counted up whenever the same rows and tokenizer shall give other columns; old caches are then left alone
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Task(pl.LightningDataModule, ABC):
+    """Data, what the head needs, and metrics. The fields are the YAML keys of ``conf/task``.
+
+    Use: ``task.setup_tokenizer(tokenizer)``, ``task.setup("fit")``, then the loaders. A batch is a dict of tensors:
+    ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``, all (B, N) and padded to
+    the longest of the batch, and ``labels`` where the split has labels.
+
+    Attributes:
+        head: ``classification`` or ``regression``.
+        monitor: the metric that selects the best checkpoint; higher is better.
+        label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
+        report: counts by part: ``rows``, ``truncated``, ``from_cache``; and ``max_length`` as it took effect.
+
+    Raises:
+        SkimError: from ``setup``, for data that cannot be had or used; names file or split, row and column.
+    """
+
+    name: str  # the file in conf/task
+    hub_id: str | None = None  # data set on the hub or in the mirror
+    config: str = "default"  # its configuration
+    train_split: str = "train"
+    eval_split: str | None = None  # evaluated during and after training; null is the task's own, mostly validation
+    test_split: str | None = None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test
+    # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
+    files: dict[str, str | None] = field(default_factory=dict)
+    # share of the training rows kept from training and evaluated on; a validation file takes precedence
+    holdout: float | None = None
+    batch_size: int = 32  # sequences per training batch and process
+    eval_batch_size: int = 32  # sequences per evaluation batch and process
+    max_length: int = 128  # tokens per sequence, special ones included; longer texts are truncated and counted
+    max_train_samples: int | None = None  # train on a random subset of that many rows, the same for every seed
+    max_eval_samples: int | None = None  # evaluate on a random subset of that many rows, the same for every seed
+    num_workers: int = 0  # processes that assemble batches; 0 is fast enough for texts
+    seed: int = 1  # of the order of the training rows
+
+    head: str = field(init=False)
+    label_names: list[str] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        for key in self.files:
+            if key not in ("train", "validation", "test"):
+                raise unknown("key of task.files", key, ("train", "validation", "test"))
+        if self.holdout is not None and not 0 < self.holdout < 1:
+            raise SkimError(f"task.holdout={self.holdout} is a share of the training rows: above 0 and below 1.")
+        self.tokenizer: Any = None
+        self.report: dict[str, Any] = {"rows": {}, "truncated": {}, "from_cache": {}}
+        self._raw: dict[str, Dataset] = {}
+        self._rows: dict[str, Dataset] = {}
+
+    # ---- what a kind of task decides ----
+
+    @property
+    @abstractmethod
+    def monitor(self) -> str:
+        """Name of the metric that selects the best checkpoint; higher is better."""
+
+    @property
+    @abstractmethod
+    def num_labels(self) -> int:
+        """Width of the head's output."""
+
+    @abstractmethod
+    def auto_class(self) -> Any:
+        """The ``transformers.AutoModelFor...`` with the right head."""
+
+    @abstractmethod
+    def model_kwargs(self) -> dict[str, Any]:
+        """What the model's config must know of the task."""
+
+    @abstractmethod
+    def metrics(self) -> MetricCollection:
+        """Fresh metrics, updated with ``predict(logits)`` and ``labels``."""
+
+    @abstractmethod
+    def predict(self, logits: Tensor) -> Tensor:
+        """Predictions (B,) from the head's output."""
+
+    @abstractmethod
+    def check(self, rows: Dataset, part: str, where: str) -> Dataset:
+        """The rows as ``encode`` can use them.
+
+        Args:
+            rows: as loaded.
+            part: train, validation or test.
+            where: the file or split, for errors.
+        """
+
+    @abstractmethod
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        """Tokenise some rows into the columns of a batch, plus ``truncated`` (bool) for each sequence."""
+
+    @abstractmethod
+    def encoding(self) -> list[Any]:
+        """Everything that ``encode`` depends on besides rows, tokenizer and ``max_length``: part of the cache's key."""
+
+    # ---- loading ----
+
+    def setup_tokenizer(self, tokenizer: Any) -> None:
+        """Give the backbone's tokenizer; before ``setup``."""
+        if not tokenizer.is_fast:
+            raise SkimError(f"{type(tokenizer).__name__} has no fast version in transformers; choose another backbone.")
+        self.tokenizer = tokenizer
+        self.report["max_length"] = min(self.max_length, tokenizer.model_max_length)
+        self._rows.clear()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, check and tokenise what the stage needs: the first time, or from the cache; once per task."""
+        from datasets import disable_progress_bars
+
+        disable_progress_bars()
+        for part in STAGES[stage or "fit"]:
+            if part not in self._rows:
+                self._raw[part] = self._select(part)
+                self._rows[part] = self._tokenise(part)
+
+    def split_of(self, part: str) -> str:
+        """The data set's name for train, validation or test."""
+        return {"train": self.train_split, "validation": self.eval_split, "test": self.test_split}[part] or part
+
+    def source(self, part: str) -> tuple[Dataset, str]:
+        """All rows of a part, and where they are from, for errors."""
+        split = self.split_of(part)
+        # the file for "validation" stands in for validation_matched too
+        file = self.files.get(split.partition("_")[0])
+        if file is not None:
+            return read(str(file)), str(file)
+        if self.hub_id is None:
+            raise SkimError(f"task={self.name} has no {part} data: give it a file, task.files.{part}=<csv, json, ...>.")
+        return hub.dataset(self.hub_id, self.config, split, f"task={self.name}"), f"{self.hub_id}/{self.config} {split}"
+
+    def _select(self, part: str) -> Dataset:
+        """The checked rows of a part that this run uses."""
+        held_out = self.holdout is not None and self.files.get("validation") is None and part != "test"
+        rows, where = self.source("train" if held_out else part)
+        if len(rows) == 0:
+            raise SkimError(f"{where} has no rows.")
+        rows = self.check(rows, part, where)
+        chosen = np.arange(len(rows))
+        rng = np.random.default_rng(SUBSET_SEED)
+        if held_out:
+            assert self.holdout is not None
+            count = round(self.holdout * len(rows))
+            if not 0 < count < len(rows):
+                raise SkimError(f"{where}: task.holdout={self.holdout} of {len(rows)} rows leaves a part without any.")
+            order = rng.permutation(len(rows))
+            chosen = order[:count] if part == "validation" else order[count:]
+        limit = self.max_train_samples if part == "train" else self.max_eval_samples
+        if limit is not None and limit < len(chosen):
+            chosen = rng.choice(chosen, limit, replace=False)
+        return rows if len(chosen) == len(rows) else rows.select(np.sort(chosen))
+
+    def _tokenise(self, part: str) -> Dataset:
+        """Tokenise a part in batches, on disk: later runs and other ranks map the same file into memory."""
+        from datasets import config
+        from datasets.fingerprint import Hasher
+        from filelock import FileLock
+
+        rows = self._raw[part]
+        backend = self.tokenizer.backend_tokenizer
+        # calls leave their truncation and padding behind in the tokenizer; they are not part of what it is
+        backend.no_truncation()
+        backend.no_padding()
+        key = [ENCODING, rows._fingerprint, backend.to_str(), self.report["max_length"], *self.encoding()]
+        fingerprint = Hasher.hash(key)
+        file = Path(config.HF_DATASETS_CACHE) / "skim" / f"{fingerprint}.arrow"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # ranks that start together: one tokenises, the others wait and read
+            self.report["from_cache"][part] = file.is_file()
+            table = rows.map(
+                self._encode,
+                batched=True,
+                remove_columns=rows.column_names,
+                new_fingerprint=fingerprint,
+                cache_file_name=str(file),
+            )
+        self.report["rows"][part] = len(table)
+        truncated = self.report["truncated"][part] = int(np.sum(table.with_format("numpy")["truncated"][:]))
+        if truncated:
+            limit = self.report["max_length"]
+            log.warning("%s: %d of %d texts were truncated to %d tokens", part, truncated, len(table), limit)
+        return table
+
+    def _encode(self, rows: dict[str, list]) -> dict[str, list]:
+        columns = self.encode(rows)
+        return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
+
+    # ---- loaders ----
+
+    def _assembled(self, table: Dataset) -> Rows:
+        tokenizer = self.tokenizer
+        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        return Rows(table, fill, left=tokenizer.padding_side == "left", hidden=("length", "truncated"))
+
+    def _loader(self, part: str, batch_size: int, shuffle: bool = False, by_length: bool = True) -> DataLoader:
+        table = self._rows[part]
+        lengths = lengths_of(table) if by_length else np.zeros(len(table))
+        return DataLoader(
+            self._assembled(table),
+            sampler=LengthBatches(lengths, batch_size, shuffle, self.seed, name=part),
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The test part in the order of its rows; with several ranks, batches are dealt out in turn."""
+        return self._loader("test", self.eval_batch_size, by_length=False)
+
+    def sample_batches(self, batch_size: int, samples: int) -> list[dict[str, Tensor]]:
+        """Batches of the first ``samples`` validation rows, grouped by length, the longest first: for measurements."""
+        table = self._rows["validation"]
+        table = table.select(range(min(samples, len(table))))
+        rows, batches = (
+            self._assembled(table),
+            LengthBatches(lengths_of(table), batch_size, False, rank=0, world_size=1),
+        )
+        return [rows[batch] for batch in batches]
+
+
+def lengths_of(table: Dataset) -> np.ndarray:
+    """Tokens of each row of a tokenised table."""
+    return np.asarray(table.with_format("numpy")["length"][:])

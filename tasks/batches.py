@@ -1,0 +1,144 @@
+"""From tokenised rows to padded batches of similar length, shared out over ranks.
+
+``LengthBatches`` decides which rows go together, ``Rows`` turns a list of row numbers into tensors. A loader is
+``DataLoader(Rows(...), sampler=LengthBatches(...), batch_size=None)``: the sampler yields whole batches. It is the
+loader's *sampler* and not its batch sampler, because Lightning calls ``set_epoch`` on the former only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import Sampler
+
+from skim.errors import SkimError
+
+POOL = 50  # batches whose rows are sorted together in training: little padding, and still a thorough shuffle
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Batches of rows of similar length: every row exactly once per epoch over all ranks, as many batches on each rank.
+
+    Padding costs as much as tokens: on short texts these batches train twice as fast as shuffled ones. In training the
+    rows are shuffled, sorted by length within pools of ``POOL`` batches, and the batches shuffled; in evaluation the
+    rows are sorted, the longest first, so that memory runs out at once or never.
+
+    So that no row is repeated or left out, all batches have the same size or one row less, at most ``batch_size``.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows per batch and rank, at most.
+        shuffle: whether to shuffle, by ``seed`` and epoch.
+        seed: of the shuffle; the same on all ranks.
+        rank: this process among ``world_size``; both are asked of ``torch.distributed`` if not given.
+        world_size: number of processes.
+        name: of the split, for the error.
+
+    Raises:
+        SkimError: fewer rows than processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        batch_size: int,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        name: str = "data",
+    ) -> None:
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
+        self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
+        self.lengths = np.asarray(lengths)
+        if len(self.lengths) < self.world_size:
+            raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.epoch = 0
+        self.steps = math.ceil(len(self.lengths) / (batch_size * self.world_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's shuffle; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # the batches of one step stand side by side in the sorted order: no rank waits long for another
+        for step in self._steps():
+            yield step[self.rank].tolist()
+
+    def _steps(self) -> list[list[np.ndarray]]:
+        """The epoch's batches on all ranks, ``[step][rank]``."""
+        if not self.shuffle:
+            return self._cut(np.argsort(-self.lengths, kind="stable"))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order = rng.permutation(len(self.lengths))
+        size = POOL * self.batch_size * self.world_size
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
+        pools = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
+        # every other pool downwards: a batch across the border of two pools holds rows of similar length too
+        pools[1::2] = [pool[::-1] for pool in pools[1::2]]
+        steps = self._cut(np.concatenate(pools))
+        return [steps[i] for i in rng.permutation(len(steps))]
+
+    def _cut(self, order: np.ndarray) -> list[list[np.ndarray]]:
+        batches = np.array_split(order, self.steps * self.world_size)
+        return [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
+
+
+class Rows(torch.utils.data.Dataset):
+    """Tokenised rows, memory-mapped; indexed by a list of row numbers it gives the padded batch.
+
+    Args:
+        table: a ``datasets.Dataset``. Lists of numbers become (B, N) tensors, numbers become (B,) tensors.
+        fill: value of the padding for each list column; 0 for a column that is not in it.
+        left: pad on the left (XLNet reads the last token).
+        hidden: columns that stay out of the batches.
+    """
+
+    def __init__(self, table: Any, fill: dict[str, int], left: bool = False, hidden: tuple[str, ...] = ()) -> None:
+        # arrow, not python lists: 32 rows cost 0.2 ms instead of 5
+        self.table = table.with_format("arrow", columns=[c for c in table.column_names if c not in hidden])
+        self.fill = fill
+        self.left = left
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
+        """The batch of these rows, in this order; with ``attention_mask`` (B, N), 1 for real tokens."""
+        batch = {}
+        table = self.table[rows]
+        for name in table.column_names:
+            column = table.column(name).combine_chunks()
+            if hasattr(column, "offsets"):
+                values, lengths = column.flatten().to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy())
+                real = _real(lengths, self.left)
+                batch[name] = _pad(values, real, self.fill.get(name, 0))
+                batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+            else:
+                batch[name] = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+        return batch
+
+
+def _real(lengths: np.ndarray, left: bool) -> np.ndarray:
+    """Where the tokens go, (B, N) bool with N the longest."""
+    place = np.arange(lengths.max())
+    return place >= place.size - lengths[:, None] if left else place < lengths[:, None]
+
+
+def _pad(values: np.ndarray, real: np.ndarray, fill: int) -> Tensor:
+    """Lay the concatenated rows out, (B, N); integers become int64, which is what models take."""
+    dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else values.dtype
+    out = np.full(real.shape, fill, dtype=dtype)
+    out[real] = values
+    return torch.from_numpy(out)

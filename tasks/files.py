@@ -1,0 +1,47 @@
+"""A user's own csv, tsv, json, jsonl or parquet file as a ``datasets.Dataset``, memory-mapped and cached by content."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skim.errors import SkimError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# "NA" and "null" are words: no cell of a text file means "missing"
+CSV: dict[str, Any] = {"keep_default_na": False}
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".csv": ("csv", CSV),
+    # GLUE's tsv files hold single quotation marks: in a tsv file they quote nothing
+    ".tsv": ("csv", {**CSV, "sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+def read(path: str) -> Dataset:
+    """All rows of one file; csv and tsv files have a header line, json files one object per line or a list of objects.
+
+    Raises:
+        SkimError: not there, of an unknown kind, empty, or not readable.
+    """
+    import datasets
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise SkimError(f"{path} is not there (looked for {file.absolute()}).")
+    if file.suffix.lower() not in READERS:
+        raise SkimError(f"{path}: skim reads {', '.join(READERS)}, not '{file.suffix}'.")
+    if file.stat().st_size == 0:
+        raise SkimError(f"{path} is empty.")
+    reader, options = READERS[file.suffix.lower()]
+    try:
+        return datasets.load_dataset(reader, data_files={"rows": str(file)}, split="rows", **options)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()
+        what = reason[0] if reason else type(error).__name__
+        raise SkimError(f"{path} cannot be read as {reader}: {what}") from error

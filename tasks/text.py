@@ -1,0 +1,127 @@
+"""One or two texts per row, and a class or a number to predict: sentiment, paraphrase, entailment, similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torchmetrics import F1Score, MatthewsCorrCoef, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import MulticlassAccuracy
+
+from skim.errors import SkimError, unknown
+from tasks.base import Task
+from tasks.columns import check_texts, infer_label_names, is_labeled, label_ids, numbers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def f1(labels: int) -> Metric:
+    """Of two classes, that of the second (GLUE's rule); of more, the mean over classes."""
+    return F1Score("binary") if labels == 2 else F1Score("multiclass", num_classes=labels, average="macro")
+
+
+# by head: metric name -> from the number of labels to a fresh metric; the first one is the default
+METRICS: dict[str, dict[str, Callable[[int], Metric]]] = {
+    "classification": {
+        "accuracy": lambda labels: MulticlassAccuracy(labels, average="micro"),
+        "f1": f1,
+        "matthews": lambda labels: MatthewsCorrCoef("multiclass", num_classes=labels),
+    },
+    "regression": {"pearson": lambda _: PearsonCorrCoef(), "spearman": lambda _: SpearmanCorrCoef()},
+}
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Text(Task):
+    """Classification of, or a number for, a text or a pair of texts.
+
+    Labels may be ids, names, or a parquet file's class labels. A split whose labels are all -1, the hub's way of
+    saying that they are withheld, can be predicted and nothing else.
+    """
+
+    head: str = "classification"  # or regression
+    text_columns: list[str] = field(default_factory=lambda: ["text"])  # one, or two for a pair
+    label_column: str = "label"
+    label_names: list[str] | None = None  # in the order of their ids; null takes them from the training rows
+    metric_names: list[str] | None = None  # the first selects the best checkpoint; null: the head's first in METRICS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head not in METRICS:
+            raise unknown("task.head", self.head, METRICS)
+        if len(self.text_columns) not in (1, 2):
+            raise SkimError(f"task.text_columns={list(self.text_columns)}: name one column, or two for pairs of texts.")
+        self.text_columns = list(self.text_columns)  # a plain list: it is part of a cache's key
+        self._metrics = list(self.metric_names or list(METRICS[self.head])[:1])
+        for name in self._metrics:
+            if name not in METRICS[self.head]:
+                raise unknown(f"metric of a {self.head}", name, METRICS[self.head])
+        if self.head == "regression":
+            self.label_names = []
+        elif self.label_names is not None:
+            self.label_names = list(self.label_names)
+
+    @property
+    def monitor(self) -> str:
+        return self._metrics[0]
+
+    @property
+    def num_labels(self) -> int:
+        if self.label_names is None:
+            raise RuntimeError("the labels come from the training rows: call setup before num_labels")
+        return len(self.label_names) or 1
+
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    def model_kwargs(self) -> dict[str, Any]:
+        kind = "regression" if self.head == "regression" else "single_label_classification"
+        settings: dict[str, Any] = {"num_labels": self.num_labels, "problem_type": kind}
+        if self.label_names:
+            settings["id2label"] = dict(enumerate(self.label_names))
+            settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
+        return settings
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({name: METRICS[self.head][name](self.num_labels) for name in self._metrics})
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """Class ids, or numbers, (B,), from logits (B, num_labels)."""
+        return logits.squeeze(-1).float() if self.head == "regression" else logits.argmax(-1)
+
+    def example_texts(self, count: int) -> list[Any]:
+        """Some validation rows, spread evenly: texts, or pairs of texts."""
+        rows = self._raw["validation"]
+        count = min(count, len(rows))
+        chosen = rows[[i * len(rows) // count for i in range(count)]]
+        columns = [chosen[name] for name in self.text_columns]
+        return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
+
+    def check(self, rows: Dataset, part: str, where: str) -> Dataset:
+        for name in self.text_columns:
+            check_texts(rows, name, where)
+        texts = rows.select_columns(self.text_columns)
+        if not is_labeled(rows, self.label_column, where, needed=part != "test"):
+            return texts
+        if self.head == "regression":
+            return texts.add_column("labels", numbers(rows, self.label_column, where))
+        if self.label_names is None:
+            train, its_place = (rows, where) if part == "train" else self.source("train")
+            is_labeled(train, self.label_column, its_place, needed=True)
+            self.label_names = infer_label_names(train, self.label_column, its_place)
+        return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, where))
+
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        texts = [rows[name] for name in self.text_columns]
+        length = self.report["max_length"]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=length, return_attention_mask=False)
+        columns = {**encoded, "truncated": [bool(one.overflowing) for one in encoded.encodings]}
+        return {**columns, "labels": rows["labels"]} if "labels" in rows else columns
+
+    def encoding(self) -> list[Any]:
+        return [type(self).__name__, self.text_columns]
