@@ -245,7 +245,8 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
 
 def shape_table(rows: list[Row], title: str) -> Table:
     """Relative FLOPs beside relative time, one line per candidate; fits 80 columns."""
-    table = Table(title=title, box=SIMPLE_HEAD, caption="times are compared by their medians, measured in turns")
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.caption = "times are compared by their medians, measured in turns"
     table.add_column("candidate", no_wrap=True)
     for column in ("keep\nratio", "relative\nFLOPs", "time /\ndense", "time /\npadded", "median\nms", "min - max\nms"):
         table.add_column(column, justify="right", no_wrap=True)
