@@ -7,6 +7,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     if hasattr(whole, "skim_walk"):
         raise SkimError("This model is compressed already; skim.decompress(model) first.")
     backbone = backbones.find(whole)
-    base = whole.base_model
+    base: Any = whole.base_model
     if isinstance(method, str):
         method = method_class(method)()
     method.build(
@@ -95,8 +96,8 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
 
     Args:
         model: a compressed model.
-        value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded, decisions
-            as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest survivor).
+        value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded,
+            decisions as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest survivor).
     """
     walk = walk_of(model)
     before, walk.execution = walk.execution, value

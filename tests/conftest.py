@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, no dropout of determinism, no network, and a device to run on."""
+"""What every test starts from: one thread, a fixed seed, a quiet transformers, and a device to run on."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from skim.errors import SkimError
 try:  # torch >= 2.10; FlashAttention on CUDA, no kernel for the CPU
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # pragma: no cover - depends on the installed torch
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 
 @dataclass
@@ -188,20 +188,21 @@ def packed_attention(
         if half and dropout == 0.0 and mask.window is None and varlen_attn is not None:
             longest = occupancy.sequences.real.shape[1]  # an upper bound is enough, and costs no sync
             bounds = occupancy.bounds.int()
-            rows = [x[0].transpose(0, 1) for x in (query, key, value)]
-            return varlen_attn(*rows, bounds, bounds, longest, longest, scale=scaling).transpose(0, 1)[None]
+            q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+            return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling).transpose(0, 1)[None]
         return rectangle_attention(query, key, value, mask, scaling, dropout)
     rows, back, groups = occupancy.by_length
     if len(groups) > 1:
         query, key, value = (x[:, :, rows] for x in (query, key, value))
     sizes = [size * length for size, length in groups]
-    positions = occupancy.position[:, rows].split(sizes, 1) if mask.window is not None else [None] * len(groups)
+    window = mask.window
+    positions = [None] * len(groups) if window is None else occupancy.position[:, rows].split(sizes, 1)
     contexts = []
     for group, q, k, v, position in zip(
         groups, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), positions, strict=True
     ):
         q, k, v = (x[0].unflatten(1, group).transpose(0, 1) for x in (q, k, v))  # (sequences, H, length, d)
-        seen = None if position is None else near(position.view(group), mask.window)[:, None]
+        seen = None if window is None else near(position.view(group), window)[:, None]
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling)
         contexts.append(context.transpose(0, 1).flatten(1, 2))
     if len(groups) == 1:

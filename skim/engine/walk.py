@@ -138,7 +138,7 @@ class Walk:
         output = backbone.finish(base, hidden)
         if wants_states:
             output.hidden_states = backbone.hidden_states(states, hidden, output)
-        self.model.trace = trace
+        self.model.trace = trace  # type: ignore[assignment]
         return output.to_tuple() if wants_tuple else output
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
