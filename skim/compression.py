@@ -97,7 +97,8 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
     Args:
         model: a compressed model.
         value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded,
-            decisions as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest survivor).
+            decisions as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest
+            survivor).
     """
     walk = walk_of(model)
     before, walk.execution = walk.execution, value
