@@ -77,8 +77,11 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
 def parquet(path: Path) -> Dataset:
     """One parquet file, memory-mapped from the cache of ``datasets`` (the file's own folder may be read-only)."""
     import datasets
+    from pyarrow.parquet import read_metadata
 
     try:
+        if read_metadata(path).num_rows == 0:
+            raise SkimError(f"{path} has no rows.")
         return datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         raise SkimError(f"{path} cannot be read as parquet: {_first_line(error.__cause__ or error)}") from error
@@ -181,7 +184,10 @@ def fetch(overrides: list[str]) -> None:
     import datasets
     from huggingface_hub import snapshot_download
     from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
     from hydra.utils import instantiate
+
+    from skim.cli import check_choices, message
 
     named = {override.partition("=")[0] for override in overrides}
     if not named & {"task", "backbone"}:
@@ -189,8 +195,12 @@ def fetch(overrides: list[str]) -> None:
     folder = mirror()
     if folder is None:
         raise SkimError("SKIM_MIRROR is not set: it names the folder to fill.\nexport SKIM_MIRROR=<folder>")
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", overrides)
+    check_choices(overrides, CONF)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("train", overrides)
+    except HydraException as error:
+        raise SkimError(message(error)) from error
     if "task" in named:
         task = instantiate(cfg.task)
         target = None if task.hub_id is None else folder / "datasets" / task.hub_id / task.config
@@ -244,11 +254,12 @@ def show() -> None:
     if folder is None or not folder.is_dir():
         raise SkimError(f"SKIM_MIRROR {'is not set' if folder is None else f'names no folder: {folder}'}.")
     table = Table("name", "config", "splits (rows)", "MB", title=str(folder))
-    for path in sorted({p.parent for p in (folder / "datasets").glob("*/*/*/*.parquet")}):
+    for path in sorted({file.parent for file in (folder / "datasets").glob("**/*.parquet")}):
         files = sorted(path.glob("*.parquet"))
         splits = ", ".join(f"{file.stem} ({pq.read_metadata(file).num_rows:,})" for file in files)
         size = sum(file.stat().st_size for file in files)
-        table.add_row("/".join(path.parts[-3:-1]), path.name, splits, f"{size / 1e6:.1f}")
+        name = path.parent.relative_to(folder / "datasets")
+        table.add_row(str(name), path.name, splits, f"{size / 1e6:.1f}")
     for path in sorted(p.parent for p in (folder / "models").glob("**/config.json")):
         size = sum(file.stat().st_size for file in path.iterdir())
         state = "model" if complete(path) else "model, INCOMPLETE: no *.safetensors"

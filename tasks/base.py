@@ -139,9 +139,10 @@ class Task(pl.LightningDataModule, ABC):
 
     def setup(self, stage: str | None = None) -> None:
         """Load, check and tokenise what the stage needs: the first time, or from the cache; once per task."""
-        from datasets import disable_progress_bars
+        import datasets
 
-        disable_progress_bars()
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs it also raises, and we say it better
         for part in STAGES[stage or "fit"]:
             if part not in self._rows:
                 self._raw[part] = self._select(part)

@@ -96,7 +96,7 @@ def examples(count: int, split: str) -> list[dict[str, Any]]:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Builtin(Text):
-    """Classification of texts from the grammar above. Batches also hold ``salient`` (B, N) bool, the deciding tokens."""
+    """Classification of texts from the grammar above. Batches also hold ``salient`` (B, N), bool: what decides."""
 
     name: str = "builtin"
     train_rows: int = 4000  # texts to train on

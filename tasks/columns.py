@@ -31,7 +31,7 @@ def first_row(column: ChunkedArray, wrong: Callable[[Any], bool]) -> int:
 
 def check_texts(rows: Dataset, name: str, where: str) -> None:
     """A text in every row; it may be empty."""
-    import pyarrow
+    import pyarrow.types as kinds
 
     if name not in rows.column_names:
         raise SkimError(
@@ -41,7 +41,7 @@ def check_texts(rows: Dataset, name: str, where: str) -> None:
     column = column_of(rows, name)
     if column.null_count:
         raise SkimError(f"{where}, row {first_row(column, lambda v: v is None)}, column '{name}': there is no text.")
-    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+    if not (kinds.is_string(column.type) or kinds.is_large_string(column.type)):
         raise SkimError(f"{where}, column '{name}' holds {column.type} and not texts.")
 
 
@@ -61,14 +61,24 @@ def is_labeled(rows: Dataset, name: str, where: str, needed: bool) -> bool:
                 "Choose with task.label_column=<column>."
             )
         return False
-    withheld = column_of(rows, name).unique().to_pylist() == [-1]
+    import pyarrow.types as kinds
+
+    column = column_of(rows, name)
+    known = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_boolean)
+    if not any(is_kind(column.type) for is_kind in known):
+        raise SkimError(f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture of them.")
+    values = column.unique().to_pylist()
+    if None in values or "" in values:
+        row = first_row(column, lambda value: value is None or value == "")
+        raise SkimError(f"{where}, row {row}, column '{name}': there is no label.")
+    withheld = values == [-1]
     if withheld and needed:
         raise SkimError(f"{where}: all labels are -1, which means withheld; it can be predicted and nothing else.")
     return not withheld
 
 
 def infer_label_names(rows: Dataset, name: str, where: str) -> list[str]:
-    """The classes of a label column: a parquet file's class labels, names in alphabetical order, or 0 to the highest."""
+    """The classes of a label column: a parquet file's own, names in alphabetical order, or 0 to the highest."""
     feature = rows.features[name]
     if hasattr(feature, "names"):
         return list(feature.names)
@@ -100,7 +110,7 @@ def label_ids(rows: Dataset, name: str, label_names: list[str], where: str) -> n
     ids: dict[Any, int] = {**by_name, **by_number}
     for value in values:
         if value not in ids:
-            row = first_row(column, lambda v, value=value: v == value or v is None or v != v)
+            row = first_row(column, lambda v, value=value: v == value or v != v)  # NaN equals nothing
             shown = named[value] if hasattr(feature, "names") and value in range(len(named)) else value
             raise SkimError(
                 f"{where}, row {row}, column '{name}': {shown!r} is no label of this task.\n"

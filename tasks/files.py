@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skim import hub
 from skim.errors import SkimError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("csv", {**CSV, "sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
 }
 
 
@@ -34,14 +34,19 @@ def read(path: str) -> Dataset:
     file = Path(path).expanduser()
     if not file.is_file():
         raise SkimError(f"{path} is not there (looked for {file.absolute()}).")
-    if file.suffix.lower() not in READERS:
-        raise SkimError(f"{path}: skim reads {', '.join(READERS)}, not '{file.suffix}'.")
+    kind = file.suffix.lower()
+    if kind != ".parquet" and kind not in READERS:
+        raise SkimError(f"{path}: skim reads {', '.join(READERS)} and .parquet, not '{file.suffix}'.")
     if file.stat().st_size == 0:
         raise SkimError(f"{path} is empty.")
-    reader, options = READERS[file.suffix.lower()]
+    if kind == ".parquet":
+        return hub.parquet(file)
+    reader, options = READERS[kind]
     try:
         return datasets.load_dataset(reader, data_files={"rows": str(file)}, split="rows", **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        if "corresponds to no data" in str(error):
+            raise SkimError(f"{path} has no rows.") from error
         reason = str(error.__cause__ or error).strip().splitlines()
         what = reason[0] if reason else type(error).__name__
         raise SkimError(f"{path} cannot be read as {reader}: {what}") from error

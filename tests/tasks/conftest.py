@@ -1,0 +1,24 @@
+"""A small tokenizer with token types, and caches that no other test has filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from transformers import BertTokenizer
+
+WORDS = "a good bad film soup the was not very and it is".split()
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    return BertTokenizer(vocab={name: i for i, name in enumerate(names)}, model_max_length=64)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache"

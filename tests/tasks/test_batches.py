@@ -1,0 +1,112 @@
+"""Laws of the sampler, and padding."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from skim.errors import SkimError
+from tasks.batches import POOL, LengthBatches, Rows
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[list[int], int, int, bool]:
+    world = draw(st.integers(1, 5))
+    lengths = draw(st.lists(st.integers(2, 60), min_size=world, max_size=300))
+    return lengths, draw(st.integers(1, 17)), world, draw(st.booleans())
+
+
+def epoch(lengths, size: int, world: int, shuffle: bool, number: int = 0, seed: int = 3) -> list[list[list[int]]]:
+    """``[rank][step]`` -> rows."""
+    ranks = []
+    for rank in range(world):
+        sampler = LengthBatches(lengths, size, shuffle, seed, rank=rank, world_size=world)
+        sampler.set_epoch(number)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+    return ranks
+
+
+@given(cases())
+@settings(max_examples=200, deadline=None)
+def test_every_row_once_and_as_many_batches_on_each_rank(case: tuple) -> None:
+    lengths, size, world, shuffle = case
+    ranks = epoch(lengths, size, world, shuffle)
+    assert {len(steps) for steps in ranks} == {math.ceil(len(lengths) / (size * world))}
+    batches = [batch for steps in ranks for batch in steps]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    sizes = {len(batch) for batch in batches}
+    assert max(sizes) <= size
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(cases())
+@settings(max_examples=50, deadline=None)
+def test_reproducible_by_seed_and_epoch(case: tuple) -> None:
+    lengths, size, world, shuffle = case
+    assert epoch(lengths, size, world, shuffle, number=2) == epoch(lengths, size, world, shuffle, number=2)
+
+
+def test_epochs_and_seeds_differ_in_training_and_not_in_evaluation() -> None:
+    lengths = np.random.default_rng(0).integers(3, 40, 500)
+    assert epoch(lengths, 8, 2, True, number=0) != epoch(lengths, 8, 2, True, number=1)
+    assert epoch(lengths, 8, 2, True, seed=3) != epoch(lengths, 8, 2, True, seed=4)
+    assert epoch(lengths, 8, 2, False, number=0) == epoch(lengths, 8, 2, False, number=1)
+
+
+def test_batches_hold_similar_lengths_and_steps_are_even_over_ranks() -> None:
+    lengths = np.random.default_rng(0).geometric(0.1, 3 * POOL * 32) + 2
+    ranks = epoch(lengths, 16, 2, True)
+    padded = sum(len(batch) * lengths[batch].max() for steps in ranks for batch in steps)
+    assert lengths.sum() / padded > 0.93
+    gaps = [abs(int(lengths[a].max()) - int(lengths[b].max())) for a, b in zip(*ranks, strict=True)]
+    assert np.mean(gaps) < 1.5
+
+
+def test_evaluation_begins_with_the_longest() -> None:
+    (steps,) = epoch([3, 9, 5, 7, 9], 2, 1, False)
+    assert steps == [[1, 4], [3, 2], [0]]
+
+
+def test_fewer_rows_than_processes() -> None:
+    with pytest.raises(SkimError, match="validation: 2 rows cannot be shared out over 4 processes"):
+        LengthBatches([3, 4], 8, False, rank=0, world_size=4, name="validation")
+
+
+@pytest.fixture
+def table() -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [[1, 2, 3], [4], [5, 6]],
+            "salient": [[True, False, True], [True], [False, True]],
+            "labels": [0.5, 1.5, 2.5],
+            "length": [3, 1, 2],
+        }
+    )
+
+
+def test_padding_right_and_left(table: Dataset) -> None:
+    right = Rows(table, {"input_ids": 9}, hidden=("length",))[[2, 0]]
+    assert right["input_ids"].tolist() == [[5, 6, 9], [1, 2, 3]]
+    assert right["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert right["salient"].tolist() == [[False, True, False], [True, False, True]]
+    assert right["labels"].tolist() == [2.5, 0.5]
+    assert set(right) == {"input_ids", "attention_mask", "salient", "labels"}
+    assert right["input_ids"].dtype == right["attention_mask"].dtype == torch.int64
+    left = Rows(table, {"input_ids": 9}, left=True)[[2, 0]]
+    assert left["input_ids"].tolist() == [[9, 5, 6], [1, 2, 3]]
+    assert left["attention_mask"].tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_gives_the_sampler_s_batches(table: Dataset, workers: int) -> None:
+    sampler = LengthBatches([3, 1, 2], 2, shuffle=False)
+    batches = list(DataLoader(Rows(table, {}), sampler=sampler, batch_size=None, num_workers=workers))
+    assert [batch["length"].tolist() for batch in batches] == [[3, 2], [1]]
