@@ -62,8 +62,10 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
     try:
         with _cache_only():
             return datasets.load_dataset(hub_id, config, split=split)
-    except (OSError, ValueError) as error:
-        looked.append(f"the cache has none ({_first_line(error)})")
+    except ConnectionError:
+        looked.append("the cache has none")
+    except (OSError, ValueError) as error:  # it has the data set, and not this config or split
+        looked.append(f"the cache: {_first_line(error)}")
     problem = _hub_problem(hub_id, "dataset")
     if problem is None:
         try:

@@ -195,7 +195,8 @@ class Task(pl.LightningDataModule, ABC):
         # calls leave their truncation and padding behind in the tokenizer; they are not part of what it is
         backend.no_truncation()
         backend.no_padding()
-        key = [ENCODING, rows._fingerprint, backend.to_str(), self.report["max_length"], *self.encoding()]
+        tokenizer = [backend.to_str(), self.tokenizer.model_input_names, self.tokenizer.truncation_side]
+        key = [ENCODING, rows._fingerprint, tokenizer, self.report["max_length"], self.encoding()]
         fingerprint = Hasher.hash(key)
         file = Path(config.HF_DATASETS_CACHE) / "skim" / f"{fingerprint}.arrow"
         file.parent.mkdir(parents=True, exist_ok=True)

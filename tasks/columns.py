@@ -66,7 +66,7 @@ def is_labeled(rows: Dataset, name: str, where: str, needed: bool) -> bool:
     column = column_of(rows, name)
     known = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_boolean)
     if not any(is_kind(column.type) for is_kind in known):
-        raise SkimError(f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture of them.")
+        raise SkimError(f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture.")
     values = column.unique().to_pylist()
     if None in values or "" in values:
         row = first_row(column, lambda value: value is None or value == "")

@@ -44,7 +44,7 @@ class Glue(Text):
     hub_id: str | None = "nyu-mll/glue"
     config: str = field(init=False)
     head: str = field(init=False)
-    text_columns: list[str] | None = None  # of own files, where they differ from the hub's; null: the hub's
+    text_columns: list[str] = field(default_factory=list)  # of own files, where they differ; empty: the hub's
     label_names: list[str] = field(init=False)
     metric_names: list[str] = field(init=False)
 

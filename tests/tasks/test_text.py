@@ -227,7 +227,11 @@ WRONG_ROWS = {
     "label too high": ({"text": ["a", "b"], "label": [0, 2]}, {"label_names": ["x", "y"]}, "row 2, column 'label': 2"),
     "label below zero": ({"text": ["a", "b", "c"], "label": [0, 1, -1]}, {}, "row 3, column 'label': -1"),
     "unknown label": ({"text": ["a", "b"], "label": ["x", "z"]}, {"label_names": ["x", "y"]}, "row 2.*'z' is no label"),
-    "label missing": ({"text": ["a", "b"], "label": ["x", None]}, {"label_names": ["x", "y"]}, "row 2.*there is no label"),
+    "label missing": (
+        {"text": ["a", "b"], "label": ["x", None]},
+        {"label_names": ["x", "y"]},
+        "row 2.*there is no label",
+    ),
     "number as a class": ({"text": ["a", "b"], "label": [0.5, 1.0]}, {}, "row 1.*0.5 is no class.*head=regression"),
     "one class": ({"text": ["a", "b"], "label": ["x", "x"]}, {}, "every row has the label 'x'"),
     "class as a number": ({"text": ["a"], "label": ["x"]}, {"head": "regression"}, "row 1.*'x' is no number"),
@@ -277,7 +281,10 @@ def test_wrong_files(tmp_path: Path, tokenizer: Any, file: str, content: bytes |
     ("settings", "message"),
     [
         ({}, "task=text has no train data.*task.files.train="),
-        ({"files": {"train": "x.csv", "valid": "y.csv"}}, "Unknown key of task.files 'valid'. Did you mean 'validation'"),
+        (
+            {"files": {"train": "x.csv", "valid": "y.csv"}},
+            "Unknown key of task.files 'valid'. Did you mean 'validation'",
+        ),
         ({"head": "classify"}, "Unknown task.head 'classify'. Did you mean 'classification'"),
         ({"metric_names": ["pearson"]}, "Unknown metric of a classification 'pearson'"),
         ({"text_columns": []}, r"task.text_columns=\[\]: name one column"),

@@ -1,0 +1,245 @@
+"""The door for names: mirror first, then cache, then hub; errors that help; no waiting for a hub out of reach."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+
+from skim import hub
+from skim.errors import SkimError
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]})
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, an empty cache, no mirror; tests put back what they need."""
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unreachable)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.delenv("SKIM_MIRROR", raising=False)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "mirror"
+    path = folder / "datasets/nyu-mll/glue/sst2/train.parquet"
+    path.parent.mkdir(parents=True)
+    ROWS.to_parquet(path)
+    monkeypatch.setenv("SKIM_MIRROR", str(folder))
+    return folder
+
+
+def write_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def test_a_split_from_the_mirror(mirror: Path) -> None:
+    assert hub.dataset("nyu-mll/glue", "sst2", "train").to_dict() == ROWS.to_dict()
+
+
+def test_a_read_only_mirror_is_enough(mirror: Path) -> None:
+    for folder, _, files in os.walk(mirror):
+        for file in files:
+            os.chmod(Path(folder) / file, 0o444)
+        os.chmod(folder, 0o555)
+    before = sorted(mirror.rglob("*"))
+    rows = hub.dataset("nyu-mll/glue", "sst2", "train")
+    assert len(rows) == 2
+    assert rows.cache_files
+    assert sorted(mirror.rglob("*")) == before
+    for folder, *_ in os.walk(mirror):
+        os.chmod(folder, 0o755)
+
+
+def test_a_model_from_the_mirror_or_a_folder(mirror: Path, tmp_path: Path) -> None:
+    folder = write_model(mirror / "models/google-bert/bert-base-uncased")
+    assert hub.model_path("google-bert/bert-base-uncased") == str(folder)
+    assert hub.model_path(str(tmp_path)) == str(tmp_path)
+
+
+def test_a_data_set_to_be_had_nowhere(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SkimError) as error:
+        hub.dataset("nyu-mll/glue", "sst2", "validation", "task=sst2")
+    what, looked, command = str(error.value).splitlines()
+    assert what == "Data set nyu-mll/glue (config sst2, split validation) is not to be had."
+    assert f"the mirror has no {mirror}/datasets/nyu-mll/glue/sst2/validation.parquet (there: train)" in looked
+    assert "the cache has none" in looked
+    assert "the hub: cannot be reached (Name or service not known)" in looked
+    assert command.endswith("python -m skim.hub fetch task=sst2")
+    monkeypatch.delenv("SKIM_MIRROR")
+    with pytest.raises(SkimError, match="SKIM_MIRROR is not set; the cache has none"):
+        hub.dataset("nyu-mll/glue", "sst2", "validation")
+
+
+def test_a_model_to_be_had_nowhere(mirror: Path) -> None:
+    with pytest.raises(SkimError) as error:
+        hub.model_path("google-bert/bert-base-uncased", "backbone=bert_base")
+    what, looked, command = str(error.value).splitlines()
+    assert what == "Model google-bert/bert-base-uncased is not to be had."
+    assert f"the mirror's {mirror}/models/google-bert/bert-base-uncased is not there; the cache has none" in looked
+    assert command.endswith("python -m skim.hub fetch backbone=bert_base")
+    folder = mirror / "models/google-bert/bert-base-uncased"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(SkimError, match=r"is incomplete \(needs config.json and \*.safetensors\)"):
+        hub.model_path("google-bert/bert-base-uncased")
+
+
+def test_a_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise huggingface_hub.errors.RepositoryNotFoundError.__new__(huggingface_hub.errors.RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", unknown)
+    with pytest.raises(SkimError, match="it knows no dataset of this name"):
+        hub.dataset("no/such", "default", "train")
+    with pytest.raises(SkimError, match="it knows no model of this name"):
+        hub.model_path("no/such")
+    with pytest.raises(SkimError, match="not to be had"):
+        hub.model_path("not a name")
+
+
+def test_a_split_from_the_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    ROWS.to_parquet(tmp_path / "rows.parquet")
+    datasets.load_dataset("parquet", data_files={"train": str(tmp_path / "rows.parquet")})
+    # as `datasets` lays out what it got from the hub
+    (loaded,) = cache.glob("parquet/*/0.0.0/*/")
+    as_from_hub = cache / "some___set/default/0.0.0" / loaded.name
+    as_from_hub.parent.mkdir(parents=True)
+    loaded.rename(as_from_hub)
+    (as_from_hub / "parquet-train.arrow").rename(as_from_hub / "set-train.arrow")
+    assert hub.dataset("some/set", "default", "train").to_dict() == ROWS.to_dict()
+    assert not datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(SkimError, match='the cache: Unknown split "test"'):
+        hub.dataset("some/set", "default", "test")
+
+
+def test_a_split_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(hub_id: str, config: str, split: str) -> datasets.Dataset:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise ConnectionError("offline")
+        return ROWS
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert hub.dataset("some/set", "default", "train") is ROWS
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_parquet_file_that_is_none(mirror: Path) -> None:
+    path = mirror / "datasets/nyu-mll/glue/sst2/train.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SkimError, match=r"train\.parquet cannot be read as parquet"):
+        hub.dataset("nyu-mll/glue", "sst2", "train")
+
+
+@pytest.mark.parametrize("ask", [lambda: hub.dataset("a/b", "c", "train"), lambda: hub.model_path("a/b")])
+def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv("SKIM_MIRROR", raising=False)
+    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        begin = time.perf_counter()
+        with pytest.raises(SkimError, match="the hub: cannot be reached"):
+            ask()
+        # the hub client's first request of a process asks another address too, for 3 seconds at most
+        assert time.perf_counter() - begin < 6
+
+
+def test_fetch_fills_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def load(hub_id: str, config: str) -> datasets.DatasetDict:
+        assert (hub_id, config) == ("nyu-mll/glue", "mrpc")
+        return datasets.DatasetDict(train=ROWS, validation=ROWS)
+
+    def download(name: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        (local_dir / "config.json").write_text("{}")
+        (local_dir / "model.safetensors").write_bytes(b"weights")
+        assert not any("bin" in pattern for pattern in allow_patterns)
+
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "new"))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub.main(["fetch", "task=mrpc", "backbone=bert_base"])
+    hub.main(["fetch", "task=mrpc", "backbone=bert_base"])
+    assert capsys.readouterr().out.count("is there") == 2
+    monkeypatch.undo()
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "new"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    assert len(hub.dataset("nyu-mll/glue", "mrpc", "validation")) == 2
+    assert Path(hub.model_path("google-bert/bert-base-uncased")).is_relative_to(tmp_path / "new")
+    hub.main(["list"])
+    out = capsys.readouterr().out
+    assert "mrpc" in out
+    assert "train (2)" in out
+
+
+def test_an_interrupted_fetch_leaves_no_half_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, local_dir: Path, allow_patterns: list[str]) -> None:
+        (local_dir / "config.json").write_text("{}")
+        raise OSError("connection lost")
+
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(SkimError, match="connection lost"):
+        hub.main(["fetch", "backbone=bert_base"])
+    assert not (tmp_path / "models/google-bert/bert-base-uncased").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "fetch task="),
+        (["fetch"], "Nothing to fetch"),
+        (["fetch", "task=sst3"], "Unknown task 'sst3'. Did you mean 'sst2'"),
+        (["fetch", "task=sst2"], "cannot be fetched. The hub: cannot be reached"),
+        (["fetch", "backbone=bert_base"], "cannot be fetched. The hub: cannot be reached"),
+    ],
+)
+def test_wrong_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
+    with pytest.raises(SkimError, match=message):
+        hub.main(arguments)
+
+
+def test_fetch_and_list_want_a_mirror() -> None:
+    for arguments in (["fetch", "task=sst2"], ["list"]):
+        with pytest.raises(SkimError, match="SKIM_MIRROR is not set"):
+            hub.main(arguments)
+
+
+def test_the_command_ends_with_code_2_and_imports_nothing_heavy() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "SKIM_MIRROR"}
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "skim.hub", "list"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "error: SKIM_MIRROR is not set." in run.stderr
+    assert "Traceback" not in run.stderr
+    imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert not imported & {"torch", "datasets", "transformers", "huggingface_hub", "pytorch_lightning"}
