@@ -183,8 +183,6 @@ def fetch(overrides: list[str]) -> None:
     Args:
         overrides: as for ``train.py``; at least one of ``task=...`` and ``backbone=...``.
     """
-    import datasets
-    from huggingface_hub import snapshot_download
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from hydra.utils import instantiate
@@ -205,31 +203,41 @@ def fetch(overrides: list[str]) -> None:
         raise SkimError(message(error)) from error
     if "task" in named:
         task = instantiate(cfg.task)
-        target = None if task.hub_id is None else folder / "datasets" / task.hub_id / task.config
-        if target is None:
-            print(f"task={task.name}: needs no download")
-        elif any(target.glob("*.parquet")):
-            print(f"task={task.name}: {target} is there")
-        else:
-            if problem := _hub_problem(task.hub_id, "dataset"):
-                raise SkimError(f"Data set {task.hub_id} cannot be fetched. The hub: {problem}.")
-            with _all_or_nothing(target) as part:
-                for split, rows in datasets.load_dataset(task.hub_id, task.config).items():
-                    rows.to_parquet(part / f"{split}.parquet")
-            print(f"task={task.name}: wrote {target}")
+        print(f"task={task.name}: {fetch_dataset(folder, task.hub_id, task.config) if task.hub_id else NOTHING}")
     if "backbone" in named:
         name = cfg.backbone.hub_id
-        target = None if name is None else folder / "models" / name
-        if target is None:
-            print(f"backbone={cfg.backbone.name}: needs no download")
-        elif complete(target):
-            print(f"backbone={cfg.backbone.name}: {target} is there")
-        else:
-            if problem := _hub_problem(name, "model"):
-                raise SkimError(f"Model {name} cannot be fetched. The hub: {problem}.")
-            with _all_or_nothing(target) as part:
-                snapshot_download(name, local_dir=part, allow_patterns=list(MODEL_FILES))
-            print(f"backbone={cfg.backbone.name}: wrote {target}")
+        print(f"backbone={cfg.backbone.name}: {fetch_model(folder, name) if name else NOTHING}")
+
+
+def fetch_dataset(folder: Path, hub_id: str, config: str) -> str:
+    """Write all splits into the mirror at ``folder``; returns what was done, in words."""
+    import datasets
+
+    target = folder / "datasets" / hub_id / config
+    if any(target.glob("*.parquet")):
+        return f"{target} is there"
+    if problem := _hub_problem(hub_id, "dataset"):
+        raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.")
+    with _all_or_nothing(target) as part:
+        for split, rows in datasets.load_dataset(hub_id, config).items():
+            rows.to_parquet(part / f"{split}.parquet")
+    return f"wrote {target}"
+
+
+def fetch_model(folder: Path, name: str) -> str:
+    """Write config, weights and tokenizer into the mirror at ``folder``; returns what was done, in words."""
+    from huggingface_hub import snapshot_download
+
+    target = folder / "models" / name
+    if complete(target):
+        return f"{target} is there"
+    if problem := _hub_problem(name, "model"):
+        raise SkimError(f"Model {name} cannot be fetched. The hub: {problem}.")
+    with _all_or_nothing(target) as part:
+        snapshot_download(name, local_dir=part, allow_patterns=list(MODEL_FILES))
+        if not complete(part):
+            raise SkimError(f"Model {name} has no safetensors weights on the hub, and skim does not unpickle.")
+    return f"wrote {target}"
 
 
 @contextlib.contextmanager
@@ -269,6 +277,7 @@ def show() -> None:
     Console().print(table)
 
 
+NOTHING = "needs no download"
 USAGE = "python -m skim.hub fetch task=<name> backbone=<name>   |   python -m skim.hub list"
 
 
