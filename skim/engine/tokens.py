@@ -87,7 +87,7 @@ class TokenBatch:
         alive token stays.
 
         Args:
-            keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires. Gradients flow into it in
+            keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires; or bool. Gradients flow into it in
                 masked execution only; the other forms read ``keep > 0.5``.
         """
         raise NotImplementedError
@@ -152,7 +152,7 @@ class MaskedTokens(TokenBatch):
         stay = self.sequences.protected
         if not self.sequences.covered:
             stay = stay | last_tokens(self.occupancy.alive(), (keep > 0.5) | stay)
-        keep = torch.where(stay, torch.ones_like(keep), keep)
+        keep = torch.where(stay, 1.0, keep.float())
         occupancy = MaskedOccupancy(self.sequences, keep if kept is None else kept * keep)
         return MaskedTokens(self.hidden, occupancy, self.sequences, self.restore())
 
@@ -244,16 +244,15 @@ class PackedTokens(TokenBatch):
     def retire(self, keep: Tensor) -> PackedTokens:
         index, bounds = self.occupancy.index, self.occupancy.bounds
         keep = (keep.view(-1) > 0.5) | self.sequences.protected.view(-1)[index]
-        before = F.pad(keep.cumsum(0), (1, 0))  # survivors before each row
         if not self.sequences.covered:
-            lost = (before[bounds].diff() == 0) & (bounds.diff() > 0)
+            survivors = F.pad(keep.cumsum(0), (1, 0))[bounds].diff()
+            lost = (survivors == 0) & (bounds.diff() > 0)
             keep = keep.index_put((bounds[:-1][lost],), keep.new_ones(()))
-            before = F.pad(keep.cumsum(0), (1, 0))
         rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
         if len(rows) == len(index):
             return self
-        occupancy = PackedOccupancy(index[rows], before[bounds], self.sequences)
-        return PackedTokens(self.hidden[:, rows], occupancy, self.sequences, self._put_back())
+        occupancy = PackedOccupancy(index[rows], torch.searchsorted(rows, bounds), self.sequences)
+        return PackedTokens(self.hidden.index_select(1, rows), occupancy, self.sequences, self._put_back())
 
     def _put_back(self) -> Tensor:
         """The buffer of last states with the current states written into it.

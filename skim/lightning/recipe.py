@@ -35,6 +35,14 @@ from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 from tasks.base import Task
 
+NOISE = (
+    ".*does not have many workers.*",
+    ".*isinstance.treespec.*",
+    ".*LeafSpec.*",
+    ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
+    ".*smaller than the logging interval.*",
+    ".*dirpath has changed.*",  # a resumed run has a folder of its own
+)
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
 
 
@@ -80,7 +88,7 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for noise in (".*does not have many workers.*", ".*isinstance.treespec.*", ".*LeafSpec.*", ".*num_workers.*"):
+    for noise in NOISE:
         warnings.filterwarnings("ignore", noise)
 
 

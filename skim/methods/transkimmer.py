@@ -155,9 +155,12 @@ class Transkimmer(Method):
         if str(i) not in self.predictors:
             return tokens
         logits = self.predictors[str(i)](tokens.hidden)
-        if not self.training:
-            logits = torch.stack([logits[..., 0], logits[..., 1] + self.shift], -1)
-        return tokens.retire(gate(logits, self.noise(logits), self.temperature))
+        noise = self.noise(logits)
+        if self.training:
+            return tokens.retire(gate(logits, noise, self.temperature))
+        if noise is not None:
+            logits = logits.float() + noise
+        return tokens.retire(logits[..., 1] - logits[..., 0] + self.shift > 0)
 
     def noise(self, logits: Tensor) -> Tensor | None:
         """The noise of this decision, ``(..., 2)``, or ``None``; fades out in training, absent in evaluation."""

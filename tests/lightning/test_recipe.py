@@ -203,7 +203,7 @@ def test_a_checkpoint_of_another_method_or_backbone_is_refused(dense: Path, fold
     with pytest.raises(SkimError, match="backbone"):
         build(small("method=dense", f"init_from={dense}", "backbone.name=other"))
     with pytest.raises(SkimError, match="does not fit"):
-        load(composed(f"ckpt={folder}", "overrides={method:{bottleneck:16}}", "device=cpu", config="evaluate"))
+        load(composed(f"ckpt={folder}", "+overrides.method.bottleneck=16", "device=cpu", config="evaluate"))
     assert not (folder.parent / "never").exists()
 
 
