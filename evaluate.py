@@ -1,8 +1,9 @@
 """Look at a finished run again: deterministic, packed.
 
-    python evaluate.py ckpt=runs/sst2/transkimmer/minilm/<stamp> what=metrics
-    python evaluate.py ckpt=... what=tokens text="a gripping , funny film"
-    python evaluate.py ckpt=... what=latency
+$ python evaluate.py ckpt=runs/sst2/transkimmer/minilm/<stamp> what=metrics
+$ python evaluate.py ckpt=... what=tokens text="a gripping , funny film"
+$ python evaluate.py ckpt=... what=latency
+$ python evaluate.py ckpt=... what=curve targets=[0.3,0.5,0.7]
 """
 
 from __future__ import annotations

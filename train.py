@@ -1,8 +1,8 @@
 """Train a compressed encoder.
 
-    python train.py method=transkimmer task=sst2 backbone=minilm method.target=0.5
-    python train.py -m method=dense,transkimmer seed=1,2,3          # a sweep
-    python train.py --help                                          # groups and options
+$ python train.py method=transkimmer task=sst2 backbone=minilm method.target=0.5
+$ python train.py -m method=dense,transkimmer seed=1,2,3          # a sweep
+$ python train.py --help                                          # groups and options
 """
 
 from __future__ import annotations

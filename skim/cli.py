@@ -1,4 +1,4 @@
-"""What ``train.py`` and ``evaluate.py`` share: readable errors, and Hydra jobs that survive DDP. Imports nothing heavy."""
+"""What ``train.py`` and ``evaluate.py`` share: readable errors, Hydra jobs that survive DDP. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def one_job(script: Path) -> Iterator[None]:
     """Keep a Hydra job and Lightning's DDP processes apart from the sweep around them.
 
     Lightning starts its other ranks by repeating the command line. Under ``-m`` that repeats the whole sweep in every
-    rank, and with an unseeded sampler the ranks train with different hyperparameters, silently. Here a rank gets exactly
+    rank, and with an unseeded sampler the ranks train with different hyperparameters, silently. Here a rank gets just
     the overrides of this job, in this job's folder; and when the job ends its process group and rank variables go with
     it, so that the next job does not hang on them.
     """

@@ -14,8 +14,15 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 DENSE, SKIMMED = Path("runs") / "demo" / "dense", Path("runs") / "demo" / "transkimmer"
 COMMANDS = {
     DENSE: ["experiment=demo", "method=dense", "hardware.threads=1"],
-    SKIMMED: ["experiment=demo", "method=transkimmer", "method.target=0.4", "method.bottleneck=32"]
-    + [f"init_from={DENSE}", "hardware.threads=1"],
+    SKIMMED: [
+        "experiment=demo",
+        "method=transkimmer",
+        "method.target=0.4",
+        "method.bottleneck=32",
+        "train.method_lr=3e-3",
+        f"init_from={DENSE}",
+        "hardware.threads=1",
+    ],
 }
 
 
@@ -40,7 +47,9 @@ def main() -> None:
     console.print()
     show(runs[-1].skimmed[:3], console)
     write_html(SKIMMED / "tokens.html", runs[-1].skimmed)
-    console.print(f"\nThe same as a page: {SKIMMED / 'tokens.html'}; the whole report: {SKIMMED / 'report.html'}", highlight=False)
+    console.print(
+        f"\nThe same as a page: {SKIMMED / 'tokens.html'}; the whole report: {SKIMMED / 'report.html'}", highlight=False
+    )
 
 
 if __name__ == "__main__":

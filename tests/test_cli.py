@@ -21,7 +21,8 @@ def test_help_teaches(script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0
     assert f"python {script}" in done.stdout
-    assert ("method" in done.stdout) and ("ckpt" in done.stdout)
+    assert "method" in done.stdout
+    assert "ckpt" in done.stdout
 
 
 @pytest.mark.parametrize("module", ["skim", "train", "evaluate", "skim.cli", "skim.hub"])
@@ -38,7 +39,12 @@ def test_public_names_survive_the_import_of_their_modules() -> None:
 
 @pytest.mark.parametrize(
     ("override", "nearest"),
-    [("method=transkimer", "transkimmer"), ("task=sst", "sst2"), ("backbone=minlm", "minilm"), ("hardware=gpuu", "gpu")],
+    [
+        ("method=transkimer", "transkimmer"),
+        ("task=sst", "sst2"),
+        ("backbone=minlm", "minilm"),
+        ("hardware=gpuu", "gpu"),
+    ],
 )
 def test_unknown_names_get_the_nearest_one(tmp_path: Path, override: str, nearest: str) -> None:
     done = call("train.py", override, f"paths.runs={tmp_path / 'runs'}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -41,12 +42,14 @@ def test_method_options_are_the_constructor_arguments(name: str) -> None:
     for key in given:
         default = parameters[key].default
         value = OmegaConf.to_container(cfg)[key]
-        assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key} differs from the code"
+        assert value == (list(default) if isinstance(default, tuple) else default), (
+            f"{name}.{key} differs from the code"
+        )
 
 
 def test_every_option_of_a_method_is_explained() -> None:
     for path in (CONF / "method").glob("*.yaml"):
         lines = path.read_text().splitlines()
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in itertools.pairwise(lines):
             if ":" in line and not line.startswith(("#", " ", "_")):
                 assert before.startswith("#"), f"{path.name}: '{line}' has no comment above it"

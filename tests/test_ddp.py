@@ -15,11 +15,21 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) -> None:
-    """Lightning's own launcher repeats the whole sweep in every rank, in a second folder, and hangs on the second job."""
+    """Lightning's own launcher repeats the whole sweep in every rank, in a second folder, and hangs on the second."""
     overrides = [o for o in SMALL if not o.startswith("hardware")]
     done = subprocess.run(
-        [sys.executable, "train.py", "-m", *overrides, "hardware=ddp_cpu", "method=transkimmer", "method.target=0.5"]
-        + ["train.max_steps=3", "train.lr=1e-4,2e-4", f"paths.runs={tmp_path}"],
+        [
+            sys.executable,
+            "train.py",
+            "-m",
+            *overrides,
+            "hardware=ddp_cpu",
+            "method=transkimmer",
+            "method.target=0.5",
+            "train.max_steps=3",
+            "train.lr=1e-4,2e-4",
+            f"paths.runs={tmp_path}",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,6 +11,7 @@ from skim.errors import SkimError
 
 FAMILIES = (
     "skim.backbones.bert.Bert",
+    "skim.backbones.bert.Roberta",
     "skim.backbones.distilbert.DistilBert",
     "skim.backbones.electra.Electra",
     "skim.backbones.albert.Albert",

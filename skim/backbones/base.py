@@ -22,17 +22,24 @@ class Backbone:
         model_types: values of ``config.model_type`` that this family serves.
         packs: whether its attention goes through transformers' ``AttentionInterface``; if not, it runs narrowed.
         head_reads: the token that the heads read, ``first`` or ``last`` of the real ones.
+        positions_after_padding: whether position ids start at ``pad_token_id + 1``, as RoBERTa's do.
         feed_forward_parts: names of a layer's modules that make up its feed-forward half; for FLOPs.
     """
 
     model_types: ClassVar[tuple[str, ...]]
     packs: ClassVar[bool] = True
     head_reads: ClassVar[Literal["first", "last"]] = "first"
+    positions_after_padding: ClassVar[bool] = False
     feed_forward_parts: ClassVar[tuple[str, ...]] = ("intermediate", "output")
 
     def refuses(self, config: Any) -> str | None:
         """Why a model of this family with this config cannot be compressed; ``None`` if it can."""
         return None
+
+    def longest_input(self, config: Any) -> int | None:
+        """Positions that a sequence may have; ``None`` where the family sets no limit."""
+        positions = getattr(config, "max_position_embeddings", None)
+        return positions - config.pad_token_id - 1 if positions and self.positions_after_padding else positions
 
     def layers(self, base: Module) -> list[Module]:
         """The layers in the order in which they run; a shared layer appears as often as it runs."""

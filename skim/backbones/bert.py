@@ -8,4 +8,11 @@ from skim.backbones.base import Backbone
 class Bert(Backbone):
     """The default adapter as it is."""
 
-    model_types = ("bert", "roberta", "xlm-roberta", "camembert", "ernie", "data2vec-text")
+    model_types = ("bert", "ernie")
+
+
+class Roberta(Backbone):
+    """The same layer; positions are counted from behind the padding id, so two of them are never used."""
+
+    model_types = ("roberta", "xlm-roberta", "camembert", "data2vec-text")
+    positions_after_padding = True

@@ -17,6 +17,7 @@ class Esm(Backbone):
     """The embeddings read the attention mask: they make up for masked tokens and blank the pads."""
 
     model_types = ("esm",)
+    positions_after_padding = True
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         if inputs.inputs_embeds is not None:  # taken as they are, without positions: so does transformers

@@ -13,6 +13,7 @@ class MPNet(Narrowed):
     """The bias is looked up by input positions, once for every set of rows."""
 
     model_types = ("mpnet",)
+    positions_after_padding = True
 
     def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
         encoder = base.encoder

@@ -87,8 +87,8 @@ class TokenBatch:
         alive token stays.
 
         Args:
-            keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires; or bool. Gradients flow into it in
-                masked execution only; the other forms read ``keep > 0.5``.
+            keep: one value per row of ``hidden``, ``hidden.shape[:-1]``; 1 keeps, 0 retires; or bool. Gradients
+                flow into it in masked execution only; the other forms read ``keep > 0.5``.
         """
         raise NotImplementedError
 

@@ -1,0 +1,1 @@
+"""Training and evaluation: the LightningModule, recipes, results and budgets."""

@@ -38,7 +38,7 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     method.shift.zero_()
     if target < floor:
         raise SkimError(
-            f"method.target={target} cannot be reached: with nothing but the protected tokens left, this method on this "
+            f"method.target={target} cannot be reached: with only the protected tokens left, this method on this "
             f"data still spends {floor:.3f}.\nUse a target above that, or a cheaper predictor (method.bottleneck=32)."
         )
 
@@ -46,8 +46,8 @@ def check_target(model: nn.Module, batches: Batches) -> None:
 def calibrate(model: nn.Module, batches: Batches, steps: int = 12, reach: float = 6.0) -> float:
     """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
 
-    Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model lands
-    near its target and not on it. This moves one number, ``method.shift``, by bisection. It reads inputs, never labels.
+    Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model
+    lands near its target and not on it. This moves one number, ``method.shift``, by bisection. It reads no labels.
 
     Args:
         model: compressed, with ``method.target`` and ``method.shift``.

@@ -1,4 +1,4 @@
-"""Looking at a finished run again: its metrics, its time, and what it does to a sentence. What ``evaluate.py`` calls."""
+"""Looking at a finished run again: metrics, time, and what it does to a sentence. What ``evaluate.py`` calls."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch import nn
 
-from skim.compression import compress, walk_of
+from skim.compression import walk_of
 from skim.errors import SkimError, unknown
+from skim.lightning.budget import calibrate
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import Parts, build, latency
 from skim.lightning.results import Results
@@ -79,7 +80,9 @@ def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> 
         module.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[:3]]
-        raise SkimError(f"{source} does not fit this backbone and method:\n" + "\n".join(line[:200] for line in lines)) from None
+        raise SkimError(
+            f"{source} does not fit this backbone and method:\n" + "\n".join(line[:200] for line in lines)
+        ) from None
 
 
 def device_of(name: str) -> torch.device:
@@ -92,12 +95,11 @@ def device_of(name: str) -> torch.device:
         raise SkimError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
-def metrics(cfg: DictConfig, console: Console) -> None:
-    """Evaluate; writes ``evaluation.json`` beside the run's ``results.json``."""
-    loaded = load(cfg)
+def measured(loaded: Loaded, command: str, console: Console) -> Results:
+    """Evaluate a loaded run as the model is now."""
     module = SkimModule(loaded.parts.model, loaded.parts.task)
     trainer = pl.Trainer(
-        accelerator="cpu" if device_of(cfg.device).type == "cpu" else "gpu",
+        accelerator="cpu" if next(loaded.parts.model.parameters()).device.type == "cpu" else "gpu",
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -106,11 +108,41 @@ def metrics(cfg: DictConfig, console: Console) -> None:
         use_distributed_sampler=False,
     )
     values = trainer.validate(module, datamodule=loaded.parts.task, verbose=False)[0]
-    results = Results.of(loaded.cfg, loaded.parts.task.name, f"python evaluate.py ckpt={cfg.ckpt} what=metrics")
+    results = Results.of(loaded.cfg, loaded.parts.task.name, command)
     results.take(values, loaded.parts.task.monitor)
+    results.samples = dict(loaded.parts.task.report["rows"])
     results.status = "done"
-    (loaded.folder / "evaluation.json").write_text(json.dumps(results.to_dict(), indent=2) + "\n")
-    print_run(results.to_dict(), loaded.folder)
+    return results
+
+
+def metrics(cfg: DictConfig, console: Console) -> None:
+    """Evaluate; writes ``evaluation.json`` beside the run's ``results.json``."""
+    loaded = load(cfg)
+    results = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=metrics", console).to_dict()
+    (loaded.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    print_run(results, loaded.folder)
+
+
+def curve(cfg: DictConfig, console: Console) -> None:
+    """One trained model at several budgets, without training again: its decisions are shifted, see ``calibrate``.
+
+    Writes ``curve.json``, a list of results.
+    """
+    loaded = load(cfg)
+    method = walk_of(loaded.parts.model).method
+    if getattr(method, "shift", None) is None:
+        raise SkimError(f"what=curve moves a method's decisions, and {method.name} takes none that could be moved.")
+    inputs = loaded.parts.task.sample_batches(cfg.batch_size, 512)
+    points = []
+    for target in cfg.targets:
+        method.target = float(target)
+        calibrate(loaded.parts.model, inputs)
+        point = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=curve", console)
+        point.target = float(target)
+        points.append(point.to_dict())
+        named = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
+        console.print(f"target {float(target):.2f}: relative FLOPs {point.relative_flops:.3f}, {named}", highlight=False)
+    (loaded.folder / "curve.json").write_text(json.dumps(points, indent=2) + "\n")
 
 
 def tokens(cfg: DictConfig, console: Console) -> None:
@@ -137,7 +169,12 @@ def time(cfg: DictConfig, console: Console) -> None:
     print_run(results, loaded.folder)
 
 
-LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {"metrics": metrics, "tokens": tokens, "latency": time}
+LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
+    "metrics": metrics,
+    "tokens": tokens,
+    "latency": time,
+    "curve": curve,
+}
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -147,6 +184,3 @@ def evaluate(cfg: DictConfig) -> None:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     LOOKS[cfg.what](cfg, Console())
-
-
-__all__ = ["compress", "evaluate", "load"]

@@ -21,7 +21,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 class Spending(nn.Module):
-    """Sums over batches and ranks of what was computed, so that ratios are of totals and not means of ratios."""
+    """Sums over batches and ranks of what was computed: ratios of totals, and not means of ratios."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Spending(nn.Module):
             metric.update(count)
 
     def compute(self) -> dict[str, Tensor]:
-        """``relative_flops``, ``gflops`` and ``baseline_gflops`` per sequence, ``keep_ratio`` and the same per layer."""
+        """``relative_flops``, ``gflops`` and ``baseline_gflops`` per sequence, ``keep_ratio``, also per layer."""
         tokens = self.tokens.compute()
         layers = {f"keep_ratio/layer_{i}": metric.compute() / tokens for i, metric in enumerate(self.kept)}
         return {

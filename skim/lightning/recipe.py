@@ -1,4 +1,4 @@
-"""From a composed config to a finished run: build, fit, evaluate, export. What ``train.py`` calls, and a library user may.
+"""From a composed config to a finished run: build, fit, evaluate, export. What ``train.py`` calls.
 
 A run's folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/last.ckpt`` (to resume), ``model/`` (to load with
 ``skim.from_pretrained`` or plain transformers), ``results.json`` and ``report.html``.
@@ -25,6 +25,7 @@ from rich.console import Console
 from torch import nn
 
 from skim import hub
+from skim.backbones import families
 from skim.benchmark import compare
 from skim.compression import compress, execution, save_pretrained, walk_of
 from skim.errors import SkimError
@@ -41,6 +42,7 @@ NOISE = (
     ".*LeafSpec.*",
     ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
     ".*smaller than the logging interval.*",
+    ".*SpearmanCorrcoef.*",  # it keeps all targets, as it must
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
 )
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
@@ -61,7 +63,9 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
     quiet()
     task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
-    source = start or (hub.model_path(cfg.backbone.hub_id) if cfg.backbone.hub_id else None)
+    source = start or (
+        hub.model_path(cfg.backbone.hub_id, f"backbone={cfg.backbone.name}") if cfg.backbone.hub_id else None
+    )
     if source is not None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     elif hasattr(task, "own_tokenizer"):
@@ -71,9 +75,16 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
             f"backbone={cfg.backbone.name} has no tokenizer of its own, and task={task.name} brings none.\n"
             "Use a pretrained backbone (backbone=minilm), or task=builtin."
         )
+    config = backbone_config(cfg, tokenizer, source)
+    family = families().get(config.model_type)
+    longest = family.longest_input(config) if family is not None else None
+    if longest is not None:  # some tokenizers say 1e30; what is longer than this is truncated and counted by the task
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     task.setup_tokenizer(tokenizer)
     task.setup(stage)
-    plain = load_backbone(cfg, task, tokenizer, source)
+    for name, value in task.model_kwargs().items():
+        setattr(config, name, value)
+    plain = load_backbone(task, config, source)
     teacher = None
     if cfg.train.distill > 0:
         if start is None:
@@ -92,8 +103,8 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", noise)
 
 
-def load_backbone(cfg: DictConfig, task: Task, tokenizer: Any, source: str | Path | None) -> nn.Module:
-    """The Hugging Face model with the task's head, in float32."""
+def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:
+    """The model's config: the checkpoint's or one from scratch, with the user's changes and the tokenizer's ids."""
     overrides = OmegaConf.to_container(cfg.backbone.overrides, resolve=True) or {}
     assert isinstance(overrides, dict)
     if source is None:
@@ -102,15 +113,22 @@ def load_backbone(cfg: DictConfig, task: Task, tokenizer: Any, source: str | Pat
         config = transformers.AutoConfig.from_pretrained(source)
     # set one by one: as keywords, what a family's config does not name would go to the model's constructor
     specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
-    for name, value in {**overrides, **specials, **task.model_kwargs()}.items():
+    for name, value in {**overrides, **specials}.items():
         setattr(config, name, value)
+    return config
+
+
+def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Module:
+    """The Hugging Face model with the task's head, in float32."""
     if source is None:
         return task.auto_class().from_config(config)
     try:
         # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
         return task.auto_class().from_pretrained(source, config=config, dtype=torch.float32)
     except (RuntimeError, ValueError, OSError) as error:
-        raise SkimError(f"{source} cannot be loaded as {task.auto_class().__name__} for task={task.name}:\n{error}") from error
+        raise SkimError(
+            f"{source} cannot be loaded as {task.auto_class().__name__} for task={task.name}:\n{error}"
+        ) from error
 
 
 def dense_folder(cfg: DictConfig) -> Path:
@@ -138,7 +156,7 @@ class Lines(Callback):
     def __init__(self, console: Console) -> None:
         self.console = console
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         values = trainer.callback_metrics
@@ -215,7 +233,10 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         parts.model,
         parts.task,
         teacher=parts.teacher,
-        **{key: cfg.train[key] for key in ("lr", "method_lr", "weight_decay", "warmup", "distill", "distill_temperature")},
+        **{
+            key: cfg.train[key]
+            for key in ("lr", "method_lr", "weight_decay", "warmup", "distill", "distill_temperature")
+        },
     )
     folder.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
@@ -226,7 +247,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     if trainer.interrupted:
         raise KeyboardInterrupt
     results = Results.of(cfg, parts.task.name, command)
-    results.samples = dict(parts.task.report.get("rows", {}))
+    results.samples = dict(parts.task.report["rows"])
+    results.truncated = {part: count for part, count in parts.task.report["truncated"].items() if count}
     if getattr(parts.model.method, "target", None) is not None:
         parts.model.to(trainer.strategy.root_device)
         if cfg.train.calibrate:

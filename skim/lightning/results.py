@@ -29,6 +29,7 @@ class Results:
         gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
         keep_ratio: alive real tokens / real tokens entering each layer.
         latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
+        samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
         notes: what a reader must know, such as a missed target.
         status: ``done``, or ``failed`` with the reason in ``notes``.
     """
@@ -50,6 +51,7 @@ class Results:
     keep_ratio: list[float] = field(default_factory=list)
     latency: dict[str, Any] | None = None
     samples: dict[str, int] = field(default_factory=dict)
+    truncated: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     wall_seconds: float = 0.0
     schema: int = SCHEMA
@@ -76,7 +78,9 @@ class Results:
     def metrics_of(values: dict[str, float]) -> dict[str, float]:
         """The task's metrics among what Lightning logged."""
         named = {name.split("/", 1)[1]: value for name, value in values.items()}
-        return {name: value for name, value in named.items() if name not in SPENT and not name.startswith("keep_ratio/")}
+        return {
+            name: value for name, value in named.items() if name not in SPENT and not name.startswith("keep_ratio/")
+        }
 
     def take(self, values: dict[str, float], monitor: str) -> None:
         """Read an evaluation's logged values, ``val/...`` or ``test/...``."""
@@ -111,11 +115,13 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, with ``-dirty`` behind it if files were changed; ``None`` outside a checkout."""
+    """The commit of the code that runs, ``-dirty`` behind it if files were changed; ``None`` outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return head.stdout.strip() + ("-dirty" if status.stdout.strip() else "")

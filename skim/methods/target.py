@@ -1,4 +1,4 @@
-"""Steering towards a budget: the weight of the FLOPs penalty is what training adjusts, the budget is what the user sets.
+"""Steering towards a budget: the user sets the budget, training adjusts the weight of the FLOPs penalty.
 
 A coefficient says nothing about the result: the same one skims 30 % on one task and 90 % on another, and with the wrong
 schedule it skims everything before the model has learned (reference: the published Transkimmer recipe collapses). With
@@ -14,6 +14,7 @@ from skim.errors import SkimError
 
 GAIN = 150.0  # multiplier gained per unit of error and per whole training: 0.1 too much for a fifth of it adds 3
 STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at once
+REACH = 0.1  # a larger error counts as this much: while predictors are on their way, the multiplier must not wind up
 
 
 class Target(nn.Module):
@@ -22,10 +23,10 @@ class Target(nn.Module):
     With :math:`r` the relative FLOPs of a step and :math:`g(p)` the goal at progress :math:`p`, falling from 1 to the
     target over the warm-up,
 
-    .. math:: \lambda \leftarrow \lambda + G\,(r - g)\,\Delta p, \qquad c = \lambda + S\,(r - g)
+    .. math:: \lambda \leftarrow \lambda + G\,\mathrm{clip}(r - g)\,\Delta p, \qquad c = \lambda + S\,(r - g)
 
-    and :math:`c \cdot r` joins the loss. A negative coefficient pulls a run back that has skimmed too much. The state is
-    saved with the method; under DDP all ranks steer by their mean.
+    and :math:`c \cdot r` joins the loss. A negative coefficient pulls a run back that has skimmed too much. The state
+    is saved with the method; under DDP all ranks steer by their mean.
 
     Args:
         relative_flops: the budget, in (0, 1].
@@ -39,7 +40,9 @@ class Target(nn.Module):
     def __init__(self, relative_flops: float, warmup: float) -> None:
         super().__init__()
         if not 0.0 < relative_flops <= 1.0:
-            raise SkimError(f"method.target={relative_flops} is not a share of the dense FLOPs; use a number in (0, 1].")
+            raise SkimError(
+                f"method.target={relative_flops} is not a share of the dense FLOPs; use a number in (0, 1]."
+            )
         self.relative_flops = relative_flops
         self.warmup = warmup
         for name in ("multiplier", "coefficient", "last"):
@@ -59,6 +62,6 @@ class Target(nn.Module):
             torch.distributed.all_reduce(relative_flops)
             relative_flops /= torch.distributed.get_world_size()
         error = relative_flops - self.goal(progress)
-        self.multiplier += GAIN * error * max(progress - float(self.last), 0.0)
+        self.multiplier += GAIN * error.clamp(-REACH, REACH) * max(progress - float(self.last), 0.0)
         self.coefficient.copy_(self.multiplier + STIFFNESS * error)
         self.last.fill_(progress)

@@ -1,4 +1,4 @@
-r"""Transkimmer: a small predictor before each layer decides which tokens go on (Guan et al., ACL 2022, arXiv 2205.07324).
+r"""Transkimmer: a small predictor before each layer decides which tokens go on (Guan et al., ACL 2022).
 
 Before layer :math:`i`, with :math:`h` the states entering it:
 
@@ -8,8 +8,8 @@ Before layer :math:`i`, with :math:`h` the states entering it:
 with Gumbel noise :math:`g` in training and none in evaluation, and the gradient of the relaxed decision passed straight
 through. A skimmed token keeps its state and goes to the head with it. What is different from the published code, unless
 ``preset="paper"`` asks for it back: the mask acts inside the softmax (the paper's Eq. 4 multiplies after it, and the
-accuracy leaks through the denominator), evaluation is deterministic, pads are not decided on, the penalty is warmed up or
-steered to a budget, and the noise fades out before training ends so that what is trained is what will run.
+accuracy leaks through the denominator), evaluation is deterministic, pads are not decided on, the penalty is warmed up
+or steered to a budget, and the noise fades out before training ends so that what is trained is what will run.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Transkimmer(Method):
     An option left at ``None`` is the preset's choice, written behind it as default / paper.
 
     Args:
-        preset: ``default``, or ``paper`` for parity with the published code: mask after the softmax, pads decided on and
-            counted in the loss, noise in evaluation too. It cannot run packed.
+        preset: ``default``, or ``paper`` for parity with the published code: mask after the softmax, pads decided on
+            and counted in the loss, noise in evaluation too. It cannot run packed.
         target: relative FLOPs at which training shall end, in (0, 1]; the coefficient is steered there. ``None`` uses
             ``coefficient`` as it is.
         coefficient: weight of the skim loss when there is no target.
@@ -168,7 +168,9 @@ class Transkimmer(Method):
             return gumbel(logits) if self.eval_noise else None
         scale = 1.0
         if self.noise_until < 1.0:
-            scale = min(2.0 * (self.noise_until - self.progress) / self.noise_until, 1.0) if self.noise_until > 0 else 0.0
+            scale = (
+                min(2.0 * (self.noise_until - self.progress) / self.noise_until, 1.0) if self.noise_until > 0 else 0.0
+            )
         return gumbel(logits) * scale if scale > 0 else None
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
@@ -197,8 +199,8 @@ class Transkimmer(Method):
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The predictors of a published checkpoint under our names.
 
-    ``<prefix>.encoder.skim_predictors.<layer>.predictor.<part>`` becomes ``predictors.<layer>.<part>``; everything else in
-    the state dict is the plain backbone and loads into transformers as it is.
+    ``<prefix>.encoder.skim_predictors.<layer>.predictor.<part>`` becomes ``predictors.<layer>.<part>``; everything else
+    in the state dict is the plain backbone and loads into transformers as it is.
     """
     mark = "encoder.skim_predictors."
     found = {name.split(mark)[1]: tensor for name, tensor in state.items() if mark in name}

@@ -21,7 +21,11 @@ from tests.runs import composed, small
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small Transkimmer run, shared by the tests that look at what it left."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    train(small("method=transkimmer", "method.margin=0", "train.epochs=2", "callbacks.log_every=1"), folder, "python train.py ...")
+    train(
+        small("method=transkimmer", "method.margin=0", "train.epochs=2", "callbacks.log_every=1"),
+        folder,
+        "python train.py ...",
+    )
     return folder
 
 
@@ -62,7 +66,14 @@ def test_masked_and_packed_evaluation_agree(folder: Path) -> None:
 
 def test_metrics_csv_has_the_penalties_by_name(folder: Path) -> None:
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"train/loss", "train/skim_loss", "train/skim_loss_weight", "train/keep", "train/flops", "val/accuracy"} <= set(header)
+    assert {
+        "train/loss",
+        "train/skim_loss",
+        "train/skim_loss_weight",
+        "train/keep",
+        "train/flops",
+        "val/accuracy",
+    } <= set(header)
 
 
 def test_exported_model_loads_with_skim_and_with_plain_transformers(folder: Path) -> None:
@@ -110,8 +121,16 @@ def test_the_backbone_trains_in_training_mode(dense: Path) -> None:
     parts.model.bert.encoder.layer[0].attention.register_forward_hook(lambda m, *_: seen.append(m.training))
     from pytorch_lightning import Trainer
 
-    trainer = Trainer(max_steps=1, limit_val_batches=0, logger=False, enable_checkpointing=False, accelerator="cpu",
-                      enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False)
+    trainer = Trainer(
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
     trainer.fit(module, datamodule=parts.task)
     assert seen == [True]
 

@@ -10,7 +10,7 @@ from skim.methods.target import Target
 
 
 def simulate(target: float, resistance: float, steps: int) -> float:
-    """A plant that answers like a model: its spending falls with the coefficient, slowly, and the task pulls it back up."""
+    """A plant that answers like a model: spending falls with the coefficient, slowly, and the task pulls it up."""
     steering, logit = Target(target, warmup=0.3), 5.0
     for step in range(steps):
         spent = torch.sigmoid(torch.tensor(logit))
