@@ -10,9 +10,9 @@ help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@# the CPU build of torch, where the index offers one; a torch that is there already is kept
+	@# this torch is the newest one that the tests have run on; one that is there already is kept
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "torch==2.13.0"
 	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
@@ -21,7 +21,7 @@ demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a sha
 	@$(BIN)/python -m skim.demo
 
 test: $(READY)  ## every test; those on real data run if SKIM_MIRROR is set
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

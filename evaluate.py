@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from skim.cli import run
+from skim.cli import readable, run
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     """One look, of the kind that ``what`` names."""
     from skim.lightning.evaluation import evaluate
 
-    evaluate(cfg)
+    with readable():
+        evaluate(cfg)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from skim.cli import command, one_job, run
-from skim.errors import SkimError
+from skim.cli import command, one_job, readable, run, swept
 
 CONF = Path(__file__).parent / "conf"
 
@@ -28,13 +27,8 @@ def main(cfg: DictConfig) -> float | None:
     from skim.report.table import print_run
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    try:
-        with one_job(Path(__file__).resolve()):
-            results = train(cfg, folder, command()).results
-    except SkimError:
-        if folder.is_dir() and not any(folder.iterdir()):  # Hydra made it; leave nothing half-written
-            folder.rmdir()
-        raise
+    with readable(), swept(folder), one_job(Path(__file__).resolve()):
+        results = train(cfg, folder, command()).results
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print_run(results.to_dict(), folder)
     return results.metrics.get(results.monitor)

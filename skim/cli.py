@@ -12,6 +12,7 @@ from pathlib import Path
 
 from skim.errors import SkimError, unknown
 
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -22,22 +23,39 @@ def run(main: Callable[[], object], conf: Path) -> None:
         main: the decorated function.
         conf: the config folder, to check choices of groups against.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of printing and leaving with 1
+    with readable():
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of printing and leaving with 1
+        check_choices(sys.argv[1:], conf)
+        sys.argv[1:] = [verbatim(argument) for argument in sys.argv[1:]]
+        main()
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """End in a few lines and exit code 2 on what a user can mend; a traceback only if HYDRA_FULL_ERROR asks for it."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        check_choices(sys.argv[1:], conf)
-        main()
+        yield
     except KeyboardInterrupt:
         print("interrupted; resume=<run>/checkpoints/last.ckpt goes on from the last evaluation", file=sys.stderr)
         raise SystemExit(130) from None
     except (SkimError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+        if WANTS_TRACEBACK:
             raise
         print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def verbatim(argument: str) -> str:
+    """``text=it's (really) good, no?`` as one string: Hydra would read quotes, brackets and commas as its own."""
+    name, equals, value = argument.partition("=")
+    if name != "text" or not equals or value[:1] in ("'", '"', "["):
+        return argument
+    # in Hydra's quoted strings a backslash is itself, except in front of a quote
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return f"text='{escaped}'"
 
 
 def message(error: BaseException) -> str:
@@ -66,6 +84,17 @@ def check_choices(overrides: list[str], conf: Path) -> None:
 def command() -> str:
     """What the user typed."""
     return shlex.join(["python", *sys.argv])
+
+
+@contextlib.contextmanager
+def swept(folder: Path) -> Iterator[None]:
+    """Take away a job's folder, and the empty ones above it, if the job failed before it wrote anything."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.removedirs(folder)
+        raise
 
 
 @contextlib.contextmanager

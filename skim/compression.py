@@ -42,6 +42,8 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     base: Any = whole.base_model
     if isinstance(method, str):
         method = method_class(method)()
+    if hasattr(method, "spec"):
+        raise SkimError("This method object serves another model already; make a new one for each model.")
     method.build(
         Spec(
             layers=len(backbone.layers(base)),
@@ -49,6 +51,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
             sep_token_id=getattr(base.config, "sep_token_id", None),
         )
     )
+    method.train(whole.training)
     parameter = next(whole.parameters())
     walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution)
     if backbone.packs:
@@ -117,6 +120,8 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     from safetensors.torch import save_file
 
     walk = walk_of(model)
+    if model is not walk.model or any("lora_" in name for name, _ in walk.model.named_parameters()):
+        raise SkimError("This model carries a PEFT adapter; merge it first (merge_and_unload), then save.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v for k, v in walk.model.state_dict().items() if not k.startswith("method.")}
@@ -150,6 +155,14 @@ def from_pretrained(folder: str | Path) -> nn.Module:
     names = config.architectures or []
     if len(names) != 1 or not hasattr(transformers, names[0]):
         raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
-    model = compress(getattr(transformers, names[0]).from_pretrained(folder), method)
-    method.load_state_dict(state)
+    model, found = getattr(transformers, names[0]).from_pretrained(folder, output_loading_info=True)
+    if found["missing_keys"] or found["unexpected_keys"]:
+        raise SkimError(
+            f"{folder} is not a whole model: {sorted(found['missing_keys'])[:3]} are missing in its weights."
+        )
+    compress(model, method)
+    try:
+        method.load_state_dict(state)
+    except RuntimeError as error:
+        raise SkimError(f"{folder}/method.safetensors does not fit its skim.json: {error}") from error
     return model.eval()

@@ -41,9 +41,14 @@ class LayerCost:
             feeding: tokens entering the feed-forward half, ``(B,)``.
             entered: real tokens of the input, ``(B,)``.
         """
-        attending, feeding, entered = attending.double(), feeding.double(), entered.double()
+        attending, feeding, entered = precise(attending), precise(feeding), precise(entered)
         per_token = self.attention * attending + self.feed_forward * feeding + self.table * entered
         return per_token + self.pair * attending**2 + self.lookup * attending * entered + self.fixed
+
+
+def precise(counts: Tensor) -> Tensor:
+    """Counts in float64, or float32 on Apple's GPUs, which have no float64."""
+    return counts.float() if counts.device.type == "mps" else counts.double()
 
 
 def linear_flops(module: nn.Module) -> float:

@@ -64,14 +64,14 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
             return datasets.load_dataset(hub_id, config, split=split)
     except ConnectionError:
         looked.append("the cache has none")
-    except (OSError, ValueError) as error:  # it has the data set, and not this config or split
-        looked.append(f"the cache: {_first_line(error)}")
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # not this config or split, or broken
+        looked.append(f"the cache: {_first_line(error.__cause__ or error)}")
     problem = _hub_problem(hub_id, "dataset")
     if problem is None:
         try:
             return datasets.load_dataset(hub_id, config, split=split)
-        except (OSError, ValueError) as error:
-            problem = _first_line(error)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+            problem = _first_line(error.__cause__ or error)
     looked.append(f"the hub: {problem}")
     raise _nowhere(f"Data set {hub_id} (config {config}, split {split})", looked, fetch)
 
@@ -219,7 +219,12 @@ def fetch_dataset(folder: Path, hub_id: str, config: str) -> str:
     if problem := _hub_problem(hub_id, "dataset"):
         raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.")
     with _all_or_nothing(target) as part:
-        for split, rows in datasets.load_dataset(hub_id, config).items():
+        try:
+            splits = datasets.load_dataset(hub_id, config)
+        except (datasets.exceptions.DatasetsError, ValueError) as error:
+            problem = _first_line(error.__cause__ or error)
+            raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.") from error
+        for split, rows in splits.items():
             rows.to_parquet(part / f"{split}.parquet")
     return f"wrote {target}"
 

@@ -21,8 +21,8 @@ def test_help_teaches(script: str) -> None:
     done = call(script, "--help")
     assert done.returncode == 0
     assert f"python {script}" in done.stdout
-    assert "method" in done.stdout
-    assert "ckpt" in done.stdout
+    for word in ("method=", "task=", "backbone=") if script == "train.py" else ("ckpt=", "what=tokens", "what=curve"):
+        assert word in done.stdout
 
 
 @pytest.mark.parametrize("module", ["skim", "train", "evaluate", "skim.cli", "skim.hub"])
@@ -76,3 +76,17 @@ def test_evaluating_nothing_says_what_to_name(tmp_path: Path) -> None:
     done = call("evaluate.py", f"ckpt={tmp_path / 'nothing'}")
     assert done.returncode == 2
     assert "config.yaml" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a gripping , funny film", "it's a film (really)", "50% off: [best] {of} all = 1", "back\\slash", "'quoted'"],
+)
+def test_any_text_reaches_the_config_as_it_is(text: str) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from skim.cli import verbatim
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        read = compose("evaluate", ["ckpt=x", verbatim(f"text={text}")]).text
+    assert read == (text if text != "'quoted'" else "quoted")

@@ -143,6 +143,21 @@ def test_a_split_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not datasets.config.HF_HUB_OFFLINE
 
 
+def test_a_download_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*args: object, **kwargs: object) -> None:
+        if datasets.config.HF_HUB_OFFLINE:
+            raise ConnectionError("offline")
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError("connection lost")
+
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(SkimError, match="the hub: connection lost"):
+        hub.dataset("some/set", "default", "train")
+    with pytest.raises(SkimError, match=r"nyu-mll/glue cannot be fetched\. The hub: connection lost"):
+        hub.main(["fetch", "task=mrpc"])
+
+
 def test_a_parquet_file_that_is_none(mirror: Path) -> None:
     path = mirror / "datasets/nyu-mll/glue/sst2/train.parquet"
     path.write_bytes(path.read_bytes()[:-20])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from skim.engine.tokens import MaskedOccupancy, Occupancy, Sequences
-from skim.flops import LayerCost
+from skim.flops import LayerCost, precise
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LayerTrace:
     def flops(self) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training."""
         run = self.cost(self.attending.counts(), self.feeding.counts(), self.attending.sequences.lengths)
-        return run + self.method_cost * self.arriving.counts().double()
+        return run + self.method_cost * precise(self.arriving.counts())
 
     def kept(self) -> Tensor | None:
         """The running product of decisions with gradients, ``(B, N)`` (pads included), in masked execution."""

@@ -30,8 +30,8 @@ def spend(model: nn.Module, batches: Batches) -> float:
 def check_target(model: nn.Module, batches: Batches) -> None:
     """Refuse a target below what the method spends when it retires everything it may, before any training."""
     method = walk_of(model).method
-    target = getattr(method, "target", None)
-    if target is None:
+    target = method.target
+    if target is None or method.shift is None:
         return
     method.shift.fill_(-EXTREME)
     floor = spend(model, batches)

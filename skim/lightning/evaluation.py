@@ -16,9 +16,10 @@ from torch import nn
 from skim.compression import walk_of
 from skim.errors import SkimError, unknown
 from skim.lightning.budget import calibrate
+from skim.lightning.build import Parts, build
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import Parts, build, latency
-from skim.lightning.results import Results
+from skim.lightning.recipe import latency
+from skim.lightning.results import Results, write_json
 from skim.report.heatmap import read, show, write_html
 from skim.report.table import print_run
 
@@ -98,9 +99,11 @@ def device_of(name: str) -> torch.device:
 def measured(loaded: Loaded, command: str, console: Console) -> Results:
     """Evaluate a loaded run as the model is now."""
     module = SkimModule(loaded.parts.model, loaded.parts.task)
+    device = next(loaded.parts.model.parameters()).device
     trainer = pl.Trainer(
-        accelerator="cpu" if next(loaded.parts.model.parameters()).device.type == "cpu" else "gpu",
-        devices=1,
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=loaded.cfg.hardware.precision if device.type == "cuda" else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -119,7 +122,7 @@ def metrics(cfg: DictConfig, console: Console) -> None:
     """Evaluate; writes ``evaluation.json`` beside the run's ``results.json``."""
     loaded = load(cfg)
     results = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=metrics", console).to_dict()
-    (loaded.folder / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(loaded.folder / "evaluation.json", results)
     print_run(results, loaded.folder)
 
 
@@ -130,7 +133,7 @@ def curve(cfg: DictConfig, console: Console) -> None:
     """
     loaded = load(cfg)
     method = walk_of(loaded.parts.model).method
-    if getattr(method, "shift", None) is None:
+    if method.shift is None:
         raise SkimError(f"what=curve moves a method's decisions, and {method.name} takes none that could be moved.")
     inputs = loaded.parts.task.sample_batches(cfg.batch_size, 512)
     points = []
@@ -141,8 +144,10 @@ def curve(cfg: DictConfig, console: Console) -> None:
         point.target = float(target)
         points.append(point.to_dict())
         named = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
-        console.print(f"target {float(target):.2f}: relative FLOPs {point.relative_flops:.3f}, {named}", highlight=False)
-    (loaded.folder / "curve.json").write_text(json.dumps(points, indent=2) + "\n")
+        console.print(
+            f"target {float(target):.2f}: relative FLOPs {point.relative_flops:.3f}, {named}", highlight=False
+        )
+    write_json(loaded.folder / "curve.json", points)
 
 
 def tokens(cfg: DictConfig, console: Console) -> None:
@@ -157,7 +162,7 @@ def tokens(cfg: DictConfig, console: Console) -> None:
     console.print(f"\n{loaded.folder / 'tokens.html'}", highlight=False)
 
 
-def time(cfg: DictConfig, console: Console) -> None:
+def time_it(cfg: DictConfig, console: Console) -> None:
     """Measure latency; writes it into the run's ``results.json``."""
     loaded = load(cfg)
     path = loaded.folder / "results.json"
@@ -165,14 +170,14 @@ def time(cfg: DictConfig, console: Console) -> None:
         raise SkimError(f"{loaded.folder} has no results.json to write latencies into: the run did not finish.")
     results = json.loads(path.read_text())
     results["latency"] = latency(loaded.parts, cfg.benchmark)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    write_json(path, results)
     print_run(results, loaded.folder)
 
 
 LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "metrics": metrics,
     "tokens": tokens,
-    "latency": time,
+    "latency": time_it,
     "curve": curve,
 }
 

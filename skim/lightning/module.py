@@ -151,8 +151,9 @@ class SkimModule(pl.LightningModule):
             "plain": {"lr": self.lr, "weight_decay": 0.0},
             "method": {"lr": self.method_lr, "weight_decay": 0.0},
         }
-        # fused: one pass over the weights; the default takes a sixth of a MiniLM step on a CPU for its embeddings alone
-        fused = self.device.type in ("cpu", "cuda")
+        # fused: one pass over the weights; the default takes a sixth of a MiniLM step on a CPU for its embeddings.
+        # Lightning cannot clip gradients under mixed precision with it.
+        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
         optimizer = AdamW([{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]], fused=fused)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
         rise = math.ceil(self.warmup * total)

@@ -30,6 +30,8 @@ class Results:
         keep_ratio: alive real tokens / real tokens entering each layer.
         latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
         samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
+        machine: device, threads and precision that metrics and latency were taken with.
+        calibration: relative FLOPs as training left them, and the shift that landed on the target.
         notes: what a reader must know, such as a missed target.
         status: ``done``, or ``failed`` with the reason in ``notes``.
     """
@@ -52,6 +54,8 @@ class Results:
     latency: dict[str, Any] | None = None
     samples: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, float] | None = None
     notes: list[str] = field(default_factory=list)
     wall_seconds: float = 0.0
     schema: int = SCHEMA
@@ -98,9 +102,14 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write ``results.json`` at once or not at all: a sweep that is resumed trusts what it finds."""
-        part = folder / "results.json.part"
-        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(part, folder / "results.json")
+        write_json(folder / "results.json", self.to_dict())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file at once or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(part, path)
 
 
 def versions() -> dict[str, str]:

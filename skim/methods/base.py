@@ -39,8 +39,14 @@ class Method(nn.Module):
 
     Args:
         protect: special tokens that never retire, of ``cls`` (what the head reads) and ``sep``.
+
+    Attributes:
+        target: relative FLOPs at which training shall end, or ``None``.
+        shift: a scalar buffer that moves all decisions in evaluation, up to keep more; ``None``: no such knob.
+        progress: share of training done.
     """
 
+    shift: Tensor | None
     name: ClassVar[str]
     trains_masked = False  # True: gradients pass through the decisions, so training runs in masked execution
     inside_softmax = True  # False: the mask multiplies after the softmax (published Transkimmer); masked execution only
@@ -52,6 +58,8 @@ class Method(nn.Module):
             raise SkimError(f"method.protect has {wrong}; it takes a list of {list(SPECIALS)}.")
         self.protect = tuple(protect)
         self.progress = 0.0
+        self.target: float | None = None
+        self.register_buffer("shift", None)
 
     def build(self, spec: Spec) -> None:
         """Create the parameters for a backbone. Called once, by ``compress``."""

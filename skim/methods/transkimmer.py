@@ -100,14 +100,10 @@ class Transkimmer(Method):
         bottleneck: width of the predictor's hidden layer; ``None`` is the backbone's width, as published.
         layers: layers with a predictor; ``None`` is all.
         protect: special tokens that never retire, of ``cls`` and ``sep``.
-
-    Attributes:
-        shift: added to every keep margin in evaluation: one trained model, moved along its accuracy-FLOPs curve.
     """
 
     name = "transkimmer"
     trains_masked = True
-    shift: Tensor
 
     def __init__(
         self,
@@ -141,7 +137,7 @@ class Transkimmer(Method):
         self.layers = None if layers is None else tuple(layers)
         self.target = target
         self.steering = None if target is None else Target(target, self.warmup)
-        self.register_buffer("shift", torch.zeros(()))
+        self.shift = torch.zeros(())
 
     def build(self, spec: Spec) -> None:
         super().build(spec)

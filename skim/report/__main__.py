@@ -20,10 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m skim.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="searched for results.json, with all that is below them")
     parser.add_argument("--out", type=Path, help="where the curves go; the first folder if not given")
+    parser.add_argument("--curves", action="store_true", help="with curve.json too: trained models at shifted budgets")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        results = collect(options.folders)
+        results = collect(options.folders, options.curves)
         console.print(runs_table(results))
         if all(run["status"] != "done" for run in results):
             raise SkimError(f"All {len(results)} runs failed; there is nothing to compare.")

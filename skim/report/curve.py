@@ -35,7 +35,8 @@ def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
 def draw(settings: Sequence[Setting]) -> Any:
     """The settings of one task: a panel for relative FLOPs, and one per batch size at which time was measured.
 
-    Points of one method and backbone are joined in the order of their cost; bars are standard deviations over seeds.
+    Points of one method, backbone and variant are joined in the order of their cost; bars are standard deviations
+    over seeds.
     The dense model is a star with a dashed line at its height.
     """
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen, and nothing is left open
@@ -48,16 +49,18 @@ def draw(settings: Sequence[Setting]) -> Any:
         axes.append((f"time / packed dense, batch {size}", lambda s, size=size: s.times.get((size, "packed_dense"))))
     figure = Figure(figsize=(5.2 * len(axes), 3.9), layout="constrained")
     panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
-    families = sorted({(s.method, s.backbone) for s in settings}, key=lambda family: (family[0] != "dense", family))
-    methods = list(dict.fromkeys(method for method, _ in families))
-    backbones = list(dict.fromkeys(backbone for _, backbone in families))
+    lines = sorted({_line(s) for s in settings}, key=lambda line: (line[0] != "dense", line))
+    shades = list(dict.fromkeys((method, variant) for method, variant, _ in lines if method != "dense"))
+    backbones = list(dict.fromkeys(backbone for *_, backbone in lines))
     for panel, (title, cost) in zip(panels, axes, strict=True):
-        for method, backbone in families:
-            points = [s for s in settings if (s.method, s.backbone) == (method, backbone)]
-            label = method if len(backbones) == 1 else f"{method}, {backbone}"
-            marker = "*" if method == "dense" else MARKERS[backbones.index(backbone) % len(MARKERS)]
-            color = COLORS[-1] if method == "dense" else COLORS[(methods.index(method) - 1) % (len(COLORS) - 1)]
-            _line(panel, points, cost, label, marker, color)
+        for line in lines:
+            method, variant, backbone = line
+            points = [s for s in settings if _line(s) == line]
+            label = ", ".join(filter(None, (method, variant, backbone if len(backbones) > 1 else "")))
+            dense = method == "dense"
+            marker = "*" if dense else MARKERS[backbones.index(backbone) % len(MARKERS)]
+            color = COLORS[-1] if dense else COLORS[shades.index((method, variant)) % (len(COLORS) - 1)]
+            _plot(panel, points, cost, label, marker, color)
         panel.set_xlabel(title)
         panel.set_xlim(left=0)
         panel.grid(color="#dde2ea", linewidth=0.6)
@@ -69,7 +72,12 @@ def draw(settings: Sequence[Setting]) -> Any:
     return figure
 
 
-def _line(
+def _line(setting: Setting) -> tuple[str, str, str]:
+    """Settings of equal lines are joined."""
+    return setting.method, setting.variant, setting.backbone
+
+
+def _plot(
     panel: Any, settings: list[Setting], cost: Callable[[Setting], Spread | None], label: str, marker: str, color: str
 ) -> None:
     found = [(spent, s.metric) for s in settings if (spent := cost(s)) is not None and s.metric is not None]

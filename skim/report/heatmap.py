@@ -36,16 +36,22 @@ class SkimmedText:
         survived: layers each token took part in, 0 to ``layers``.
         layers: layers that ran, L.
         prediction: the label, or the number of a regression; ``None`` if the head gives no single answer.
+        truncated: whether the text was longer than the model takes, and these are only its first tokens.
     """
 
     tokens: list[str]
     survived: list[int]
     layers: int
     prediction: str | None = None
+    truncated: bool = False
 
     def counts(self) -> list[int]:
         """Tokens alive in each layer, L numbers."""
         return [sum(survived > layer for survived in self.survived) for layer in range(self.layers)]
+
+    def size(self) -> str:
+        """How many tokens there are, and whether those are all, in words."""
+        return f"{'cut at ' if self.truncated else ''}{len(self.tokens)} tokens"
 
     def words(self) -> list[list[tuple[str, int]]]:
         """Pieces of each word with the layers they took part in; what cannot be printed is a dot."""
@@ -87,8 +93,10 @@ def read(
     if not texts:
         return []
     walk = walk_of(model)
-    limit = min(tokenizer.model_max_length, getattr(walk.base.config, "max_position_embeddings", None) or 512)
+    longest = walk.backbone.longest_input(walk.base.config)
+    limit = min(tokenizer.model_max_length, longest or 512)  # no position ends a text, but a picture must end
     columns = [list(column) for column in zip(*texts, strict=True)] if not isinstance(texts[0], str) else [list(texts)]
+    whole = tokenizer(*columns, verbose=False)["input_ids"]
     encoded = tokenizer(*columns, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     device = next(model.parameters()).device
     training = model.training
@@ -107,6 +115,7 @@ def read(
             survived=survived[i][real[i]].tolist(),
             layers=len(trace.layers),
             prediction=predictions[i] if predictions else None,
+            truncated=len(whole[i]) > limit,
         )
         for i in range(len(texts))
     ]
@@ -177,7 +186,7 @@ def show(texts: Sequence[SkimmedText], console: Console) -> None:
         console.print(terminal(text, marks))
         counts = " ".join(map(str, text.counts()))
         prediction = "" if text.prediction is None else f"{text.prediction} · "
-        console.print(Text(f"{prediction}{len(text.tokens)} tokens, by layer: {counts}", style="dim"))
+        console.print(Text(f"{prediction}{text.size()}, by layer: {counts}", style="dim"))
 
 
 STYLE = """
@@ -210,7 +219,7 @@ def figure(text: SkimmedText) -> str:
         height = 2.4 * count / max(len(text.tokens), 1)
         bars += f'<div title="layer {layer}: {count} tokens">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
     prediction = "" if text.prediction is None else f"<b>{html.escape(text.prediction)}</b><br>"
-    label = f"<p>{prediction}{len(text.tokens)} tokens;<br>computed in layer:</p>"
+    label = f"<p>{prediction}{text.size()};<br>computed in layer:</p>"
     return f'<div class="skimmed"><p class="words">{" ".join(words)}</p><div class="bars">{label}{bars}</div></div>'
 
 

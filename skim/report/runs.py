@@ -12,7 +12,11 @@ from typing import Any
 from skim.errors import SkimError
 
 SCHEMA = 1
+CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
+SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for
+# of a run's config: what two runs of one setting may differ in
+INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Setting:
-    """Finished runs that differ in their seed alone: equal task, method, backbone and target.
+    """Finished runs that differ in their seed alone: equal task, method, backbone, target and configuration.
 
     Attributes:
+        variant: what tells it from other settings of this task, method and backbone; empty where the target does.
         seeds: of the runs, one each; a seed that stands here twice was run twice.
         monitor: the task metric that counts, and ``metric`` its values.
         keep_ratio: mean over layers.
@@ -51,6 +56,7 @@ class Setting:
     method: str
     backbone: str
     target: float | None
+    variant: str
     seeds: tuple[int, ...]
     monitor: str
     metric: Spread | None
@@ -61,12 +67,13 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The method, with its target if it has one."""
-        return self.method if self.target is None else f"{self.method} {self.target:g}"
+        """The method, with its target if it has one: ``transkimmer 0.45, bottleneck=96``."""
+        name = self.method if self.target is None else f"{self.method} {self.target:g}"
+        return f"{name}, {self.variant}" if self.variant else name
 
 
 def aggregate(results: Sequence[Results]) -> list[Setting]:
-    """Mean and spread over seeds, for equal (task, method, backbone, target); runs that failed are left out.
+    """Mean and spread over seeds, for equal settings; runs that failed are left out.
 
     Returns:
         By task and backbone, dense first, then by method and falling cost.
@@ -74,12 +81,59 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
     groups: dict[tuple[Any, ...], list[Results]] = {}
     for run in results:
         if run["status"] == "done":
-            groups.setdefault((run["task"], run["method"], run["backbone"], run["target"]), []).append(run)
-    settings = [_setting(runs) for runs in groups.values()]
-    return sorted(settings, key=lambda s: (s.task, s.backbone, s.method != "dense", s.method, -s.relative_flops.mean))
+            config = json.dumps(_config(run), sort_keys=True)
+            groups.setdefault((*_line(run), run["target"], config), []).append(run)
+    variants = _variants([runs[0] for runs in groups.values()])
+    settings = [_setting(runs, variant) for runs, variant in zip(groups.values(), variants, strict=True)]
+    order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
+    return sorted(settings, key=order)
 
 
-def _setting(runs: list[Results]) -> Setting:
+def _line(run: Results) -> tuple[Any, ...]:
+    """What runs at several targets share, whatever their configuration."""
+    return run["task"], run["method"], run["backbone"], run.get(SHIFTED)
+
+
+def _config(run: Results) -> dict[str, Any]:
+    """The configuration that makes a setting, flat: ``method.bottleneck`` -> 32."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                walk(f"{prefix}{key}.", value)
+            else:
+                flat[prefix + key] = value
+
+    walk("", {key: value for key, value in run["config"].items() if key not in INCIDENTAL})
+    return flat
+
+
+def _variants(runs: list[Results]) -> list[str]:
+    """For one run of each setting, what its name needs besides method and target to be no other's.
+
+    A key that tells two settings apart is named in all that could stand on one line of a figure with them.
+    """
+    keys: dict[tuple[Any, ...], set[str]] = {}
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        config = _config(run)
+        other = first.setdefault((*_line(run), run["target"]), config)
+        differ = {key for key in {*config, *other} if config.get(key) != other.get(key)}
+        keys.setdefault(_line(run), set()).update(differ)
+    variants = []
+    for run in runs:
+        named = sorted(keys[_line(run)])
+        last = [key.rpartition(".")[2] for key in named]
+        config = _config(run)
+        parts = [f"shifted from {run[SHIFTED]:g}"] if run.get(SHIFTED) is not None else []
+        for key, short in zip(named, last, strict=True):
+            parts.append(f"{short if last.count(short) == 1 else key}={config.get(key)}")
+        variants.append(", ".join(parts))
+    return variants
+
+
+def _setting(runs: list[Results], variant: str) -> Setting:
     first = runs[0]
     monitors = {run["monitor"] for run in runs}
     if len(monitors) > 1:
@@ -94,6 +148,7 @@ def _setting(runs: list[Results]) -> Setting:
     kept = [statistics.fmean(run["keep_ratio"]) for run in runs if run["keep_ratio"]]
     return Setting(
         **{key: first[key] for key in ("task", "method", "backbone", "target", "monitor")},
+        variant=variant,
         seeds=tuple(sorted(run["seed"] for run in runs)),
         metric=Spread.of(metric) if metric else None,
         relative_flops=Spread.of([run["relative_flops"] for run in runs]),
@@ -113,8 +168,8 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
     return found
 
 
-def collect(folders: Sequence[Path]) -> list[Results]:
-    """Every ``results.json`` in or under the folders.
+def collect(folders: Sequence[Path], curves: bool = False) -> list[Results]:
+    """Every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
 
     Raises:
         SkimError: a folder that is not there, a file that cannot be read, or none found.
@@ -124,19 +179,39 @@ def collect(folders: Sequence[Path]) -> list[Results]:
         if not folder.exists():
             raise SkimError(f"There is no folder {folder}.")
         found = [folder] if folder.is_file() else sorted(folder.rglob("results.json"))
+        if curves and not folder.is_file():
+            found += sorted(folder.rglob(CURVE))
         paths.update(dict.fromkeys(path.resolve() for path in found))
+    where = ", ".join(map(str, folders))
     if not paths:
-        where = ", ".join(map(str, folders))
         raise SkimError(f"No results.json under {where}: no run has finished there.\nTrain one: python train.py")
-    return [load(path) for path in paths]
+    if curves and not any(path.name == CURVE for path in paths):
+        raise SkimError(f"No {CURVE} under {where}.\nMake one: python evaluate.py ckpt=<run> what=curve")
+    return [run for path in paths for run in (load_curve(path) if path.name == CURVE else [load(path)])]
 
 
 def load(path: Path) -> Results:
     """One ``results.json``; a SkimError if it is none, or of a schema that this version does not read."""
+    return _checked(_json(path), path)
+
+
+def load_curve(path: Path) -> list[Results]:
+    """The points of one ``curve.json``, marked with the target that their model was trained for."""
+    points = _json(path)
+    if not isinstance(points, list):
+        raise SkimError(f"{path} is no list of results.")
+    points = [_checked(point, path) for point in points]
+    return [{**point, SHIFTED: point["config"]["method"]["target"]} for point in points]
+
+
+def _json(path: Path) -> Any:
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SkimError(f"{path} cannot be read as JSON: {error}.") from None
+
+
+def _checked(run: Any, path: Path) -> Results:
     schema = run.get("schema") if isinstance(run, dict) else None
     if schema != SCHEMA:
         raise SkimError(f"{path} has schema {schema}; this version of skim reads {SCHEMA}.")

@@ -11,9 +11,10 @@ import transformers
 
 import skim
 from skim.errors import SkimError
+from skim.lightning.build import build
 from skim.lightning.evaluation import evaluate, load
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import build, train
+from skim.lightning.recipe import train
 from tests.runs import composed, small
 
 
@@ -170,10 +171,62 @@ def test_resuming_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert after == 2 * before > 0
 
 
+def test_a_run_in_mixed_precision_with_clipping(tmp_path: Path) -> None:
+    run = train(small("method=transkimmer", "hardware.precision=bf16-mixed", "train.max_steps=2"), tmp_path / "run", "")
+    assert run.results.status == "done"
+
+
+def test_what_calibration_did_is_told_and_kept_in_the_checkpoint(tmp_path: Path) -> None:
+    cfg = small("method=transkimmer", "method.target=0.6", "method.margin=0.5", "train.max_steps=4")
+    run = train(cfg, tmp_path / "run", "")
+    assert run.results.calibration is not None
+    assert run.results.calibration["shift"] != 0
+    assert run.results.relative_flops == pytest.approx(0.6, abs=0.03)
+    evaluate(composed(f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "device=cpu", config="evaluate"))
+    again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert again["relative_flops"] == pytest.approx(run.results.relative_flops, abs=1e-6)
+
+
+def test_a_curve_moves_one_model_along_its_budgets(folder: Path) -> None:
+    evaluate(composed(f"ckpt={folder}", "what=curve", "targets=[0.3,0.8]", "device=cpu", config="evaluate"))
+    points = json.loads((folder / "curve.json").read_text())
+    assert [point["target"] for point in points] == [0.3, 0.8]
+    assert [point["relative_flops"] for point in points] == pytest.approx([0.3, 0.8], abs=0.06)
+
+
+def test_a_folder_used_again_holds_the_new_run_only(tmp_path: Path) -> None:
+    train(small("method=dense", "train.max_steps=2"), tmp_path, "")
+    train(small("method=dense", "train.max_steps=1"), tmp_path, "")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_a_run_that_dies_says_so_in_its_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(SkimModule, "training_step", fail)
+    with pytest.raises(RuntimeError, match="luck"):
+        train(small("method=dense"), tmp_path, "")
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["status"] == "failed"
+    assert "out of luck" in results["notes"][0]
+
+
+def test_steps_take_precedence_over_epochs(tmp_path: Path) -> None:
+    train(small("method=dense", "train.epochs=1", "train.max_steps=12"), tmp_path, "")  # an epoch has 8
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_an_encoder_that_is_not_in_the_file_is_refused(dense: Path) -> None:
+    with pytest.raises(SkimError, match="lacks"):
+        build(small("method=dense", f"init_from={dense}", "backbone.overrides.num_hidden_layers=6"))
+
+
 def test_method_parameters_have_their_own_learning_rate_and_no_decay(dense: Path) -> None:
     parts = build(small("method=transkimmer", "method.target=0.5"))
     module = SkimModule(parts.model, parts.task, lr=1e-5, method_lr=1e-3)
-    module._trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    module._trainer = type("T", (), {"estimated_stepping_batches": 10, "precision": "32-true"})()
     groups = module.configure_optimizers()["optimizer"].param_groups
     own = {id(p) for p in parts.model.method.parameters()}
     for group in groups:
@@ -192,7 +245,7 @@ def test_method_parameters_have_their_own_learning_rate_and_no_decay(dense: Path
     ("overrides", "says"),
     [
         (["method=transkimmer", "method.target=0.001"], "cannot be reached"),
-        (["method=transkimmer", "method.target=1.5"], r"\(0, 1\]"),
+        (["method=transkimmer", "method.target=1.5"], "from 0 to 1"),
         (["method=transkimmer", "method.temperature=0"], "above 0"),
         (["method=transkimmer", "method.preset=papr"], "paper"),
         (["method=transkimmer", "method.layers=[0,9]"], "layers"),
@@ -202,6 +255,11 @@ def test_method_parameters_have_their_own_learning_rate_and_no_decay(dense: Path
         (["method=dense", "train.distill=0.5"], "init_from"),
         (["method=dense", "init_from=nowhere"], "no trained model"),
         (["method=dense", "resume=nowhere.ckpt"], "no file"),
+        (["method=dense", "train.lr=fast"], "train.lr=fast must be a number"),
+        (["method=dense", "task.batch_size=0"], "at least 1"),
+        (["method=dense", "benchmark.batch_sizes=[0]"], "at least 1"),
+        (["method=dense", "hardware.precision=half"], "hardware"),
+        (["method=dense", "hardware.accelerator=gpu"], "hardware"),
     ],
 )
 def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:

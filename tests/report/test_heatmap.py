@@ -8,7 +8,14 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from rich.console import Console
-from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, RobertaTokenizer
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaTokenizer,
+)
 
 import skim
 from skim.benchmark import KeepShare
@@ -138,10 +145,14 @@ def test_terminal_shows_words_counts_and_prediction(text, colours):
         assert text.prediction in out
 
 
-def test_without_colours_the_layer_is_written_out():
+def printed(text) -> str:
     console = Console(width=100, color_system=None, record=True, file=io.StringIO())
-    show([TEXT], console)
-    assert "[CLS] un⁰forgettable² !¹ [SEP]⁰" in console.export_text()
+    show([text], console)
+    return console.export_text()
+
+
+def test_without_colours_the_layer_is_written_out():
+    assert "[CLS] un⁰forgettable² !¹ [SEP]⁰" in printed(TEXT)
 
 
 @pytest.fixture
@@ -176,8 +187,21 @@ def test_read_takes_pairs_no_texts_and_what_exceeds_the_model(model, tokenizer):
     (pair,) = read(model, tokenizer, [("a film", "a film !")])
     assert pair.tokens.count("[SEP]") == 2
     assert pair.prediction in {"LABEL_0", "LABEL_1"}
-    (long,) = read(model, tokenizer, ["film " * 2000])
-    assert len(long.tokens) == 512
+
+
+def test_a_text_longer_than_the_model_takes_is_cut_and_says_so(tokenizer):
+    config = RobertaConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=22
+    )
+    roberta = skim.compress(RobertaForSequenceClassification(config), "dense")
+    long, fits = read(roberta, tokenizer, ["film " * 30, "film " * 18])
+    assert len(long.tokens) == len(fits.tokens) == 20  # RoBERTa's first two positions are of padding
+    assert (long.truncated, fits.truncated) == (True, False)
+    for shown in (figure(long), printed(long)):
+        assert "cut at 20 tokens" in shown
+    for shown in (figure(fits), printed(fits)):
+        assert "20 tokens" in shown
+        assert "cut at" not in shown
 
 
 def test_read_leaves_answers_out_where_there_is_no_single_one(model, tokenizer):

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from skim.errors import SkimError
+from skim.report.__main__ import main
 from skim.report.runs import Spread, aggregate, collect
 from skim.report.table import latency_table, layers_table, print_run, runs_table
 from tests.report.results import dense, results, timing
@@ -78,6 +79,67 @@ def test_aggregate_averages_ratios_of_runs_and_not_times():
 @pytest.mark.parametrize("change", [{"task": "mnli"}, {"method": "ltp"}, {"backbone": "tiny"}, {"target": 0.3}])
 def test_aggregate_keeps_other_settings_apart(change):
     assert len(aggregate([results(), results(**change)])) == 2
+
+
+def test_aggregate_keeps_configurations_apart_and_names_what_differs():
+    def run(bottleneck, seed=1, **changes):
+        config = {
+            "seed": seed,
+            "init_from": f"runs/{seed}",
+            "hardware": {"devices": seed},
+            "method": {"bottleneck": bottleneck, "warmup": 10},
+            "train": {"warmup": 0.1},
+        }
+        return results(seed=seed, config=config, **changes)
+
+    names = {s.name: s.seeds for s in aggregate([run(32), run(32, 2), run(96), run(32, 3, target=0.3), dense()])}
+    assert names == {
+        "dense": (1,),
+        "transkimmer 0.5, bottleneck=32": (1, 2),
+        "transkimmer 0.5, bottleneck=96": (1,),
+        "transkimmer 0.3, bottleneck=32": (3,),  # on one line of the figure with the first
+    }
+    other = run(32)
+    other["config"]["method"]["warmup"], other["config"]["train"]["warmup"] = 20, 0.2
+    assert "transkimmer 0.5, method.warmup=20, train.warmup=0.2" in {s.name for s in aggregate([run(32), other])}
+    assert [s.name for s in aggregate([run(32), run(96, target=0.3)])] == ["transkimmer 0.5", "transkimmer 0.3"]
+
+
+def curve_file(folder, seed=1, trained=0.5):
+    folder.mkdir(parents=True)
+    config = {"seed": seed, "method": {"target": trained}}
+    points = [
+        results(
+            seed=seed, target=t, relative_flops=t, metrics={"accuracy": t + seed / 100}, config=config, latency=None
+        )
+        for t in (0.3, 0.5)
+    ]
+    (folder / "curve.json").write_text(json.dumps(points))
+    (folder / "results.json").write_text(json.dumps(results(seed=seed, config=config)))
+
+
+def test_curves_of_several_seeds_are_averaged_by_target_and_kept_from_trained_runs(tmp_path):
+    for seed in (1, 2):
+        curve_file(tmp_path / str(seed), seed)
+    assert [s.name for s in aggregate(collect([tmp_path]))] == ["transkimmer 0.5"]
+    settings = {s.name: s for s in aggregate(collect([tmp_path], curves=True))}
+    assert set(settings) == {
+        "transkimmer 0.5",
+        "transkimmer 0.5, shifted from 0.5",
+        "transkimmer 0.3, shifted from 0.5",
+    }
+    assert settings["transkimmer 0.3, shifted from 0.5"].metric.mean == pytest.approx(0.315)
+    assert {s.seeds for s in settings.values()} == {(1, 2)}
+
+
+def test_the_command_draws_curves(tmp_path, capsys):
+    curve_file(tmp_path / "runs" / "one")
+    assert main([str(tmp_path / "runs"), "--curves", "--out", str(tmp_path)]) == 0
+    assert "shifted from 0.5" in capsys.readouterr().out
+    assert "transkimmer, shifted from 0.5" in (tmp_path / "curve-sst2.svg").read_text()
+    (tmp_path / "runs" / "one" / "curve.json").unlink()
+    assert main([str(tmp_path / "runs"), "--curves"]) == 2
+    assert "No curve.json under" in capsys.readouterr().err
 
 
 def test_aggregate_leaves_failed_runs_out_and_puts_dense_first():

@@ -39,12 +39,18 @@ def epoch(lengths, size: int, world: int, shuffle: bool, number: int = 0, seed: 
 def test_every_row_once_and_as_many_batches_on_each_rank(case: tuple) -> None:
     lengths, size, world, shuffle = case
     ranks = epoch(lengths, size, world, shuffle)
-    assert {len(steps) for steps in ranks} == {math.ceil(len(lengths) / (size * world))}
+    uneven = size == 1 and len(lengths) % world > 0
+    assert {len(steps) for steps in ranks} == {math.ceil(len(lengths) / (size * world)) - uneven}
     batches = [batch for steps in ranks for batch in steps]
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     sizes = {len(batch) for batch in batches}
-    assert max(sizes) <= size
+    assert min(sizes) >= 1
+    assert max(sizes) <= size + uneven
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_no_rank_gets_an_empty_batch() -> None:
+    assert epoch([9, 8, 7, 6, 5], 1, 4, False) == [[[0, 1]], [[2]], [[3]], [[4]]]
 
 
 @given(cases())

@@ -199,6 +199,17 @@ def test_holdout_splits_the_training_rows(tmp_path: Path, tokenizer: Any) -> Non
     assert make(tmp_path, tokenizer, holdout=0.5).report["rows"] == {"train": 3, "validation": 3}  # a file wins
 
 
+def test_a_named_split_takes_precedence_over_the_holdout(tmp_path: Path, tokenizer: Any) -> None:
+    rows = {"text": [f"a {'good ' * i}film" for i in range(20)], "label": [i % 2 for i in range(20)]}
+    test = {"text": ["soup", "the soup", "bad soup"], "label": [0, 1, 0]}
+    files = {"train": write(tmp_path / "train.csv", rows), "test": write(tmp_path / "test.csv", test)}
+    task = make(tmp_path, tokenizer, files=files, holdout=0.25, eval_split="test")
+    assert set(all_rows(task.val_dataloader())) == {tuple(tokenizer(text).input_ids) for text in test["text"]}
+    other = make(tmp_path, tokenizer, files=files, holdout=0.25)
+    assert all_rows(task.train_dataloader()) == all_rows(other.train_dataloader())
+    assert task.report["rows"] == {"train": 15, "validation": 3}
+
+
 def test_subsamples_are_the_same_for_every_seed(tmp_path: Path, tokenizer: Any) -> None:
     rows = {"text": [f"a {'good ' * i}film" for i in range(20)], "label": [i % 2 for i in range(20)]}
     found = [make(tmp_path, tokenizer, rows, max_train_samples=7, max_eval_samples=4, seed=s) for s in (1, 2)]
@@ -233,6 +244,10 @@ WRONG_ROWS = {
         "row 2.*there is no label",
     ),
     "number as a class": ({"text": ["a", "b"], "label": [0.5, 1.0]}, {}, "row 1.*0.5 is no class.*head=regression"),
+    "labels from 1": ({"text": ["a", "b"], "label": [1, 2]}, {}, "column 'label': .*are 1, 2 and not 0, 1.*regression"),
+    "a class missing": ({"text": ["a", "b"], "label": [0, 2]}, {}, "are 0, 2 and not 0, 1.*task.label_names"),
+    "many numbers": ({"text": ["a"] * 9, "label": range(10**9, 10**9 + 9)}, {}, "1000000004, ... and not 0 to 8"),
+    "one high number": ({"text": ["a", "b"], "label": [10**9] * 2}, {}, "every row has the label '1000000000'"),
     "one class": ({"text": ["a", "b"], "label": ["x", "x"]}, {}, "every row has the label 'x'"),
     "class as a number": ({"text": ["a"], "label": ["x"]}, {"head": "regression"}, "row 1.*'x' is no number"),
     "no number": ({"text": ["a", "b"], "label": [1.0, None]}, {"head": "regression"}, "row 2.*there is no label"),

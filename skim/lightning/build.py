@@ -1,0 +1,229 @@
+"""From a composed config to the parts of a run: task, tokenizer, compressed model. What is wrong is refused here."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from skim import hub
+from skim.backbones import families
+from skim.compression import compress
+from skim.errors import SkimError
+from tasks.base import Task
+
+NOISE = (
+    ".*does not have many workers.*",
+    ".*isinstance.treespec.*",
+    ".*LeafSpec.*",
+    ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
+    ".*smaller than the logging interval.*",
+    ".*SpearmanCorrcoef.*",  # it keeps all targets, as it must
+    ".*dirpath has changed.*",  # a resumed run has a folder of its own
+)
+
+INFINITY = float("inf")
+LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
+    "seed": (int, 0, 2**32 - 1),
+    "train.epochs": (int, 1, INFINITY),
+    "train.max_steps": (int, -1, INFINITY),
+    "train.lr": ((int, float), 0, INFINITY),
+    "train.method_lr": ((int, float), 0, INFINITY),
+    "train.weight_decay": ((int, float), 0, INFINITY),
+    "train.warmup": ((int, float), 0, 1),
+    "train.clip": ((int, float), 0, INFINITY),
+    "train.accumulate": (int, 1, INFINITY),
+    "train.distill": ((int, float), 0, 1),
+    "train.distill_temperature": ((int, float), 1e-6, INFINITY),
+    "train.calibrate": (int, 0, INFINITY),
+    "train.evals_per_epoch": (int, 1, INFINITY),
+    "task.batch_size": (int, 1, INFINITY),
+    "task.eval_batch_size": (int, 1, INFINITY),
+    "task.max_length": (int, 3, INFINITY),
+    "task.max_train_samples": (int, 1, INFINITY),
+    "task.max_eval_samples": (int, 1, INFINITY),
+    "method.bottleneck": (int, 1, INFINITY),
+    "method.warmup": ((int, float), 0, 1),
+    "method.noise_until": ((int, float), 0, 1),
+    "method.target": ((int, float), 0, 1),
+    "hardware.threads": (int, 1, INFINITY),
+    "hardware.num_workers": (int, 0, INFINITY),
+    "callbacks.log_every": (int, 1, INFINITY),
+    "callbacks.patience": (int, 1, INFINITY),
+    "benchmark.samples": (int, 1, INFINITY),
+    "benchmark.repeats": (int, 1, INFINITY),
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse numbers that no run can use, before anything is loaded; ``null`` is always allowed where it composes."""
+    for path, (kind, low, high) in LIMITS.items():
+        value = OmegaConf.select(cfg, path)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            what = "a whole number" if kind is int else "a number"
+            bounds = f"at least {low:g}" if high == INFINITY else f"from {low:g} to {high:g}"
+            raise SkimError(f"{path}={value} must be {what}, {bounds}.")
+    sizes = OmegaConf.select(cfg, "benchmark.batch_sizes")
+    if any(not isinstance(size, int) or size < 1 for size in sizes or []):
+        raise SkimError(f"benchmark.batch_sizes={list(sizes)} must be whole numbers, at least 1.")
+
+
+@dataclass
+class Parts:
+    """What a config builds."""
+
+    task: Task
+    tokenizer: Any
+    model: nn.Module
+    teacher: nn.Module | None = None
+
+
+def build(cfg: DictConfig, stage: str = "fit") -> Parts:
+    """The task with its data loaded, the tokenizer, and the compressed model (and its teacher, if one is asked for)."""
+    quiet()
+    check(cfg)
+    if cfg.resume:
+        check_resume(cfg)
+    method = instantiate(cfg.method)
+    task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
+    start = dense_folder(cfg) if cfg.init_from else None
+    source = start or (
+        hub.model_path(cfg.backbone.hub_id, f"backbone={cfg.backbone.name}") if cfg.backbone.hub_id else None
+    )
+    if source is not None:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    elif hasattr(task, "own_tokenizer"):
+        tokenizer = task.own_tokenizer()
+    else:
+        raise SkimError(
+            f"backbone={cfg.backbone.name} has no tokenizer of its own, and task={task.name} brings none.\n"
+            "Use a pretrained backbone (backbone=minilm), or task=builtin."
+        )
+    config = backbone_config(cfg, tokenizer, source)
+    family = families().get(config.model_type)
+    longest = family.longest_input(config) if family is not None else None
+    if longest is not None:  # some tokenizers say 1e30; what is longer than this is truncated and counted by the task
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    task.setup_tokenizer(tokenizer)
+    task.setup(stage)
+    for name, value in task.model_kwargs().items():
+        setattr(config, name, value)
+    plain = load_backbone(task, config, source)
+    teacher = None
+    if cfg.train.distill > 0:
+        if start is None:
+            raise SkimError("train.distill needs a teacher: set init_from=<folder of a dense run>, or train.distill=0.")
+        if (start.parent / "config.yaml").is_file() and recorded(start.parent).task.name != cfg.task.name:
+            raise SkimError(
+                f"train.distill: the teacher, init_from={cfg.init_from}, was trained on "
+                f"task={recorded(start.parent).task.name}, this run is on task={cfg.task.name}."
+            )
+        teacher = compress(copy.deepcopy(plain), "dense").eval()
+    return Parts(task, tokenizer, compress(plain, method, cfg.execution), teacher)
+
+
+def quiet() -> None:
+    """Silence what is neither a result nor an error; warnings that a user can act on stay."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for noise in NOISE:
+        warnings.filterwarnings("ignore", noise)
+
+
+def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:
+    """The model's config: the checkpoint's or one from scratch, with the user's changes and the tokenizer's ids."""
+    overrides = OmegaConf.to_container(cfg.backbone.overrides, resolve=True) or {}
+    assert isinstance(overrides, dict)
+    if source is None:
+        config = transformers.AutoConfig.for_model(overrides.pop("model_type"), vocab_size=len(tokenizer))
+    else:
+        config = transformers.AutoConfig.from_pretrained(source)
+    # set one by one: as keywords, what a family's config does not name would go to the model's constructor
+    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
+    for name, value in {**overrides, **specials}.items():
+        setattr(config, name, value)
+    return config
+
+
+def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Module:
+    """The Hugging Face model with the task's head, in float32."""
+    if source is None:
+        return task.auto_class().from_config(config)
+    try:
+        # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
+        model, found = task.auto_class().from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SkimError(
+            f"{source} cannot be loaded as {task.auto_class().__name__} for task={task.name}:\n{error}"
+        ) from error
+    # a head may be new, and a pooler; an encoder that is not in the file would be trained from noise, silently
+    missing = [
+        name
+        for name in sorted(found["missing_keys"])
+        if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name
+    ]
+    if missing:
+        raise SkimError(
+            f"{source} lacks {len(missing)} weights of the encoder, such as {missing[0]}.\n"
+            "It is a checkpoint of another architecture, or backbone.overrides do not fit it."
+        )
+    return model
+
+
+def dense_folder(cfg: DictConfig) -> Path:
+    """The exported model that ``init_from`` names; a SkimError if it is of another backbone or not there."""
+    folder = Path(cfg.init_from)
+    if (folder / "model" / "config.json").is_file():
+        before = recorded(folder)
+        if before.backbone.name != cfg.backbone.name:
+            raise SkimError(
+                f"init_from={folder} was trained with backbone={before.backbone.name}, this run has "
+                f"backbone={cfg.backbone.name}.\nUse backbone={before.backbone.name}, or another init_from."
+            )
+        return folder / "model"
+    if (folder / "config.json").is_file():
+        return folder
+    raise SkimError(
+        f"init_from={folder} holds no trained model (neither model/config.json nor config.json).\n"
+        "Name the folder of a finished run, such as runs/sst2/dense/minilm/<stamp>."
+    )
+
+
+def check_resume(cfg: DictConfig) -> None:
+    """A checkpoint goes on only with the backbone, the method and the task it was made with."""
+    path = Path(cfg.resume)
+    if not path.is_file():
+        raise SkimError(f"resume={path} is no file; name a checkpoint such as runs/.../checkpoints/last.ckpt.")
+    before = recorded(path.parent.parent)
+    for what, old, new in (
+        ("backbone", before.backbone, cfg.backbone),
+        ("method", before.method, cfg.method),
+        ("task.name", before.task.name, cfg.task.name),
+    ):
+        if old != new:
+            differs = [key for key in new if old.get(key) != new[key]] if OmegaConf.is_dict(new) else []
+            keys = f" (differs in {', '.join(differs)})" if differs else f" ({old}, now {new})"
+            raise SkimError(f"resume={path} was made with another {what}{keys}; they must agree.")
+
+
+def recorded(folder: Path) -> DictConfig:
+    """The config that a run's folder remembers."""
+    if not (folder / "config.yaml").is_file():
+        raise SkimError(f"{folder} is no run's folder: there is no config.yaml in it.")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return config
