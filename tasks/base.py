@@ -56,7 +56,7 @@ class Task(pl.LightningDataModule, ABC):
     test_split: str | None = None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test
     # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
     files: dict[str, str | None] = field(default_factory=dict)
-    # share of the training rows kept from training and evaluated on; a validation file takes precedence
+    # share of the training rows kept from training and evaluated on, unless there is a validation file or an eval_split
     holdout: float | None = None
     batch_size: int = 32  # sequences per training batch and process
     eval_batch_size: int = 32  # sequences per evaluation batch and process
@@ -165,20 +165,22 @@ class Task(pl.LightningDataModule, ABC):
 
     def _select(self, part: str) -> Dataset:
         """The checked rows of a part that this run uses."""
-        held_out = self.holdout is not None and self.files.get("validation") is None and part != "test"
+        cut = self.holdout is not None and self.files.get("validation") is None
+        # whoever names a split means that split; the rows held out stay out of training all the same
+        held_out = cut and part == "validation" and self.eval_split is None
         rows, where = self.source("train" if held_out else part)
         if len(rows) == 0:
             raise SkimError(f"{where} has no rows.")
         rows = self.check(rows, part, where)
         chosen = np.arange(len(rows))
         rng = np.random.default_rng(SUBSET_SEED)
-        if held_out:
+        if held_out or (cut and part == "train"):
             assert self.holdout is not None
             count = round(self.holdout * len(rows))
             if not 0 < count < len(rows):
                 raise SkimError(f"{where}: task.holdout={self.holdout} of {len(rows)} rows leaves a part without any.")
             order = rng.permutation(len(rows))
-            chosen = order[:count] if part == "validation" else order[count:]
+            chosen = order[:count] if held_out else order[count:]
         limit = self.max_train_samples if part == "train" else self.max_eval_samples
         if limit is not None and limit < len(chosen):
             chosen = rng.choice(chosen, limit, replace=False)

@@ -29,7 +29,8 @@ class LengthBatches(Sampler[list[int]]):
     rows are shuffled, sorted by length within pools of ``POOL`` batches, and the batches shuffled; in evaluation the
     rows are sorted, the longest first, so that memory runs out at once or never.
 
-    So that no row is repeated or left out, all batches have the same size or one row less, at most ``batch_size``.
+    So that no row is repeated or left out, all batches have the same size or one row less, at most ``batch_size``. One
+    exception: batches of one row that do not come out even over the ranks; the rows left over join others, two by two.
 
     Args:
         lengths: tokens of each row.
@@ -62,7 +63,10 @@ class LengthBatches(Sampler[list[int]]):
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.epoch = 0
-        self.steps = math.ceil(len(self.lengths) / (batch_size * self.world_size))
+        # the second bound counts at batch_size 1 only: no rank may get a batch of no rows, on which models fail
+        self.steps = min(
+            math.ceil(len(self.lengths) / (batch_size * self.world_size)), len(self.lengths) // self.world_size
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's shuffle; Lightning calls this before each one."""

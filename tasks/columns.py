@@ -78,7 +78,7 @@ def is_labeled(rows: Dataset, name: str, where: str, needed: bool) -> bool:
 
 
 def infer_label_names(rows: Dataset, name: str, where: str) -> list[str]:
-    """The classes of a label column: a parquet file's own, names in alphabetical order, or 0 to the highest."""
+    """The classes of a label column: a parquet file's own, names in alphabetical order, or 0, 1, 2 without a gap."""
     feature = rows.features[name]
     if hasattr(feature, "names"):
         return list(feature.names)
@@ -87,7 +87,16 @@ def infer_label_names(rows: Dataset, name: str, where: str) -> list[str]:
     if all(isinstance(value, str) for value in values):
         found = sorted(values)
     elif all(isinstance(value, (int, float)) and float(value).is_integer() and value >= 0 for value in values):
-        found = [str(i) for i in range(int(max(values)) + 1)]
+        ids = sorted({int(value) for value in values})
+        if len(ids) > 1 and ids != list(range(len(ids))):
+            shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
+            wanted = "0, 1" if len(ids) == 2 else f"0 to {len(ids) - 1}"
+            raise SkimError(
+                f"{where}, column '{name}': the labels are {shown} and not {wanted}.\n"
+                "Number the classes from 0 or write names; if some have no rows here, list all in task.label_names.\n"
+                "For numbers to predict, set task.head=regression."
+            )
+        found = [str(i) for i in ids]
     else:
         row = first_row(column, lambda v: not isinstance(v, (int, float)) or not float(v).is_integer() or v < 0)
         raise SkimError(
