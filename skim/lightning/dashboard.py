@@ -18,7 +18,7 @@ def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
 
     settings = cfg.logger.wandb
     offline = settings.offline
-    if offline is None:
+    if offline is None and "WANDB_MODE" not in os.environ:
         known = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
         offline = not known
     wandb.finish()  # a job of a sweep must not write into the run of the job before it
@@ -30,6 +30,7 @@ def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
         tags=[cfg.task.name, method, cfg.backbone.name],
         name=f"{cfg.task.name}-{method}-{cfg.backbone.name}-{cfg.seed}",
         save_dir=str(folder),
-        offline=offline,
+        # not the logger's own `offline`: it sets a variable that wandb has read by now, and that the next job inherits
+        mode="offline" if offline else None,
         config=OmegaConf.to_container(cfg, resolve=True),
     )
