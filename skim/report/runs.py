@@ -14,7 +14,7 @@ from skim.errors import SkimError
 SCHEMA = 1
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
-SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for
+SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
 # of a run's config: what two runs of one setting may differ in
 INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
 
@@ -126,7 +126,7 @@ def _variants(runs: list[Results]) -> list[str]:
         named = sorted(keys[_line(run)])
         last = [key.rpartition(".")[2] for key in named]
         config = _config(run)
-        parts = [f"shifted from {run[SHIFTED]:g}"] if run.get(SHIFTED) is not None else []
+        parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
         for key, short in zip(named, last, strict=True):
             parts.append(f"{short if last.count(short) == 1 else key}={config.get(key)}")
         variants.append(", ".join(parts))
@@ -200,8 +200,11 @@ def load_curve(path: Path) -> list[Results]:
     points = _json(path)
     if not isinstance(points, list):
         raise SkimError(f"{path} is no list of results.")
-    points = [_checked(point, path) for point in points]
-    return [{**point, SHIFTED: point["config"]["method"]["target"]} for point in points]
+    marked = []
+    for point in points:
+        trained = _checked(point, path)["config"]["method"].get("target")
+        marked.append({**point, SHIFTED: "no target" if trained is None else f"{trained:g}"})
+    return marked
 
 
 def _json(path: Path) -> Any:

@@ -132,6 +132,12 @@ def test_curves_of_several_seeds_are_averaged_by_target_and_kept_from_trained_ru
     assert {s.seeds for s in settings.values()} == {(1, 2)}
 
 
+def test_a_curve_of_a_run_without_a_target_is_no_trained_run(tmp_path):
+    curve_file(tmp_path / "fixed", trained=None)
+    names = {s.name for s in aggregate(collect([tmp_path], curves=True))}
+    assert "transkimmer 0.3, shifted from no target" in names
+
+
 def test_the_command_draws_curves(tmp_path, capsys):
     curve_file(tmp_path / "runs" / "one")
     assert main([str(tmp_path / "runs"), "--curves", "--out", str(tmp_path)]) == 0
