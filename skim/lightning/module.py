@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -99,6 +99,11 @@ class SkimModule(pl.LightningModule):
         """The compression method."""
         return walk_of(self.model).method
 
+    @property
+    def trace(self) -> Trace:
+        """Of the last forward."""
+        return cast(Trace, self.model.trace)
+
     def forward(self, batch: dict[str, Tensor]) -> Any:
         return self.model(**{name: batch[name] for name in INPUTS if name in batch})
 
@@ -112,7 +117,7 @@ class SkimModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         out = self(batch)
-        trace: Trace = self.model.trace
+        trace = self.trace
         loss = out.loss
         if self._teacher[0] is not None and self.distill > 0:
             loss = (1 - self.distill) * loss + self.distill * self._distance(out.logits, batch)
@@ -167,7 +172,7 @@ class SkimModule(pl.LightningModule):
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
         out = self(batch)
-        self.spending.update(self.model.trace)
+        self.spending.update(self.trace)
         if "labels" in batch:
             self.metrics.update(self.task.predict(out.logits), batch["labels"])
             self.eval_loss.update(out.loss, weight=len(batch["labels"]))

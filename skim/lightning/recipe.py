@@ -170,13 +170,14 @@ def finish(
     results.samples = dict(task.report["rows"])
     results.truncated = {part: count for part, count in task.report["truncated"].items() if count}
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": cfg.hardware.precision}
-    if model.method.target is not None and model.method.shift is not None and cfg.train.calibrate:
+    method = walk_of(model).method
+    if method.target is not None and method.shift is not None and cfg.train.calibrate:
         inputs = task.sample_batches(32, cfg.train.calibrate)
         with trainer.precision_plugin.forward_context():
             model.to(device)  # Lightning takes the model off the device after each of its loops
             before = spend(model, inputs)
             calibrate(model, inputs)
-        results.calibration = {"relative_flops_before": before, "shift": float(model.method.shift)}
+        results.calibration = {"relative_flops_before": before, "shift": float(method.shift)}
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)  # with the shift
     measure(results, trainer, module, parts)
     if not trainer.is_global_zero:

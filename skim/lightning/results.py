@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -79,14 +80,14 @@ class Results:
         )
 
     @staticmethod
-    def metrics_of(values: dict[str, float]) -> dict[str, float]:
+    def metrics_of(values: Mapping[str, float]) -> dict[str, float]:
         """The task's metrics among what Lightning logged."""
         named = {name.split("/", 1)[1]: value for name, value in values.items()}
         return {
             name: value for name, value in named.items() if name not in SPENT and not name.startswith("keep_ratio/")
         }
 
-    def take(self, values: dict[str, float], monitor: str) -> None:
+    def take(self, values: Mapping[str, float], monitor: str) -> None:
         """Read an evaluation's logged values, ``val/...`` or ``test/...``."""
         named = {name.split("/", 1)[1]: value for name, value in values.items()}
         self.monitor = monitor

@@ -69,15 +69,13 @@ def predictor(width: int, bottleneck: int, margin: float) -> nn.Sequential:
         bottleneck: width of the hidden layer (published: D, which adds 8 % to BERT-base; D/4 adds 2 %).
         margin: keep minus skim logit at the start.
     """
-    net = nn.Sequential(
-        nn.LayerNorm(width), nn.Linear(width, bottleneck), nn.LayerNorm(bottleneck), nn.GELU(), nn.Linear(bottleneck, 2)
-    )
-    for linear in (net[1], net[4]):
+    hidden, decide = nn.Linear(width, bottleneck), nn.Linear(bottleneck, 2)
+    for linear in (hidden, decide):
         nn.init.normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
-    nn.init.normal_(net[4].bias, std=0.02)
-    net[4].bias.data += torch.tensor([-margin / 2, margin / 2])
-    return net
+    nn.init.normal_(decide.bias, std=0.02)
+    decide.bias.data += torch.tensor([-margin / 2, margin / 2])
+    return nn.Sequential(nn.LayerNorm(width), hidden, nn.LayerNorm(bottleneck), nn.GELU(), decide)
 
 
 class Transkimmer(Method):
@@ -144,8 +142,8 @@ class Transkimmer(Method):
         layers = tuple(range(spec.layers)) if self.layers is None else self.layers
         if not set(layers) <= set(range(spec.layers)):
             raise SkimError(f"method.layers={list(layers)} names layers outside 0..{spec.layers - 1} of this backbone.")
-        hidden = spec.width if self.bottleneck is None else self.bottleneck
-        self.predictors = nn.ModuleDict({str(i): predictor(spec.width, hidden, self.margin) for i in layers})
+        self.hidden = spec.width if self.bottleneck is None else self.bottleneck
+        self.predictors = nn.ModuleDict({str(i): predictor(spec.width, self.hidden, self.margin) for i in layers})
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if str(i) not in self.predictors:
@@ -188,8 +186,7 @@ class Transkimmer(Method):
     def flops_per_token(self, i: int) -> float:
         if str(i) not in self.predictors:
             return 0.0
-        hidden = self.predictors[str(i)][1].out_features
-        return 2.0 * self.spec.width * hidden + 2.0 * 2 * hidden
+        return 2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden
 
 
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
