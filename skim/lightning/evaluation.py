@@ -21,6 +21,7 @@ from skim.lightning.module import SkimModule
 from skim.lightning.recipe import latency
 from skim.lightning.results import Results, write_json
 from skim.report.heatmap import read, show, write_html
+from skim.report.svg import sentence, write_svg
 from skim.report.table import print_run
 
 
@@ -151,7 +152,7 @@ def curve(cfg: DictConfig, console: Console) -> None:
 
 
 def tokens(cfg: DictConfig, console: Console) -> None:
-    """Print sentences with each token shaded by the layer at which it retired; writes ``tokens.html`` too."""
+    """Print sentences, each token shaded by the layer at which it retired; writes ``tokens.html``, ``tokens.svg``."""
     if cfg.text is None:
         raise SkimError('what=tokens needs a sentence: text="a gripping , funny film" (quote it for the shell).')
     texts = [str(cfg.text)] if not OmegaConf.is_list(cfg.text) else [str(text) for text in cfg.text]
@@ -159,7 +160,8 @@ def tokens(cfg: DictConfig, console: Console) -> None:
     skimmed = read(loaded.parts.model, loaded.parts.tokenizer, texts, loaded.parts.task.label_names)
     show(skimmed, console)
     write_html(loaded.folder / "tokens.html", skimmed)
-    console.print(f"\n{loaded.folder / 'tokens.html'}", highlight=False)
+    write_svg(loaded.folder / "tokens.svg", sentence(skimmed[0]))
+    console.print(f"\n{loaded.folder / 'tokens.html'}, and the first text as tokens.svg", highlight=False)
 
 
 def time_it(cfg: DictConfig, console: Console) -> None:

@@ -32,7 +32,16 @@ from skim.report.page import write_page
 from tasks.base import Task
 
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
-LEFT_BEHIND = ("results.json", "report.html", "evaluation.json", "curve.json", "tokens.html", "model", "checkpoints")
+LEFT_BEHIND = (
+    "results.json",
+    "report.html",
+    "evaluation.json",
+    "curve.json",
+    "tokens.html",
+    "tokens.svg",
+    "model",
+    "checkpoints",
+)
 
 
 class Lines(Callback):

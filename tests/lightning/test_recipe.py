@@ -104,6 +104,7 @@ def test_tokens_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixt
     evaluate(composed(f"ckpt={folder}", "what=tokens", "text='<b>the film & me</b>'", "device=cpu", config="evaluate"))
     assert "film" in capsys.readouterr().out
     page = (folder / "tokens.html").read_text()
+    assert (folder / "tokens.svg").read_text().startswith("<svg")
     assert "film" in page
     assert "<b>the" not in page
 
