@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -50,23 +52,28 @@ def load(cfg: DictConfig) -> Loaded:
         )
     before = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), cfg.overrides)
     assert isinstance(before, DictConfig)
-    changes = {"init_from": None, "execution": cfg.execution, "task": {"eval_batch_size": cfg.batch_size}}
-    changes["train"] = {"distill": 0.0}
+    task: dict[str, Any] = {"eval_batch_size": cfg.batch_size}
     if cfg.max_samples is not None:
-        changes["task"]["max_eval_samples"] = cfg.max_samples
+        task["max_eval_samples"] = cfg.max_samples
     if cfg.split is not None:
-        changes["task"]["eval_split"] = cfg.split
-    run = OmegaConf.merge(before, changes)
+        task["eval_split"] = cfg.split
+    exported = folder / "model"
+    whole = (exported / "skim.json").is_file()
+    start: dict[str, Any] = {"init_from": str(exported) if whole else None, "resume": None, "train": {"distill": 0.0}}
+    run = OmegaConf.merge(before, {**start, "execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
-    if checkpoint is None and not (folder / "model" / "skim.json").is_file():
+    if checkpoint is None and not whole:
         checkpoint = folder / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
             raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
-    if checkpoint is None:
-        run.init_from = str(folder / "model")
     parts = build(run, stage="validate")
     if checkpoint is not None:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise SkimError(
+                f"{checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}"
+            ) from error
         restore(parts.model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, checkpoint)
     else:
         from safetensors.torch import load_file

@@ -285,6 +285,15 @@ def test_a_checkpoint_of_another_method_or_backbone_is_refused(dense: Path, fold
     assert not (folder.parent / "never").exists()
 
 
+def test_a_broken_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    broken = tmp_path / "checkpoints" / "last.ckpt"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(SkimError, match=r"last\.ckpt cannot be read"):
+        load(composed(f"ckpt={broken}", "device=cpu", config="evaluate"))
+
+
 def test_a_pretrained_task_needs_a_tokenizer() -> None:
     with pytest.raises(SkimError, match="tokenizer"):
         build(composed("task=sst2", "backbone=tiny"))
