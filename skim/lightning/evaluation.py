@@ -60,7 +60,7 @@ def load(cfg: DictConfig) -> Loaded:
     exported = folder / "model"
     whole = (exported / "skim.json").is_file()
     start: dict[str, Any] = {"init_from": str(exported) if whole else None, "resume": None, "train": {"distill": 0.0}}
-    run = OmegaConf.merge(before, {**start, "execution": cfg.execution, "task": task})
+    run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
     if checkpoint is None and not whole:
         checkpoint = folder / "checkpoints" / "last.ckpt"
