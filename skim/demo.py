@@ -39,7 +39,7 @@ def main() -> None:
     runs = []
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for folder, overrides in COMMANDS.items():
-            command = f"python train.py {' '.join(overrides)}"
+            command = f"python train.py {' '.join(overrides)} hydra.run.dir={folder}"
             console.print(f"\n[bold]$ {command}[/bold]", highlight=False, soft_wrap=True)
             runs.append(train(compose("train", overrides), folder, command))
     console.print()
