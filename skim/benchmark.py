@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from skim.compression import compress, decompress, walk_of
 from skim.engine.tokens import TokenBatch
+from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 from skim.methods import Method, Spec
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds")  # no labels, so no loss
 SHAPES = {  # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
     "minilm": (384, 6, 12, 1536),
     "bert-base": (768, 12, 12, 3072),

@@ -54,6 +54,9 @@ class Inputs:
         return self.attention_mask.bool()
 
 
+INPUTS = tuple(Inputs.__dataclass_fields__)  # what an encoder takes of a batch: no labels, so no loss
+
+
 class Walk:
     """The forward of a compressed base model; a plain object, so that it adds no module and no parameter name.
 
@@ -162,7 +165,7 @@ class Walk:
         wants_tuple = not (config.return_dict if wants_dict is None else wants_dict)
         for name in ("use_cache", "num_items_in_batch"):  # of decoders, and of the head's loss: heads hand them on
             given.pop(name, None)
-        inputs = Inputs(**{name: given.pop(name, None) for name in Inputs.__dataclass_fields__})
+        inputs = Inputs(**{name: given.pop(name, None) for name in INPUTS})
         extra = [name for name, value in given.items() if value is not None and value is not False]
         if extra:
             raise SkimError(f"{type(self.base).__name__} under skim does not take {', '.join(extra)}.")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.compression import walk_of
+from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 
 Batches = list[dict[str, Tensor]]
@@ -20,7 +21,7 @@ def spend(model: nn.Module, batches: Batches) -> float:
     device = next(model.parameters()).device
     flops = dense = 0.0
     for batch in batches:
-        model(**{name: tensor.to(device) for name, tensor in batch.items() if name not in ("labels", "salient")})
+        model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
         flops += float(model.trace.flops().sum())
         dense += float(model.trace.dense_flops.sum())
     model.train(training)

@@ -15,9 +15,8 @@ from torchmetrics import MeanMetric, SumMetric
 
 from skim.compression import walk_of
 from skim.engine.trace import Trace
+from skim.engine.walk import INPUTS
 from tasks.base import Task
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
 class Spending(nn.Module):
@@ -105,7 +104,7 @@ class SkimModule(pl.LightningModule):
         return cast(Trace, self.model.trace)
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
-        return self.model(**{name: batch[name] for name in INPUTS if name in batch})
+        return self.model(**{name: batch[name] for name in (*INPUTS, "labels") if name in batch})
 
     # ---- training ----
 
@@ -135,7 +134,7 @@ class SkimModule(pl.LightningModule):
     def _distance(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """To the teacher: KL divergence of the softened distributions, or the squared error of a regression."""
         with torch.no_grad():
-            inputs = {name: batch[name] for name in INPUTS if name in batch and name != "labels"}
+            inputs = {name: batch[name] for name in INPUTS if name in batch}
             target = self._teacher[0](**inputs).logits
         if self.task.head == "regression":
             return F.mse_loss(logits, target)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from skim.errors import SkimError
+from skim.lightning.results import SCHEMA
 
-SCHEMA = 1
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
