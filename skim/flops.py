@@ -7,7 +7,9 @@ tokens; embeddings and the head, which no method touches, are in neither side of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -55,3 +57,16 @@ def linear_flops(module: nn.Module) -> float:
     """FLOPs per token of every ``nn.Linear`` under ``module``, adapters (LoRA) included."""
     linears = (m for m in module.modules() if isinstance(m, nn.Linear))
     return float(sum(2 * m.in_features * m.out_features for m in linears))
+
+
+def ltp_cost(config: Any) -> LayerCost:
+    """The formula of the published LTP code, per layer: 2 D n^2 + 4 D^2 n + 8 D^2 n' multiplications and additions.
+
+    With n tokens in the layer's attention and n' in its feed-forward, whatever that one's real width is; the output
+    projection is charged before the decision, scores are free. Two FLOPs for each.
+    """
+    width = float(config.hidden_size)
+    return LayerCost(attention=8 * width**2, pair=4 * width, feed_forward=16 * width**2)
+
+
+FORMULAS: dict[str, Callable[[Any], LayerCost]] = {"ltp": ltp_cost}

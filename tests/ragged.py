@@ -49,7 +49,7 @@ class Scripted(Method):
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         return tokens if self.between else self.decide(i, tokens)
 
-    def after_attention(self, i: int, tokens: TokenBatch) -> TokenBatch:
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         return self.decide(i, tokens) if self.between else tokens
 
 

@@ -33,11 +33,14 @@ class Sequences:
         real: ``(B, N)`` bool, False on pads.
         protected: ``(B, N)`` bool, tokens that no method may retire.
         covered: whether every sequence has a protected token, so that none can lose its last one.
+        run_on: retired rows run on without attention, the head reads what becomes of them, and a sequence may lose its
+            last token: what the published LTP code does. Masked execution only.
     """
 
     real: Tensor
     protected: Tensor
     covered: bool = False
+    run_on: bool = False
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -54,6 +57,7 @@ class Occupancy:
     """Who is alive, and at which input position each row sits. Shared by all states between two retirements."""
 
     position: Tensor  # input position of each row: (B, N), (B, K) or (1, T)
+    weights: Tensor  # how much each row counts as a key, in the same shape
     sequences: Sequences
 
     def counts(self) -> Tensor:
@@ -67,6 +71,20 @@ class Occupancy:
     def rows(self, values: Tensor) -> Tensor:
         """What was given per input position, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
         raise NotImplementedError
+
+    def spread(self, values: Tensor) -> Tensor:
+        """What was given per sequence, ``(B,)``, at (or broadcastable to) its rows: ``(B, 1)`` or ``(1, T)``."""
+        return values[:, None]
+
+    def largest(self, values: Tensor) -> Tensor:
+        """The largest value among each sequence's alive rows, ``(B,)``; ``values`` has one per row."""
+        return values.masked_fill(self.weights <= 0.5, -torch.inf).amax(1)
+
+    def rank(self, values: Tensor) -> Tensor:
+        """Each alive row's place in its sequence by falling value, 0 for the largest; ties go by position."""
+        order = values.masked_fill(self.weights <= 0.5, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        return torch.empty_like(order).scatter_(1, order, places)
 
 
 class TokenBatch:
@@ -105,10 +123,12 @@ class MaskedOccupancy(Occupancy):
         sequences: what entered.
         kept: ``(B, N)`` running product of all decisions, decisions on pads included (only the published Transkimmer
             loss looks at those); ``None`` until the first decision.
+        faded: ``(B, N)`` factors on this layer's output that leave attention alone (LTP's published soft stage).
     """
 
     sequences: Sequences
     kept: Tensor | None = None
+    faded: Tensor | None = None
 
     @property
     def position(self) -> Tensor:  # type: ignore[override]
@@ -116,7 +136,7 @@ class MaskedOccupancy(Occupancy):
         return self.sequences.position
 
     @property
-    def weights(self) -> Tensor:
+    def weights(self) -> Tensor:  # type: ignore[override]
         """How much each row counts as a key, ``(B, N)``: 0 for pads and retired tokens; bool if nothing was decided."""
         return self.sequences.real if self.kept is None else self.kept * self.sequences.real
 
@@ -150,15 +170,19 @@ class MaskedTokens(TokenBatch):
     def retire(self, keep: Tensor) -> MaskedTokens:
         kept = self.occupancy.kept
         stay = self.sequences.protected
-        if not self.sequences.covered:
+        if not (self.sequences.covered or self.sequences.run_on):
             stay = stay | last_tokens(self.occupancy.alive(), (keep > 0.5) | stay)
         keep = torch.where(stay, 1.0, keep.float())
         occupancy = MaskedOccupancy(self.sequences, keep if kept is None else kept * keep)
         return MaskedTokens(self.hidden, occupancy, self.sequences, self.restore())
 
+    def fade(self, factors: Tensor) -> MaskedTokens:
+        """Note factors ``(B, N)`` for this layer's output, without anybody leaving; the method applies them there."""
+        return replace(self, occupancy=replace(self.occupancy, faded=factors))
+
     def restore(self) -> Tensor:
         kept = self.occupancy.kept
-        if kept is None or self.settled is None:
+        if kept is None or self.settled is None or self.sequences.run_on:
             return self.hidden
         kept = kept[..., None].to(self.hidden.dtype)
         return self.settled * (1 - kept) + self.hidden * kept
@@ -183,6 +207,21 @@ class PackedOccupancy(Occupancy):
         """``(1, T)``."""
         return (self.index % self.sequences.real.shape[1])[None]
 
+    @property
+    def weights(self) -> Tensor:  # type: ignore[override]
+        """``(1, T)``, all alike: who does not count is not here."""
+        return torch.ones_like(self.position, dtype=torch.bool)
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """Which sequence each row is of, ``(T,)``."""
+        return self.index // self.sequences.real.shape[1]
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Each row's place among its sequence's rows, ``(T,)``."""
+        return torch.arange(len(self.index), device=self.index.device) - self.bounds[self.sequence]
+
     @cached_property
     def rectangle(self) -> tuple[Tensor, Tensor]:
         """Where each row sits in ``B`` rows of N places, ``(T,)`` flat, and which places are taken, ``(B, N)`` bool.
@@ -190,11 +229,8 @@ class PackedOccupancy(Occupancy):
         N and not the longest survivor, because knowing that one would wait for the device.
         """
         positions = self.sequences.real.shape[1]
-        counts = self.bounds.diff()
-        total = len(self.index)
-        sequence = torch.arange(len(counts), device=counts.device).repeat_interleave(counts, output_size=total)
-        rank = torch.arange(total, device=self.index.device) - self.bounds[sequence]
-        return sequence * positions + rank, torch.arange(positions, device=self.index.device) < counts[:, None]
+        taken = torch.arange(positions, device=self.index.device) < self.bounds.diff()[:, None]
+        return self.sequence * positions + self.place, taken
 
     @cached_property
     def by_length(self) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
@@ -221,6 +257,18 @@ class PackedOccupancy(Occupancy):
 
     def rows(self, values: Tensor) -> Tensor:
         return values.reshape(1, -1)[:, self.index]
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values[self.sequence][None]
+
+    def largest(self, values: Tensor) -> Tensor:
+        lowest = values.new_full((len(self.bounds) - 1,), torch.finfo(values.dtype).min)
+        return lowest.scatter_reduce(0, self.sequence, values[0], "amax")
+
+    def rank(self, values: Tensor) -> Tensor:
+        falling = values[0].argsort(descending=True, stable=True)
+        order = falling[self.sequence[falling].argsort(stable=True)]  # sequence by sequence, falling in each
+        return torch.empty_like(order).scatter_(0, order, self.place)[None]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class LayerTrace:
         feeding: entering the feed-forward half.
         cost: the backbone's FLOPs in this layer.
         method_cost: the method's FLOPs per arriving token in this layer.
+        sums_cost: FLOPs per pair of tokens for telling the method how much attention each one received.
     """
 
     arriving: Occupancy
@@ -32,11 +33,20 @@ class LayerTrace:
     feeding: Occupancy
     cost: LayerCost
     method_cost: float
+    sums_cost: float = 0.0
 
-    def flops(self) -> Tensor:
-        """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training."""
-        run = self.cost(self.attending.counts(), self.feeding.counts(), self.attending.sequences.lengths)
-        return run + self.method_cost * precise(self.arriving.counts())
+    def flops(self, formula: LayerCost | None = None) -> Tensor:
+        """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training.
+
+        Args:
+            formula: count by this one instead of truly, see :data:`skim.flops.FORMULAS`; the method's own are left out.
+        """
+        cost = self.cost if formula is None else formula
+        run = cost(self.attending.counts(), self.feeding.counts(), self.attending.sequences.lengths)
+        if formula is not None:
+            return run
+        own = self.method_cost * precise(self.arriving.counts())
+        return run + own + self.sums_cost * precise(self.attending.counts()) ** 2
 
     def kept(self) -> Tensor | None:
         """The running product of decisions with gradients, ``(B, N)`` (pads included), in masked execution."""
@@ -74,18 +84,23 @@ class Trace:
         """Alive real tokens / real tokens, entering the attention of each layer, ``(L,)``; pads are in neither."""
         return self.counts().sum(1) / self.lengths.sum()
 
-    def flops(self) -> Tensor:
+    def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs of this forward per sequence, ``(B,)`` float64; differentiable in masked training."""
-        return torch.stack([layer.flops() for layer in self.layers]).sum(0)
+        return torch.stack([layer.flops(formula) for layer in self.layers]).sum(0)
+
+    def dense(self, formula: LayerCost) -> Tensor:
+        """FLOPs of the dense backbone on the same real tokens per sequence by a formula, ``(B,)`` float64."""
+        return len(self.layers) * formula(self.lengths, self.lengths, self.lengths)
 
     @cached_property
     def dense_flops(self) -> Tensor:
         """FLOPs of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
         return torch.stack([layer.cost(self.lengths, self.lengths, self.lengths) for layer in self.layers]).sum(0)
 
-    def relative_flops(self) -> Tensor:
+    def relative_flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar."""
-        return self.flops().sum() / self.dense_flops.sum()
+        dense = self.dense_flops if formula is None else self.dense(formula)
+        return self.flops(formula).sum() / dense.sum()
 
     def alive(self) -> Tensor:
         """Who entered each layer's feed-forward, at input positions, ``(L, B, N)`` bool."""

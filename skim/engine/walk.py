@@ -72,6 +72,7 @@ class Walk:
         self.model, self.base, self.backbone, self.method = model, base, backbone, method
         self.execution = execution
         self.costs = [backbone.cost(layer) for layer in backbone.layers(base)]
+        self.heads = int(base.config.num_attention_heads)  # type: ignore[arg-type, union-attr]
         self.names = list(inspect.signature(type(base).forward).parameters)[1:]  # without self
 
     @property
@@ -99,7 +100,9 @@ class Walk:
         """The execution that ``auto`` means right now."""
         if self._execution != "auto":
             return self._execution
-        if not self.method.inside_softmax or (self.model.training and self.method.trains_masked):
+        method = self.method
+        published = method.retired_run_on or not method.inside_softmax  # neither is what removing tokens gives
+        if published or (self.model.training and method.trains_masked):
             return "masked"
         return "packed" if self.backbone.packs else "narrowed"
 
@@ -110,7 +113,7 @@ class Walk:
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
         protected = method.protected(real, inputs.input_ids, backbone.head_reads)
-        sequences = Sequences(real, protected, method.covers)
+        sequences = Sequences(real, protected, method.covers, form == "masked" and method.retired_run_on)
         tokens: TokenBatch = FORMS[form].start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
@@ -125,18 +128,29 @@ class Walk:
             attending = tokens.occupancy
             if attending.position is not position:  # rows moved: so do the biases and rotations that look at positions
                 position, geometry = attending.position, backbone.geometry(base, tokens, inputs)
-            mask = AttentionMask(attending, backbone.window(layer), method.inside_softmax)
+            asked = method.wants_received(i)
+            mask = AttentionMask(
+                attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on
+            )
             tokens = tokens.with_hidden(self._half(layer, backbone.attend, tokens.hidden, mask, geometry))
             if not mask.used:
                 raise SkimError(
                     f"{type(layer).__name__} ignored its attention mask, so padding would be attended to.\n"
                     "This transformers version calls attention in a way skim does not know; please report it."
                 )
-            tokens = method.after_attention(i, tokens)
+            if asked and mask.received is None:
+                raise SkimError(
+                    f"{type(layer).__name__} does not tell which token received how much attention, and method "
+                    f"{method.name} decides by that.\nUse another backbone, or a method such as transkimmer."
+                )
+            tokens = method.after_attention(i, tokens, mask.received)
             feeding = tokens.occupancy
             tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
             tokens = method.after_layer(i, before, tokens)
-            trace.layers.append(LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i)))
+            sums = 2.0 * self.heads if asked else 0.0
+            trace.layers.append(
+                LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i), sums)
+            )
         hidden = method.restore(tokens)
         output = backbone.finish(base, hidden)
         if wants_states:

@@ -9,6 +9,11 @@ from skim.methods.base import Method, Spec
 
 METHODS = {
     "dense": "skim.methods.dense.Dense",
+    "ltp": "skim.methods.ltp.LTP",
+    "ltp_manual": "skim.methods.threshold.Manual",
+    "ltp_relative": "skim.methods.threshold.Relative",
+    "ltp_rising": "skim.methods.threshold.Rising",
+    "topk": "skim.methods.topk.TopK",
     "transkimmer": "skim.methods.transkimmer.Transkimmer",
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError
+from skim.errors import SkimError, unknown
 
 SPECIALS = ("cls", "sep")
 
@@ -41,15 +41,23 @@ class Method(nn.Module):
         protect: special tokens that never retire, of ``cls`` (what the head reads) and ``sep``.
 
     Attributes:
+        stages: names of the ways to train, in their order; empty for a method that has one.
+        stage: the present one.
+        trains_masked: gradients pass through the decisions, so training runs in masked execution.
+        inside_softmax: False: the mask multiplies after the softmax (published Transkimmer); masked execution only.
+        retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
+            narrowed execution is asked for by name.
         target: relative FLOPs at which training shall end, or ``None``.
-        shift: a scalar buffer that moves all decisions in evaluation, up to keep more; ``None``: no such knob.
-        progress: share of training done.
+        shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
+        progress: share of training done, of the present stage if there are several.
     """
 
     shift: Tensor | None
     name: ClassVar[str]
-    trains_masked = False  # True: gradients pass through the decisions, so training runs in masked execution
-    inside_softmax = True  # False: the mask multiplies after the softmax (published Transkimmer); masked execution only
+    stages: ClassVar[tuple[str, ...]] = ()
+    trains_masked = False
+    inside_softmax = True
+    retired_run_on = False
 
     def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
         super().__init__()
@@ -57,6 +65,7 @@ class Method(nn.Module):
         if wrong:
             raise SkimError(f"method.protect has {wrong}; it takes a list of {list(SPECIALS)}.")
         self.protect = tuple(protect)
+        self.stage = self.stages[0] if self.stages else ""
         self.progress = 0.0
         self.target: float | None = None
         self.register_buffer("shift", None)
@@ -74,8 +83,20 @@ class Method(nn.Module):
         """Before layer ``i``'s attention."""
         return tokens
 
-    def after_attention(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        """Between layer ``i``'s attention and its feed-forward."""
+    def wants_received(self, i: int) -> bool:
+        """Whether layer ``i`` shall tell :meth:`after_attention` who received how much attention; that costs a bit."""
+        return False
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        """Between layer ``i``'s attention and its feed-forward.
+
+        Args:
+            i: the layer.
+            tokens: after attention.
+            received: what each row received of it, summed over the alive queries and averaged over heads, so that the
+                sum over a sequence is the number of its alive tokens; float32, ``hidden.shape[:-1]``. ``None`` unless
+                :meth:`wants_received` says so.
+        """
         return tokens
 
     def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
@@ -100,14 +121,28 @@ class Method(nn.Module):
         terms = [weights[name] * value for name, value in self.penalties(trace).items()]
         return torch.stack(terms).sum() if terms else trace.lengths.new_zeros((), dtype=torch.float32)
 
+    def enter(self, stage: str) -> None:
+        """Train in another way from now on.
+
+        Raises:
+            SkimError: the method has no such stage.
+        """
+        if stage not in self.stages:
+            raise unknown("stage", stage, self.stages)
+        self.stage = stage
+
     def step(self, progress: float, trace: Trace | None = None) -> None:
         """Move schedules on. Called once per training step, before :meth:`loss`.
 
         Args:
-            progress: share of training done, 0 to 1.
+            progress: share of training (of the stage, if there are several) done, 0 to 1.
             trace: of this step's forward, for schedules that steer by what was computed.
         """
         self.progress = progress
+
+    def readings(self) -> dict[str, Tensor | float]:
+        """What a log shall show of the method's state, by name."""
+        return {}
 
     def flops_per_token(self, i: int) -> float:
         """The method's own FLOPs in layer ``i`` per token arriving there."""

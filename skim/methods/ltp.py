@@ -1,0 +1,194 @@
+r"""Learned Token Pruning: a threshold per layer on the attention a token receives (Kim et al., KDD 2022).
+
+With :math:`s_j` the mean attention that token :math:`j` receives over heads and alive queries, layer :math:`i` keeps
+
+.. math:: m_j = \sigma\left(\frac{s_j - \theta_i}{T}\right) \text{ (soft stage)}, \qquad
+          m_j = [s_j \ge \theta_i] \text{ (hard stage, and always in evaluation)}
+
+In the soft stage weights and thresholds learn together; in the hard stage thresholds are frozen, tokens are really gone
+and weights adapt to that. What is different from the published code, unless ``preset="paper"`` asks for it back: scores
+do not depend on padding, a soft mask weighs the token *inside* the softmax of later layers (published: it scales the
+layer's output and goes on being attended to, which is not what the hard stage does), :math:`T` falls during the stage,
+pads are in no loss, the first layer learns, [CLS] stays, and the penalty can be steered to a budget.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from skim.engine.tokens import MaskedOccupancy, MaskedTokens, Occupancy, TokenBatch
+from skim.engine.trace import Trace
+from skim.errors import SkimError
+from skim.methods.base import Spec
+from skim.methods.pruning import Pruner
+from skim.methods.target import Target
+
+LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention at all leaves
+
+
+def ramp(final: float, layers: int) -> Tensor:
+    r"""Thresholds that rise with the layer, :math:`\theta_i = \theta\, i / L` for i from 0; ``(L,)``."""
+    return final * torch.arange(layers) / layers
+
+
+def soft_keep(score: Tensor, threshold: Tensor, temperature: float) -> Tensor:
+    """Relaxed decisions in (0, 1), in the shape of ``score``; gradients flow into both."""
+    return torch.sigmoid((score - threshold) / temperature)
+
+
+def hard_keep(score: Tensor, threshold: Tensor, shift: Tensor) -> Tensor:
+    """Decisions, bool: the threshold, at least 1e-5, is multiplied by ``exp(-shift)``."""
+    return score >= threshold.clamp_min(LOWEST) * torch.exp(-shift)
+
+
+def kept_share(trace: Trace) -> Tensor:
+    """Mean over layers of the share of real tokens that enter the feed-forward; a scalar."""
+    kept = torch.stack([layer.feeding.counts().sum() for layer in trace.layers])
+    return (kept / trace.lengths.sum()).mean()
+
+
+def padded_mask_sum(trace: Trace) -> Tensor:
+    """The published regulariser: the sum over layers of the soft mask's mean over all positions, pads included."""
+    masks = []
+    for layer in trace.layers:
+        here = layer.feeding.faded if isinstance(layer.feeding, MaskedOccupancy) else None
+        if here is not None and layer.feeding is not layer.attending:
+            masks.append(here.mean())
+    return torch.stack(masks).sum() if masks else trace.lengths.new_zeros((), dtype=torch.float32)
+
+
+class LTP(Pruner):
+    """Thresholds learned in a soft stage, then frozen while the weights get used to hard decisions.
+
+    An option left at ``None`` is the preset's choice, written behind it as default / paper.
+
+    Args:
+        preset: see :class:`~skim.methods.pruning.Pruner`; ``paper`` also has the published soft mask, regulariser and
+            temperature.
+        target: relative FLOPs at which training shall end, in (0, 1]: the soft stage's coefficient is steered there,
+            and thresholds are scaled to it before the hard stage. ``None`` uses ``coefficient`` as it is.
+        coefficient: weight of the regulariser in the soft stage when there is no target (the paper's lambda).
+        warmup: share of the soft stage over which the coefficient (or the target) sets in; 0.3 / 0.
+        final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score.
+        temperature: of the relaxed decisions, in units of the score, at the end of the soft stage.
+        temperature_start: at its beginning, falling geometrically; 1e-2 / the same as ``temperature``.
+        score_norm: see :class:`~skim.methods.pruning.Pruner`; length / padded.
+        protect: special tokens that never retire; cls / none.
+    """
+
+    name = "ltp"
+    stages = ("soft", "hard")
+    base: Tensor
+
+    def __init__(
+        self,
+        preset: str = "default",
+        target: float | None = None,
+        coefficient: float = 0.1,
+        warmup: float | None = None,
+        final_token_threshold: float = 0.01,
+        temperature: float = 1e-3,
+        temperature_start: float | None = None,
+        score_norm: str | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(preset, score_norm, target, protect)
+        paper = preset == "paper"
+        if paper and target is not None:
+            raise SkimError(
+                "method.target steers the FLOPs of the relaxed decisions, and the published soft stage has none.\n"
+                "Use method.preset=default, or method.coefficient without a target."
+            )
+        start = (temperature if paper else max(1e-2, temperature)) if temperature_start is None else temperature_start
+        for option, value in (("temperature", temperature), ("temperature_start", start)):
+            if value <= 0:
+                raise SkimError(f"method.{option}={value} must be above 0; published values are 1e-5 to 1e-3.")
+        check_threshold("final_token_threshold", final_token_threshold)
+        self.coefficient = coefficient
+        self.warmup = (0.0 if paper else 0.3) if warmup is None else warmup
+        self.final_token_threshold = final_token_threshold
+        self.temperature = temperature
+        self.temperature_start = start
+        self.steering = None if target is None else Target(target, self.warmup)
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.register_buffer("base", ramp(self.final_token_threshold, spec.layers))
+        self.delta = nn.Parameter(torch.zeros(spec.layers))  # so that weight decay pulls towards the ramp, as published
+
+    @property
+    def trains_masked(self) -> bool:  # type: ignore[override]
+        return self.stage == "soft"
+
+    def thresholds(self) -> Tensor:
+        """One per layer, ``(L,)``, before scaling by ``shift``."""
+        return self.base + self.delta
+
+    def wants_received(self, i: int) -> bool:
+        # published: a layer whose threshold is zero has no decision, no mask and no gradient
+        return self.preset != "paper" or bool(self.thresholds()[i] != 0)
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        threshold = self.thresholds()[i].float()
+        if not (self.training and self.stage == "soft"):
+            return hard_keep(score, threshold.detach(), self.shift)  # type: ignore[arg-type]
+        done = min(max(self.progress, 0.0), 1.0)
+        temperature = self.temperature_start * (self.temperature / self.temperature_start) ** done
+        return soft_keep(score, threshold, temperature)
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        fades = self.preset == "paper" and self.training and self.stage == "soft"
+        if received is None or not fades or not isinstance(tokens, MaskedTokens):
+            return super().after_attention(i, tokens, received)
+        return tokens.fade(self.keep(i, self.score(received, tokens.occupancy), tokens.occupancy))
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        occupancy = tokens.occupancy
+        if occupancy is before.occupancy or not isinstance(occupancy, MaskedOccupancy) or occupancy.faded is None:
+            return tokens
+        return tokens.with_hidden(tokens.hidden * occupancy.faded[..., None].to(tokens.hidden.dtype))
+
+    def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        if self.stage != "soft":
+            return {}
+        if self.steering is not None:
+            return {"relative_flops": trace.relative_flops().float()}
+        return {"kept": padded_mask_sum(trace) if self.preset == "paper" else kept_share(trace)}
+
+    def weights(self) -> dict[str, float | Tensor]:  # type: ignore[override]
+        if self.stage != "soft":
+            return {}
+        if self.steering is not None:
+            return {"relative_flops": self.steering.coefficient}
+        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        return {"kept": self.coefficient * done}
+
+    def step(self, progress: float, trace: Trace | None = None) -> None:
+        super().step(progress, trace)
+        if self.steering is not None and trace is not None and self.stage == "soft":
+            self.steering.step(progress, trace.relative_flops())
+
+    def readings(self) -> dict[str, Tensor | float]:
+        scale = torch.exp(-self.shift)  # type: ignore[operator]  # a buffer of this class
+        return {f"threshold/layer_{i}": value for i, value in enumerate(self.thresholds().detach() * scale)}
+
+
+def check_threshold(option: str, value: float) -> None:
+    """Refuse a threshold that keeps no token, or is no threshold."""
+    if not 0 <= value < 1:
+        raise SkimError(
+            f"method.{option}={value} must be at least 0 and below 1: scores are shares of attention, so 1 prunes "
+            "everything.\nPublished values are around 0.01."
+        )
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The learned thresholds of a published checkpoint under our name.
+
+    ``<prefix>.layer.<i>.attention.self.pruner.keep_threshold`` holds what was learned on top of the ramp; the ramp's
+    own end, ``final_token_threshold``, stands in the published config only. Everything else is the plain backbone.
+    """
+    mark = ".attention.self.pruner.keep_threshold"
+    found = {int(name.removesuffix(mark).rpartition(".")[2]): tensor for name, tensor in state.items() if mark in name}
+    return {"delta": torch.stack([found[i].float().reshape(()) for i in range(len(found))])}

@@ -1,0 +1,74 @@
+"""What LTP, its baselines and top-k share: tokens leave by how much attention they received.
+
+They leave between attention and feed-forward, so a retired token's last state is the one after that attention. Nothing
+but the score and the rule differs from method to method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from skim.engine.tokens import Occupancy, TokenBatch
+from skim.errors import unknown
+from skim.methods.base import Method
+
+PRESETS = ("default", "paper")
+
+SCORE_NORMS: dict[str, Callable[[Occupancy], Tensor | int]] = {
+    "length": lambda occupancy: occupancy.spread(occupancy.sequences.lengths),
+    "alive": lambda occupancy: occupancy.spread(occupancy.counts()).clamp_min(1),
+    "padded": lambda occupancy: occupancy.sequences.real.shape[1],
+}
+
+
+class Pruner(Method):
+    """Retires tokens by a rule on their scores.
+
+    Args:
+        preset: ``default``, or ``paper`` for parity with the published code: scores divided by the padded length,
+            nothing protected, retired tokens computed on without attention (and read by the head if [CLS] is one of
+            them), a sequence may lose all.
+        score_norm: what the attention received is divided by: ``length`` (real tokens), ``alive`` (tokens alive in this
+            layer) or ``padded`` (positions of the batch; a score then changes with the padding). ``None`` is ``length``
+            in the default preset, ``padded`` in the paper's.
+        target: relative FLOPs at which training shall end, in (0, 1].
+        protect: special tokens that never retire, of ``cls`` and ``sep``; ``None`` is ``cls`` / none.
+    """
+
+    def __init__(
+        self,
+        preset: str = "default",
+        score_norm: str | None = None,
+        target: float | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        if preset not in PRESETS:
+            raise unknown("method.preset", preset, PRESETS)
+        paper = preset == "paper"
+        super().__init__((() if paper else ("cls",)) if protect is None else protect)
+        self.preset = preset
+        self.score_norm = ("padded" if paper else "length") if score_norm is None else score_norm
+        if self.score_norm not in SCORE_NORMS:
+            raise unknown("method.score_norm", self.score_norm, SCORE_NORMS)
+        self.retired_run_on = paper
+        self.target = target
+        self.shift = torch.zeros(())
+
+    def wants_received(self, i: int) -> bool:
+        return True
+
+    def score(self, received: Tensor, occupancy: Occupancy) -> Tensor:
+        """Importance of each row, in the shape of ``received``: its mean attention over heads and queries."""
+        return received / SCORE_NORMS[self.score_norm](occupancy)
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        """The rule: who stays, bool, one value per row."""
+        raise NotImplementedError
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        if received is None:
+            return tokens
+        return tokens.retire(self.keep(i, self.score(received, tokens.occupancy), tokens.occupancy))

@@ -1,0 +1,106 @@
+"""LTP's baselines: thresholds that nobody learns. Hard from the first step, so they train packed."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from skim.engine.tokens import Occupancy
+from skim.methods.base import Spec
+from skim.methods.ltp import LOWEST, check_threshold, hard_keep, ramp
+from skim.methods.pruning import Pruner
+
+
+class Manual(Pruner):
+    r"""Thresholds on a ramp, :math:`\theta_i = \theta\, i / L` for i from 0: LTP without its soft stage.
+
+    Args:
+        preset: see :class:`~skim.methods.pruning.Pruner`.
+        final_token_threshold: the ramp's end, which the last layer misses by one step; in units of the score.
+        score_norm: see :class:`~skim.methods.pruning.Pruner`.
+        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
+        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+    """
+
+    name = "ltp_manual"
+    base: Tensor
+
+    def __init__(
+        self,
+        preset: str = "default",
+        final_token_threshold: float = 0.01,
+        score_norm: str | None = None,
+        target: float | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(preset, score_norm, target, protect)
+        check_threshold("final_token_threshold", final_token_threshold)
+        self.final_token_threshold = final_token_threshold
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.register_buffer("base", ramp(self.final_token_threshold, spec.layers))
+
+    def wants_received(self, i: int) -> bool:
+        return i > 0 and self.final_token_threshold > 0
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        return hard_keep(score, self.base[i].float(), self.shift)  # type: ignore[arg-type]
+
+
+class Relative(Pruner):
+    r"""Prunes what receives less than a share of the most attended token: :math:`s_j < \theta \max_k s_k`.
+
+    Args:
+        preset: see :class:`~skim.methods.pruning.Pruner`.
+        token_threshold: the share, the same in every layer.
+        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
+        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+    """
+
+    name = "ltp_relative"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        token_threshold: float = 0.2,
+        target: float | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(preset, "padded", target, protect)  # a common divisor cancels
+        check_threshold("token_threshold", token_threshold)
+        self.token_threshold = token_threshold
+
+    def threshold(self, i: int) -> float:
+        """The share of the largest score that layer ``i`` asks for."""
+        return self.token_threshold
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        largest = occupancy.spread(occupancy.largest(score))
+        threshold = score.new_tensor(self.threshold(i)) * (-self.shift).exp()  # type: ignore[operator]
+        return score / largest.clamp_min(LOWEST) >= threshold
+
+
+class Rising(Relative):
+    r"""As :class:`Relative`, with a share that rises with the layer: :math:`\theta_i = \theta\, i / L` for i from 0.
+
+    Args:
+        preset: see :class:`~skim.methods.pruning.Pruner`.
+        final_token_threshold: the ramp's end, which the last layer misses by one step.
+        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
+        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+    """
+
+    name = "ltp_rising"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        final_token_threshold: float = 0.3,
+        target: float | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(preset, final_token_threshold, target, protect)
+        self.final_token_threshold = final_token_threshold
+
+    def threshold(self, i: int) -> float:
+        return self.final_token_threshold * i / self.spec.layers

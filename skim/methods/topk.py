@@ -1,0 +1,77 @@
+r"""Top-k: each layer keeps the tokens that receive the most attention, by a schedule (after SpAtten, HPCA 2021).
+
+The first :math:`n_0 = \max(3, \lceil 0.15 L \rceil)` layers are whole; then the share of the input's tokens that stays
+falls linearly to the keep rate :math:`r`:
+
+.. math:: r_i = \max\left(0.01,\; 1 + \frac{r - 1}{L - n_0} (i - n_0 + 1)\right), \qquad k_i = \mathrm{round}(r_i\, n)
+
+This is the baseline of the LTP paper and its code: scores of the present layer alone, and heads stay, where SpAtten
+adds scores up over layers and prunes heads as well.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from skim.engine.tokens import Occupancy
+from skim.errors import SkimError
+from skim.methods.base import Spec
+from skim.methods.pruning import Pruner
+
+LEAST = 0.01  # no layer's share falls below this
+
+
+class TopK(Pruner):
+    """A fixed number of tokens per layer and length; nothing is learned, so it trains packed from the first step.
+
+    Args:
+        preset: see :class:`~skim.methods.pruning.Pruner`.
+        token_keep_rate: share of the input's tokens that enters the last feed-forward, -1 to 1; below 0 the schedule
+            falls faster and ends at 0.01.
+        start: the first layer that prunes; ``None`` is the published ``max(3, ceil(0.15 L))``.
+        target: relative FLOPs in (0, 1]; the rate is moved to meet it before training and after.
+        protect: special tokens that never retire, counted among the k; ``None`` is ``cls``, in the paper's preset none.
+    """
+
+    name = "topk"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        token_keep_rate: float = 0.3,
+        start: int | None = None,
+        target: float | None = None,
+        protect: tuple[str, ...] | None = None,
+    ) -> None:
+        super().__init__(preset, "padded", target, protect)  # a common divisor changes no order
+        if not -1 <= token_keep_rate <= 1:
+            raise SkimError(f"method.token_keep_rate={token_keep_rate} must be from -1 to 1; published: 0.2 to 0.5.")
+        if start is not None and start < 0:
+            raise SkimError(f"method.start={start} must be a layer's number, from 0.")
+        self.token_keep_rate = token_keep_rate
+        self.start = start
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.first = max(3, math.ceil(0.15 * spec.layers)) if self.start is None else self.start
+        if self.first >= spec.layers and self.preset != "paper":
+            raise SkimError(
+                f"method=topk leaves the first {self.first} layers whole, and this backbone has {spec.layers}.\n"
+                f"Use method.start={max(spec.layers - 2, 0)}, or a deeper backbone."
+            )
+
+    def wants_received(self, i: int) -> bool:
+        return i >= self.first
+
+    def rate(self, i: int) -> Tensor:
+        """Share of the input's tokens that leaves layer ``i``, a float64 scalar."""
+        last = (self.token_keep_rate + self.shift.double()).clamp(max=1)  # type: ignore[union-attr]
+        return (1 + (last - 1) / (self.spec.layers - self.first) * (i - self.first + 1)).clamp_min(LEAST)
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        count = (occupancy.sequences.lengths * self.rate(i)).round()  # half to even, as published
+        first = score.masked_fill(occupancy.rows(occupancy.sequences.protected), torch.inf)
+        return occupancy.rank(first) < occupancy.spread(count)
