@@ -3,7 +3,9 @@
 $ python evaluate.py ckpt=runs/sst2/transkimmer/minilm/<stamp> what=metrics
 $ python evaluate.py ckpt=... what=tokens text="a gripping , funny film"
 $ python evaluate.py ckpt=... what=latency
+$ python evaluate.py ckpt=... what=throughput
 $ python evaluate.py ckpt=... what=curve targets=[0.3,0.5,0.7]
+$ python evaluate.py ckpt=... what=curve shifts=[-0.7,0,0.7] timed=true
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ every round runs every candidate once, each round starts with another one, and o
     python -m skim.benchmark --backbone bert-base --batch 32 --length 128 512 --device cuda --dtype bf16
 
 times shapes with random weights: padded Hugging Face (SDPA), the packed dense model, and a method that retires a fixed
-share of the tokens. :func:`compare` does the same for a trained model on real batches.
+share of the tokens. :func:`compare` does the same for a trained model on real batches, and :func:`compare_training`
+for its training steps.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -31,9 +33,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
+from torch.optim import AdamW
 
 from skim.compression import compress, decompress, walk_of
 from skim.engine.tokens import TokenBatch
+from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 from skim.methods import Method, Spec
@@ -68,6 +72,7 @@ def time_side_by_side(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
     title: str = "timing",
+    gradients: bool = False,
 ) -> dict[str, Timing]:
     """Time candidates in turns: A B C, B C A, C A B, ...
 
@@ -77,6 +82,10 @@ def time_side_by_side(
         warmup: rounds before them, for allocators, kernel choices and clock speeds.
         clock: seconds, rising.
         title: of the progress bar, which shows on terminals only.
+        gradients: whether the candidates train; else they run in inference mode.
+
+    Raises:
+        SkimError: no candidate, or no counted round.
     """
     if repeats < 1 or not candidates:
         raise SkimError(f"Timing needs a candidate and at least one counted run; repeats={repeats}.")
@@ -85,7 +94,7 @@ def time_side_by_side(
     console = Console(stderr=True)
     # the bar is drawn between runs and never by a thread of its own, which would take time from whoever is running
     with (
-        torch.inference_mode(),
+        torch.inference_mode(not gradients),
         Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress,
     ):
         bar = progress.add_task(title, total=(warmup + repeats) * len(names))
@@ -138,6 +147,89 @@ def compare(
     }
     timings = time_side_by_side({name: running(one, inputs) for name, one in models.items()}, repeats, warmup)
     return {name: asdict(timing) for name, timing in timings.items()}
+
+
+def compare_training(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    repeats: int = 5,
+    warmup: int = 1,
+    lr: float = 1e-6,
+    forward: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> dict[str, dict[str, float]]:
+    """Time training steps of a compressed model beside dense training of the same weights.
+
+    One run is a step per batch: forward in training mode with dropout as configured, backward, AdamW. The compressed
+    model trains as at the end of a training: in its method's last stage, its penalties added to the loss.
+
+    Args:
+        model: a compressed model; it is not touched: every candidate trains a copy with weights of its own.
+        batches: padded batches as the model takes them, with ``labels``.
+        repeats: counted runs of each candidate.
+        warmup: runs before them.
+        lr: learning rate; tiny, so that the models timed in the last run still decide as the one that was given.
+        forward: makes the context of each forward, such as autocast.
+
+    Returns:
+        A :class:`Timing` as a dict, with ``samples_per_second`` of the median, for each of ``padded_hf`` (plain
+        transformers with SDPA where the family has it), ``packed_dense`` (skim with no compression) and the model as
+        it trains: ``masked`` if it runs so, else ``packed``. For a family that cannot run packed, the last two run
+        narrowed.
+
+    Raises:
+        SkimError: no batches, or a batch without labels.
+    """
+    device = next(model.parameters()).device
+    inputs = [{k: v.to(device) for k, v in batch.items() if k in (*INPUTS, "labels")} for batch in batches]
+    if not inputs:
+        raise SkimError("There is nothing to time: no batches were given.")
+    if any("labels" not in batch for batch in inputs):
+        raise SkimError("Training needs labels, and a batch that was to be timed has none.")
+    compressed = copy.deepcopy(model).train()
+    method = walk_of(compressed).method
+    if method.stages:
+        method.enter(method.stages[-1])
+    dense = compress(plain_twin(copy.deepcopy(model)), "dense")
+    form = "masked" if walk_of(compressed).form() == "masked" else "packed"
+    candidates = {
+        "padded_hf": training(plain_twin(copy.deepcopy(model)), None, inputs, lr, forward),
+        "packed_dense": training(dense, walk_of(dense).method, inputs, lr, forward),
+        form: training(compressed, method, inputs, lr, forward),
+    }
+    timings = time_side_by_side(candidates, repeats, warmup, title="training", gradients=True)
+    samples = sum(len(batch["labels"]) for batch in inputs)
+    return {
+        name: {**asdict(timing), "samples_per_second": 1000 * samples / timing.median_ms}
+        for name, timing in timings.items()
+    }
+
+
+def training(
+    model: nn.Module,
+    method: Method | None,
+    inputs: Sequence[Mapping[str, Tensor]],
+    lr: float,
+    forward: Callable[[], AbstractContextManager[Any]],
+) -> Callable[[], None]:
+    """A candidate: ``model`` trained a step on each of ``inputs``; ``method`` is its own, ``None`` if it is plain."""
+    model.train()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # fused as in skim's own training, for all candidates: the default would take its time from the ratios
+    optimizer = AdamW(parameters, lr=lr, fused=parameters[0].device.type in ("cpu", "cuda"))
+
+    def run() -> None:
+        for batch in inputs:
+            with forward():  # entered for each step: autocast keeps its copies of weights until it is left
+                loss = model(**batch).loss
+                if method is not None:
+                    trace = cast(Trace, model.trace)
+                    method.step(1.0, trace)
+                    loss = loss + method.loss(trace)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
 
 
 def running(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]]) -> Callable[[], None]:
@@ -294,12 +386,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def usable(device: str) -> torch.device:
-    """The device of that name; a SkimError with torch's own words if it cannot be used here."""
+def usable(name: str) -> torch.device:
+    """The device of that name, ``auto`` being CUDA if there is one; a SkimError with torch's words if it is no use."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=device).device
+        return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise SkimError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise SkimError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
 def timed(options: argparse.Namespace, batch: int, length: int) -> list[Row]:

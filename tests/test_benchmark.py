@@ -1,14 +1,27 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
+from torch.optim import AdamW
 from transformers import BertConfig, BertForSequenceClassification, MPNetConfig, MPNetForSequenceClassification
 
 import skim
-from skim.benchmark import KeepShare, Timing, compare, main, plain_twin, time_side_by_side, twin
+from skim.benchmark import (
+    KeepShare,
+    Timing,
+    compare,
+    compare_training,
+    main,
+    plain_twin,
+    time_side_by_side,
+    twin,
+    usable,
+)
 from skim.errors import SkimError
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
@@ -106,6 +119,107 @@ def test_compare_of_a_family_that_cannot_pack(batch):
     assert set(compare(compressed, [batch], repeats=1, warmup=0)) == {"padded_hf", "packed_dense", "packed"}
     with pytest.raises(SkimError, match="nothing to time"):
         compare(compressed, [])
+
+
+class Seen(AdamW):
+    """AdamW that counts its steps and which of its parameters had a gradient in the last one."""
+
+    made: list[Seen] = []
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, **options)
+        self.mine = self.param_groups[0]["params"]
+        self.before = [p.detach().clone() for p in self.mine]
+        self.steps, self.reached = 0, []
+        self.made.append(self)
+
+    def step(self):
+        self.steps += 1
+        self.reached = [p.grad is not None and bool(p.grad.any()) for p in self.mine]
+        super().step()
+
+
+@pytest.fixture
+def optimizers(monkeypatch):
+    Seen.made = []
+    monkeypatch.setattr("skim.benchmark.AdamW", Seen)
+    return Seen.made
+
+
+class Staged(KeepShare):
+    stages = ("soft", "hard")
+
+
+def test_every_candidate_trains_as_often_on_weights_of_its_own(model, batch, optimizers, monkeypatch):
+    calls = []
+    forward = BertForSequenceClassification.forward
+
+    def counted(self, **inputs):
+        out = forward(self, **inputs)
+        method = getattr(self, "method", None)
+        how = self.trace.execution if method is not None else "padded"
+        dropout = {(m.p, m.training) for m in self.modules() if isinstance(m, torch.nn.Dropout)}
+        calls.append((type(method).__name__, how, getattr(method, "stage", None), out.loss.requires_grad, *dropout))
+        return out
+
+    compressed = skim.compress(model, Staged(0.5)).eval()
+    before = {name: tensor.clone() for name, tensor in compressed.state_dict().items()}
+    monkeypatch.setattr(BertForSequenceClassification, "forward", counted)
+    entered = []
+    context = lambda: contextlib.nullcontext(entered.append(1))  # noqa: E731
+    timings = compare_training(compressed, [batch, batch], repeats=2, warmup=1, forward=context)
+    assert list(timings) == ["padded_hf", "packed_dense", "packed"]
+    for timing in timings.values():
+        assert timing["runs"] == 2
+        assert timing["samples_per_second"] == pytest.approx(6 / timing["median_ms"] * 1000)
+    dropout = (0.1, True)
+    candidates = [("NoneType", "padded", None), ("Dense", "packed", ""), ("Staged", "packed", "hard")]
+    assert Counter(calls) == {(*candidate, True, dropout): 6 for candidate in candidates}
+    assert len(entered) == 18
+    assert [optimizer.steps for optimizer in optimizers] == [6, 6, 6]
+    for optimizer in optimizers:
+        assert len(optimizer.mine) == len(list(model.parameters()))
+        moved = [not torch.equal(p, b) for p, b in zip(optimizer.mine, optimizer.before, strict=True)]
+        assert sum(moved) > len(moved) / 2
+    held = [{p.data_ptr() for p in owner} for owner in (model.parameters(), *(o.mine for o in optimizers))]
+    assert len(set.union(*held)) == sum(map(len, held)), "two candidates train the same weights"
+    after = compressed.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not compressed.training
+    assert compressed.method.stage == "soft"
+    assert all(p.grad is None for p in compressed.parameters())
+    assert not hasattr(compressed, "trace")
+
+
+def test_a_method_that_gradients_pass_through_trains_masked_and_with_its_penalty(model, batch, optimizers):
+    compressed = skim.compress(model, skim.Transkimmer(margin=0.0, coefficient=5.0))
+    assert list(compare_training(compressed, [batch], repeats=1, warmup=0)) == ["padded_hf", "packed_dense", "masked"]
+    mine = optimizers[-1]
+    own = len(list(compressed.method.parameters()))
+    assert own
+    assert sum(mine.reached) > len(optimizers[0].mine), "the penalty reached no predictor"
+
+
+def test_training_cannot_be_timed_without_batches_or_labels(model, batch):
+    compressed = skim.compress(model, KeepShare(0.5))
+    with pytest.raises(SkimError, match="nothing to time"):
+        compare_training(compressed, [])
+    del batch["labels"]
+    with pytest.raises(SkimError, match="labels"):
+        compare_training(compressed, [batch])
+
+
+def test_timing_of_training_has_gradients():
+    modes = []
+    time_side_by_side({"A": lambda: modes.append(torch.is_grad_enabled())}, repeats=1, warmup=0, gradients=True)
+    assert modes == [True]
+
+
+def test_a_device_is_named_or_chosen():
+    assert usable("cpu") == torch.device("cpu")
+    assert usable("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(SkimError, match="device nonsense cannot be used"):
+        usable("nonsense")
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5, 0.3])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,25 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import nn
+from rich.text import Text
+from torch import Tensor, nn
 
+from skim.benchmark import compare_training, machine, usable
 from skim.compression import walk_of
 from skim.errors import SkimError, unknown
-from skim.lightning.budget import calibrate
-from skim.lightning.build import Parts, build
+from skim.lightning.budget import EXTREME, calibrate, spend
+from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import latency
+from skim.lightning.recipe import TOLERANCE, latency
 from skim.lightning.results import Results, write_json
+from skim.report.curve import write_curve
 from skim.report.heatmap import read, show, write_html
+from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
-from skim.report.table import print_run
+from skim.report.table import curve_table, print_run
+
+SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
+SLACK = 0.001  # relative FLOPs within which a floor or a ceiling still is the target
 
 
 @dataclass
@@ -79,7 +88,7 @@ def load(cfg: DictConfig) -> Loaded:
         from safetensors.torch import load_file
 
         restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
-    parts.model.eval().to(device_of(cfg.device))
+    parts.model.eval().to(usable(cfg.device))
     return Loaded(parts, run, folder)
 
 
@@ -94,21 +103,10 @@ def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> 
         ) from None
 
 
-def device_of(name: str) -> torch.device:
-    """``auto`` is CUDA if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise SkimError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from None
-
-
-def measured(loaded: Loaded, command: str, console: Console) -> Results:
-    """Evaluate a loaded run as the model is now."""
-    module = SkimModule(loaded.parts.model, loaded.parts.task)
+def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
+    """Lightning's Trainer where the model is, in the run's precision on a GPU and in float32 elsewhere."""
     device = next(loaded.parts.model.parameters()).device
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=loaded.cfg.hardware.precision if device.type == "cuda" else "32-true",
@@ -118,10 +116,18 @@ def measured(loaded: Loaded, command: str, console: Console) -> Results:
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
     )
-    values = trainer.validate(module, datamodule=loaded.parts.task, verbose=False)[0]
-    results = Results.of(loaded.cfg, loaded.parts.task.name, command)
-    results.take(values, loaded.parts.task.monitor)
-    results.samples = dict(loaded.parts.task.report["rows"])
+
+
+def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
+    """Evaluate a loaded run as the model is now."""
+    model, task = loaded.parts.model, loaded.parts.task
+    device = next(model.parameters()).device
+    values = trainer.validate(SkimModule(model, task), datamodule=task, verbose=False)[0]
+    model.to(device)  # Lightning takes it off the device after each of its loops
+    results = Results.of(loaded.cfg, task.name, command)
+    results.take(values, task.monitor)
+    results.samples = dict(task.report["rows"])
+    results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
     results.status = "done"
     return results
 
@@ -129,33 +135,116 @@ def measured(loaded: Loaded, command: str, console: Console) -> Results:
 def metrics(cfg: DictConfig, console: Console) -> None:
     """Evaluate; writes ``evaluation.json`` beside the run's ``results.json``."""
     loaded = load(cfg)
-    results = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=metrics", console).to_dict()
+    command = f"python evaluate.py ckpt={cfg.ckpt} what=metrics"
+    results = measured(loaded, command, trainer_of(loaded, console)).to_dict()
     write_json(loaded.folder / "evaluation.json", results)
     print_run(results, loaded.folder)
 
 
 def curve(cfg: DictConfig, console: Console) -> None:
-    """One trained model at several budgets, without training again: its decisions are shifted, see ``calibrate``.
+    """One trained model at several budgets, without training again: its decisions are shifted.
 
-    Writes ``curve.json``, a list of results.
+    Writes ``curve.json``, a list of results, and a picture of it, ``curve.png`` and ``curve.svg``.
+
+    Raises:
+        SkimError: no targets or shifts, some that are none, or a method whose decisions cannot be moved.
     """
+    if cfg.shifts is None:
+        numbers("targets", cfg.targets, low=0, high=1)
+    else:
+        numbers("shifts", cfg.shifts, low=-EXTREME, high=EXTREME)
     loaded = load(cfg)
     method = walk_of(loaded.parts.model).method
     if method.shift is None:
         raise SkimError(f"what=curve moves a method's decisions, and {method.name} takes none that could be moved.")
-    inputs = loaded.parts.task.sample_batches(cfg.batch_size, 512)
-    points = []
-    for target in cfg.targets:
-        method.target = float(target)
-        calibrate(loaded.parts.model, inputs)
-        point = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=curve", console)
-        point.target = float(target)
-        points.append(point.to_dict())
-        named = ", ".join(f"{name} {value:.4f}" for name, value in point.metrics.items())
-        console.print(
-            f"target {float(target):.2f}: relative FLOPs {point.relative_flops:.3f}, {named}", highlight=False
+    points = along(loaded, cfg, console)
+    path = loaded.folder / CURVE
+    write_json(path, points)
+    console.print()
+    console.print(curve_table(points))
+    for file in (path, *write_curve(path)):
+        console.print(Text(str(file)), soft_wrap=True)
+
+
+def numbers(option: str, values: Any, low: float, high: float) -> None:
+    """Refuse what is no list of at least one number within the bounds."""
+    listed = list(values) if OmegaConf.is_list(values) else []
+    wrong = [v for v in listed if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high]
+    if not listed or wrong:
+        raise SkimError(
+            f"{option}={values} must be a list of at least one number, each from {low:g} to {high:g}: "
+            f"{option}=[{'0.3,0.5' if low == 0 else '-0.5,0,0.5'}]."
         )
-    write_json(loaded.folder / "curve.json", points)
+
+
+def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, Any]]:
+    """The points of a curve, each as a ``results.json``; the method is left as it was.
+
+    At each target of ``cfg.targets``, or with each of ``cfg.shifts`` added to the shift that the run was saved with.
+    What comes to the same as an earlier point is left out: at both, the model takes the same decisions.
+    """
+    model = loaded.parts.model
+    method = walk_of(model).method
+    trainer = trainer_of(loaded, console)
+    precision = trainer.precision_plugin.forward_context
+    inputs = loaded.parts.task.sample_batches(cfg.batch_size, SAMPLES)
+    shift = method.shift
+    assert shift is not None
+    target, saved = method.target, float(shift)
+    grid = cfg.shifts is not None
+    values = [float(value) for value in (cfg.shifts if grid else cfg.targets)]
+    points: list[dict[str, Any]] = []
+    seen: dict[float, str] = {}  # what was spent, and by which point
+    try:
+        with precision():
+            before = spend(model, inputs)
+        for i, value in enumerate(values, 1):
+            name = f"shift {value:+g}" if grid else f"target {value:g}"
+            note = None
+            # the spinner turns in a thread of its own, so it ends before anything is timed
+            with console.status(f"{name}, {i} of {len(values)}"), precision():
+                if grid:
+                    shift.fill_(saved + value)
+                else:
+                    note = move(model, inputs, value)
+                spent = spend(model, inputs)
+            if spent in seen:
+                said = f"{note or name}; left out, it comes to the same as {seen[spent]}"
+                console.print(said, highlight=False, soft_wrap=True)
+                continue
+            seen[spent] = name
+            point = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=curve", trainer)
+            point.target = None if grid else value
+            point.calibration = {"relative_flops_before": before, "shift": float(shift)}
+            point.notes += [note] if note else []
+            if cfg.timed:
+                with precision():
+                    point.latency = latency(loaded.parts, cfg.benchmark)
+            points.append({**point.to_dict(), **({MOVED: value} if grid else {})})
+            found = ", ".join(f"{metric} {score:.4f}" for metric, score in point.metrics.items())
+            said = f"{note or name}: relative FLOPs {point.relative_flops:.3f}, {found}"
+            console.print(said, highlight=False, soft_wrap=True)
+    finally:
+        method.target = target
+        shift.fill_(saved)
+    return points
+
+
+def move(model: nn.Module, inputs: list[dict[str, Tensor]], target: float) -> str | None:
+    """Shift the method's decisions to spend ``target``, or as near as they go; returns what is to be said of a miss."""
+    method = walk_of(model).method
+    assert method.shift is not None
+    method.target = target
+    spent = calibrate(model, inputs)
+    if abs(spent - target) <= SLACK:
+        return None
+    landed, above = float(method.shift), spent > target
+    method.shift.fill_(-EXTREME if above else EXTREME)
+    limit = spend(model, inputs)
+    if (limit - target if above else target - limit) > SLACK:
+        return f"target {target:g} cannot be reached, the {'floor' if above else 'ceiling'} is {limit:.3f}"
+    method.shift.fill_(landed)
+    return f"target {target:g} was missed, at {spent:.3f}" if abs(spent - target) > TOLERANCE else None
 
 
 def tokens(cfg: DictConfig, console: Console) -> None:
@@ -174,19 +263,56 @@ def tokens(cfg: DictConfig, console: Console) -> None:
 def time_it(cfg: DictConfig, console: Console) -> None:
     """Measure latency; writes it into the run's ``results.json``."""
     loaded = load(cfg)
-    path = loaded.folder / "results.json"
-    if not path.is_file():
-        raise SkimError(f"{loaded.folder} has no results.json to write latencies into: the run did not finish.")
-    results = json.loads(path.read_text())
-    results["latency"] = latency(loaded.parts, cfg.benchmark)
-    write_json(path, results)
+    results = finished(loaded.folder)
+    with trainer_of(loaded, console).precision_plugin.forward_context():
+        results["latency"] = latency(loaded.parts, cfg.benchmark)
+    write_json(loaded.folder / "results.json", results)
     print_run(results, loaded.folder)
+
+
+def throughput(cfg: DictConfig, console: Console) -> None:
+    """Measure training, in samples per second; writes it into the run's ``results.json``.
+
+    Raises:
+        SkimError: no training data, or such without labels.
+    """
+    size = cfg.benchmark.train_batch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise SkimError(f"benchmark.train_batch_size={size} must be a whole number, at least 1.")
+    loaded = load(cfg)
+    results = finished(loaded.folder)
+    model, task = loaded.parts.model, loaded.parts.task
+    task.setup("fit")
+    task.batch_size = size
+    # what a training of that batch size would see first: shuffled, and grouped by length
+    batches = list(islice(task.train_dataloader(), math.ceil(cfg.benchmark.samples / size)))
+    if loaded.cfg.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    forward = trainer_of(loaded, console).precision_plugin.forward_context
+    results["training"] = {
+        "batch_size": size,
+        "samples": sum(len(batch["input_ids"]) for batch in batches),
+        "machine": machine(next(model.parameters()).device),
+        "timings": compare_training(model, batches, repeats=cfg.benchmark.repeats, forward=forward),
+    }
+    write_json(loaded.folder / "results.json", results)
+    print_run(results, loaded.folder)
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The ``results.json`` of a run, to be added to."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise SkimError(f"{folder} has no results.json to write measurements into: the run did not finish.")
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
 
 
 LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "metrics": metrics,
     "tokens": tokens,
     "latency": time_it,
+    "throughput": throughput,
     "curve": curve,
 }
 
@@ -197,4 +323,5 @@ def evaluate(cfg: DictConfig) -> None:
         raise unknown("what", cfg.what, LOOKS)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
+    check(cfg)
     LOOKS[cfg.what](cfg, Console())

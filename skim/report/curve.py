@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skim.report.runs import Results, Setting, Spread, aggregate
+from skim.report.runs import Results, Setting, Spread, aggregate, load_curve
 
 COLORS = ("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a", "#4a5568")  # told apart without red and green alone
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -24,12 +24,28 @@ def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for task in sorted({setting.task for setting in settings}):
-        figure = draw([setting for setting in settings if setting.task == task])
-        for suffix in ("png", "svg"):
-            path = folder / f"curve-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}.{suffix}"
-            figure.savefig(path, dpi=160, metadata={"Date": None} if suffix == "svg" else None)
-            written.append(path)
+        name = f"curve-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}"
+        written += _save(draw([setting for setting in settings if setting.task == task]), folder, name)
     return written
+
+
+def write_curve(path: Path) -> list[Path]:
+    """The points of one ``curve.json`` as ``curve.png`` and ``.svg`` beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        SkimError: a file that is no ``curve.json`` of this version.
+    """
+    return _save(draw(aggregate(load_curve(path))), path.parent, path.stem)
+
+
+def _save(figure: Any, folder: Path, name: str) -> list[Path]:
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
 
 
 def draw(settings: Sequence[Setting]) -> Any:
@@ -62,7 +78,7 @@ def draw(settings: Sequence[Setting]) -> Any:
             color = COLORS[-1] if dense else COLORS[shades.index((method, variant)) % (len(COLORS) - 1)]
             _plot(panel, points, cost, label, marker, color)
         panel.set_xlabel(title)
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, 1.03 * panel.get_xlim()[1])  # the margin is of the range of the points, which may be small
         panel.grid(color="#dde2ea", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)

@@ -15,6 +15,9 @@ from skim.lightning.results import SCHEMA
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
+MOVED = (
+    "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
+)
 # of a run's config: what two runs of one setting may differ in
 INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
 
@@ -43,6 +46,7 @@ class Setting:
     """Finished runs that differ in their seed alone: equal task, method, backbone, target and configuration.
 
     Attributes:
+        moved: what was added to the shift that the run was saved with, for a point of a grid of shifts.
         variant: what tells it from other settings of this task, method and backbone; empty where the target does.
         seeds: of the runs, one each; a seed that stands here twice was run twice.
         monitor: the task metric that counts, and ``metric`` its values.
@@ -56,6 +60,7 @@ class Setting:
     method: str
     backbone: str
     target: float | None
+    moved: float | None
     variant: str
     seeds: tuple[int, ...]
     monitor: str
@@ -67,8 +72,10 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """The method, with its target if it has one: ``transkimmer 0.45, bottleneck=96``."""
+        """The method, with its target or shift if it has one: ``transkimmer 0.45, bottleneck=96``."""
         name = self.method if self.target is None else f"{self.method} {self.target:g}"
+        if self.moved is not None:
+            name = f"{name} shift {self.moved:+g}"
         return f"{name}, {self.variant}" if self.variant else name
 
 
@@ -82,7 +89,7 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
     for run in results:
         if run["status"] == "done":
             config = json.dumps(_config(run), sort_keys=True)
-            groups.setdefault((*_line(run), run["target"], config), []).append(run)
+            groups.setdefault((*_line(run), run["target"], run.get(MOVED), config), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
     settings = [_setting(runs, variant) for runs, variant in zip(groups.values(), variants, strict=True)]
     order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
@@ -148,6 +155,7 @@ def _setting(runs: list[Results], variant: str) -> Setting:
     kept = [statistics.fmean(run["keep_ratio"]) for run in runs if run["keep_ratio"]]
     return Setting(
         **{key: first[key] for key in ("task", "method", "backbone", "target", "monitor")},
+        moved=first.get(MOVED),
         variant=variant,
         seeds=tuple(sorted(run["seed"] for run in runs)),
         metric=Spread.of(metric) if metric else None,

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skim.report.runs import Results, Setting, Spread, aggregate
+from skim.report.runs import MOVED, Results, Setting, Spread, aggregate
 
 Latency = dict[str, dict[str, dict[str, float]]]  # batch size -> candidate -> a Timing; see skim.benchmark.compare
-CANDIDATES = {"padded_hf": "padded Hugging Face", "packed_dense": "packed dense", "packed": "this model"}
+CANDIDATES = {
+    "padded_hf": "padded Hugging Face",
+    "packed_dense": "packed dense",
+    "packed": "this model",
+    "masked": "this model, masked",
+}
 BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}
 
 
@@ -109,6 +115,57 @@ def latency_rows(latency: Latency) -> list[list[str]]:
     return rows
 
 
+def training_table(training: dict[str, Any]) -> Table:
+    """Training side by side: samples per second, as a ratio to padded Hugging Face too, and the time of one pass.
+
+    Args:
+        training: of a ``results.json``; see :func:`skim.lightning.evaluation.throughput`.
+    """
+    timings = training["timings"]
+    size, samples = training["batch_size"], training["samples"]
+    table = _table(caption=f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians")
+    for name in ("training", "samples\n/ s", "/ padded", "median ms", "min - max", "runs"):
+        table.add_column(name, justify="left" if name == "training" else "right", no_wrap=True)
+    for name in filter(timings.get, CANDIDATES):
+        ms = timings[name]
+        speed = ms["samples_per_second"]
+        ratio = speed / timings["padded_hf"]["samples_per_second"]
+        spread = f"{ms['min_ms']:.1f} - {ms['max_ms']:.1f}"
+        cells = (f"{speed:.1f}", f"{ratio:.2f}", f"{ms['median_ms']:.1f}", spread, str(ms["runs"]))
+        table.add_row(CANDIDATES[name], *cells)
+    return table
+
+
+def curve_table(points: Sequence[Results]) -> Table:
+    """One trained model at several budgets, a line each, with times where they were measured.
+
+    Args:
+        points: of one ``curve.json``, at least one.
+    """
+    sizes = sorted(points[0]["latency"] or {}, key=int)
+    notes = [note for point in points for note in point["notes"]]
+    if sizes:
+        notes.append(
+            "b1 ms: median of one pass at batch size 1, in turns; / dense: over packed dense; / padded: over HF"
+        )
+    table = _table(caption="\n".join(notes) or None)
+    first = "target" if points[0].get(MOVED) is None else "shift by"
+    metrics = sorted(points[0]["metrics"], key=lambda name: name != points[0]["monitor"])
+    times = (name for size in sizes for name in (f"b{size}\nms", "/\ndense", "/\npadded"))
+    for name in (first, "relative\nFLOPs", *metrics, *times):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in points:
+        asked = f"{point['target']:g}" if point.get(MOVED) is None else f"{point[MOVED]:+g}"
+        cells = [f"{asked} *" if point["notes"] else asked, f"{point['relative_flops']:.3f}"]
+        cells += [f"{point['metrics'][name]:.4f}" for name in metrics]
+        for size in sizes:
+            times_of = {name: timing["median_ms"] for name, timing in point["latency"][size].items()}
+            cells.append(f"{times_of['packed']:.1f}")
+            cells += [f"{times_of['packed'] / times_of[base]:.2f}" for base in BASELINES]
+        table.add_row(*cells)
+    return table
+
+
 def print_run(results: Results, folder: Path, console: Console | None = None) -> None:
     """What a run came to, and where it left its files."""
     console = console or Console()
@@ -127,6 +184,8 @@ def print_run(results: Results, folder: Path, console: Console | None = None) ->
         console.print(layers_table(results["keep_ratio"]))
     if results["latency"]:
         console.print(latency_table(results["latency"]))
+    if results.get("training"):
+        console.print(training_table(results["training"]))
     for note in results.get("notes", []):
         console.print(Text(note, style="yellow"))
     for name in ("results.json", "report.html"):

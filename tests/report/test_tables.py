@@ -9,8 +9,9 @@ from rich.console import Console
 
 from skim.errors import SkimError
 from skim.report.__main__ import main
+from skim.report.curve import draw, write_curve
 from skim.report.runs import Spread, aggregate, collect
-from skim.report.table import latency_table, layers_table, print_run, runs_table
+from skim.report.table import curve_table, latency_table, layers_table, print_run, runs_table
 from tests.report.results import dense, results, timing
 
 
@@ -136,6 +137,63 @@ def test_a_curve_of_a_run_without_a_target_is_no_trained_run(tmp_path):
     curve_file(tmp_path / "fixed", trained=None)
     names = {s.name for s in aggregate(collect([tmp_path], curves=True))}
     assert "transkimmer 0.3, shifted from no target" in names
+
+
+def grid(seed=1, **changes):
+    """Points of a curve over shifts, as ``evaluate.py what=curve shifts=[-0.5,0.5]`` leaves them."""
+    return [
+        results(
+            seed=seed,
+            target=None,
+            moved=by,
+            relative_flops=0.5 + by / 5,
+            metrics={"accuracy": 0.8, "f1": 0.7},
+            **changes,
+        )
+        for by in (-0.5, 0.5)
+    ]
+
+
+def test_points_of_a_grid_of_shifts_are_told_apart_and_averaged_over_seeds(tmp_path):
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "curve.json").write_text(json.dumps(grid(seed, config={"method": {"target": None}})))
+    settings = aggregate(collect([tmp_path], curves=True))
+    names = ["transkimmer shift +0.5, shifted from no target", "transkimmer shift -0.5, shifted from no target"]
+    assert [s.name for s in settings] == names
+    assert [s.seeds for s in settings] == [(1, 2), (1, 2)]
+    panel = draw(settings).axes[0]
+    assert [len(line.get_xdata()) for line in panel.lines if line.get_marker() == "o"] == [2], "one line of two points"
+
+
+def test_a_curve_is_drawn_beside_its_file(tmp_path):
+    curve_file(tmp_path / "run")
+    assert [path.name for path in write_curve(tmp_path / "run" / "curve.json")] == ["curve.png", "curve.svg"]
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curve_table_shows_every_point_with_its_times_and_notes():
+    first, second = grid()
+    first["notes"] = ["target 0.1 was missed, at 0.400"]
+    lines = printed(curve_table([first, second]), width=80)
+    assert lines[1].split() == "shift by FLOPs accuracy f1 ms dense padded".split()
+    # 50 ms over 100 and over 150
+    assert lines[3:5] == ["-0.5 * 0.400 0.8000 0.7000 50.0 0.50 0.33", "+0.5 0.600 0.8000 0.7000 50.0 0.50 0.33"]
+    assert "was missed" in " ".join(lines)
+    (row,) = printed(curve_table([results(target=0.3, latency=None)]))[3:]
+    assert row == "0.3 0.480 0.9000 0.2500"
+
+
+def test_training_table_compares_with_padded_hugging_face():
+    speeds = {"padded_hf": 100.0, "packed_dense": 150.0, "masked": 80.0}
+    timings = {name: {**timing(50), "samples_per_second": speed} for name, speed in speeds.items()}
+    training = {"batch_size": 32, "samples": 256, "machine": "cpu", "timings": timings}
+    console = Console(width=80, record=True, file=io.StringIO(), color_system=None)
+    print_run(results(training=training), folder="nowhere", console=console)
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert "padded Hugging Face 100.0 1.00 50.0 49.0 - 51.0 5" in lines
+    assert "packed dense 150.0 1.50 50.0 49.0 - 51.0 5" in lines
+    assert "this model, masked 80.0 0.80 50.0 49.0 - 51.0 5" in lines
 
 
 def test_the_command_draws_curves(tmp_path, capsys):

@@ -1,0 +1,208 @@
+"""Looking at a run again: its curve over budgets or shifts, and how fast it trains."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+
+import skim
+from skim.compression import walk_of
+from skim.errors import SkimError
+from skim.lightning import evaluation
+from skim.lightning.budget import EXTREME, spend
+from skim.lightning.evaluation import SAMPLES, along, evaluate, load
+from skim.lightning.recipe import train
+from tasks.builtin import Builtin
+from tests.runs import composed, small
+
+SAVED = 0.25  # the shift that the run below was saved with
+
+
+def asked(folder: Path, *overrides: str) -> DictConfig:
+    """What ``python evaluate.py ckpt=<folder> <overrides>`` would do."""
+    return composed(f"ckpt={folder}", "device=cpu", "threads=1", "max_samples=48", *overrides, config="evaluate")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose predictors disagree about tokens: any budget can be had by moving them."""
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    train(small("method=transkimmer", "method.margin=0", "train.max_steps=1", "train.calibrate=0"), folder, "")
+    model = load(asked(folder)).parts.model
+    method = walk_of(model).method
+    torch.manual_seed(0)
+    for predictor in method.predictors.values():
+        torch.nn.init.normal_(predictor[-1].weight, std=0.5)
+    method.shift.fill_(SAVED)
+    skim.save_pretrained(model, folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    train(small("method=dense", "train.max_steps=1"), folder, "")
+    return folder
+
+
+def points_of(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "curve.json").read_text())
+
+
+def test_shifts_are_added_to_the_saved_one_which_comes_back(folder: Path) -> None:
+    loaded = load(asked(folder))
+    model, method = loaded.parts.model, walk_of(loaded.parts.model).method
+    inputs = loaded.parts.task.sample_batches(32, SAMPLES)
+    method.target = 0.7
+    points = along(loaded, asked(folder, "shifts=[1,0,-1]"), Console())
+    assert float(method.shift) == SAVED
+    assert method.target == 0.7
+    assert [point["moved"] for point in points] == [1, 0, -1]
+    assert [point["calibration"]["shift"] for point in points] == [SAVED + 1, SAVED, SAVED - 1]
+    assert {point["target"] for point in points} == {None}
+    as_saved = spend(model, inputs)
+    assert points[1]["relative_flops"] == pytest.approx(as_saved, abs=1e-6)
+    assert {point["calibration"]["relative_flops_before"] for point in points} == {as_saved}
+
+
+def test_the_shift_comes_back_from_an_error_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    loaded = load(asked(folder))
+    monkeypatch.setattr(evaluation, "measured", fail)
+    with pytest.raises(RuntimeError, match="luck"):
+        along(loaded, asked(folder, "shifts=[1]"), Console())
+    assert float(walk_of(loaded.parts.model).method.shift) == SAVED
+
+
+def test_lower_shifts_spend_less_and_all_that_is_printed_is_kept(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(asked(folder, "what=curve", "shifts=[2,1,0,-1,-2]"))
+    points = points_of(folder)
+    spent = [point["relative_flops"] for point in points]
+    assert len(points) == 5
+    assert all(before - after > 0.01 for before, after in itertools.pairwise(spent))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith(("+", "-"))]
+    kept = [[f"{p['moved']:+g}", f"{p['relative_flops']:.3f}", f"{p['metrics']['accuracy']:.4f}"] for p in points]
+    assert [row[:3] for row in rows] == kept
+    assert all(point["latency"] is None for point in points)
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    ElementTree.parse(folder / "curve.svg")
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_target_out_of_reach_is_told_and_given_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(asked(folder, "what=curve", "targets=[0.02,0.01,0.6]"))
+    out = " ".join(capsys.readouterr().out.split())
+    loaded = load(asked(folder))
+    walk_of(loaded.parts.model).method.shift.fill_(-EXTREME)
+    floor = spend(loaded.parts.model, loaded.parts.task.sample_batches(32, SAMPLES))
+    low, reached = points_of(folder)
+    assert low["notes"] == [f"target 0.02 cannot be reached, the floor is {floor:.3f}"]
+    assert low["relative_flops"] == pytest.approx(floor, abs=1e-6)
+    assert low["notes"][0] in out
+    assert f"target 0.01 cannot be reached, the floor is {floor:.3f}; left out" in out
+    assert reached["target"] == 0.6
+    assert reached["notes"] == []
+    assert reached["relative_flops"] == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_timed_curve_has_times_at_every_point(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ("benchmark.samples=8", "benchmark.batch_sizes=[4]", "benchmark.repeats=1")
+    evaluate(asked(folder, "what=curve", "shifts=[0.5,-0.5]", "timed=true", *quick))
+    out = capsys.readouterr().out
+    for point in points_of(folder):
+        assert list(point["latency"]) == ["4"]
+        assert set(point["latency"]["4"]) == {"padded_hf", "packed_dense", "packed"}
+        assert f" {point['latency']['4']['packed']['median_ms']:.1f} " in out
+    assert "b4" in out
+    assert "batch 4" in (folder / "curve.svg").read_text()
+
+
+def test_throughput_joins_the_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((folder / "results.json").read_text())
+    quick = ("benchmark.samples=20", "benchmark.train_batch_size=8", "benchmark.repeats=1")
+    evaluate(asked(folder, "what=throughput", *quick))
+    after = json.loads((folder / "results.json").read_text())
+    training = after.pop("training")
+    assert after == {name: value for name, value in before.items() if name != "training"}
+    assert (training["batch_size"], training["samples"]) == (8, 24)  # whole batches
+    assert set(training["timings"]) == {"padded_hf", "packed_dense", "masked"}
+    out = capsys.readouterr().out
+    for timing in training["timings"].values():
+        assert timing["samples_per_second"] == pytest.approx(24000 / timing["median_ms"])
+        assert f"{timing['samples_per_second']:.1f}" in out
+
+
+def test_throughput_is_of_the_batches_that_training_sees(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def instead(model: Any, batches: Any, **options: Any) -> dict[str, Any]:
+        given.update(options, batches=batches)
+        timing = {"median_ms": 1.0, "min_ms": 1.0, "max_ms": 1.0, "runs": 1, "samples_per_second": 1.0}
+        return {"padded_hf": timing, "packed_dense": timing, "packed": timing}
+
+    monkeypatch.setattr(evaluation, "compare_training", instead)
+    evaluate(asked(folder, "what=throughput", "benchmark.samples=64", "benchmark.repeats=3"))
+    task = load(asked(folder)).parts.task
+    task.setup("fit")
+    expected = list(itertools.islice(task.train_dataloader(), 2))  # the run's batch size is 32 too
+    assert given["repeats"] == 3
+    assert len(given["batches"]) == 2
+    for batch, other in zip(given["batches"], expected, strict=True):
+        assert "labels" in batch
+        assert all(torch.equal(batch[name], other[name]) for name in other)
+
+
+def test_throughput_needs_training_data_and_a_finished_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    (tmp_path / "model").symlink_to(folder / "model")
+    with pytest.raises(SkimError, match=r"results\.json"):
+        evaluate(asked(tmp_path, "what=throughput"))
+    source = Builtin.source
+
+    def without_train(self: Builtin, part: str) -> Any:
+        return super(Builtin, self).source(part) if part == "train" else source(self, part)
+
+    monkeypatch.setattr(Builtin, "source", without_train)
+    with pytest.raises(SkimError, match="no train data"):
+        evaluate(asked(folder, "what=throughput"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["what=curve", "targets=[]"], "targets=.* at least one number"),
+        (["what=curve", "targets=0.5"], "targets=0.5 must be a list"),
+        (["what=curve", "targets=[0.5,1.5]"], "from 0 to 1"),
+        (["what=curve", "shifts=[]"], "shifts=.* at least one number"),
+        (["what=curve", "shifts=[a]"], "shifts=.* must be"),
+        (["what=throughput", "benchmark.train_batch_size=0"], "train_batch_size=0"),
+        (["what=throughput", "benchmark.repeats=0"], "repeats=0"),
+        (["what=latency", "benchmark.batch_sizes=[0]"], "at least 1"),
+        (["what=curves"], "curve"),
+        (["device=nonsense"], "device nonsense"),
+    ],
+)
+def test_refusals(folder: Path, overrides: list[str], says: str) -> None:
+    with pytest.raises(SkimError, match=says) as caught:
+        evaluate(asked(folder, *overrides))
+    assert len(str(caught.value).splitlines()) <= 5
+
+
+def test_a_method_without_a_knob_has_no_curve(dense: Path) -> None:
+    with pytest.raises(SkimError, match="dense takes none"):
+        evaluate(asked(dense, "what=curve"))
+    assert not (dense / "curve.json").exists()
