@@ -160,7 +160,8 @@ def curve_table(points: Sequence[Results]) -> Table:
         cells += [f"{point['metrics'][name]:.4f}" for name in metrics]
         for size in sizes:
             times_of = {name: timing["median_ms"] for name, timing in point["latency"][size].items()}
-            cells.append(f"{times_of['packed']:.1f}")
+            ms = times_of["packed"]
+            cells.append(f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}")  # two batch sizes shall fit 80 columns
             cells += [f"{times_of['packed'] / times_of[base]:.2f}" for base in BASELINES]
         table.add_row(*cells)
     return table

@@ -61,16 +61,17 @@ def test_shifts_are_added_to_the_saved_one_which_comes_back(folder: Path) -> Non
     loaded = load(asked(folder))
     model, method = loaded.parts.model, walk_of(loaded.parts.model).method
     inputs = loaded.parts.task.sample_batches(32, SAMPLES)
-    method.target = 0.7
     points = along(loaded, asked(folder, "shifts=[1,0,-1]"), Console())
     assert float(method.shift) == SAVED
-    assert method.target == 0.7
     assert [point["moved"] for point in points] == [1, 0, -1]
     assert [point["calibration"]["shift"] for point in points] == [SAVED + 1, SAVED, SAVED - 1]
     assert {point["target"] for point in points} == {None}
     as_saved = spend(model, inputs)
     assert points[1]["relative_flops"] == pytest.approx(as_saved, abs=1e-6)
     assert {point["calibration"]["relative_flops_before"] for point in points} == {as_saved}
+    method.target = 0.7
+    along(loaded, asked(folder, "targets=[0.5]"), Console())
+    assert (method.target, float(method.shift)) == (0.7, SAVED)
 
 
 def test_the_shift_comes_back_from_an_error_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
