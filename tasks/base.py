@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ class Task(pl.LightningDataModule, ABC):
         head: ``classification`` or ``regression``.
         monitor: the metric that selects the best checkpoint; higher is better.
         label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
-        report: counts by part: ``rows``, ``truncated``, ``from_cache``; and ``max_length`` as it took effect.
+        report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``from_cache``; and ``max_length`` as
+            it took effect.
 
     Raises:
         SkimError: from ``setup``, for data that cannot be had or used; names file or split, row and column.
@@ -61,6 +63,10 @@ class Task(pl.LightningDataModule, ABC):
     batch_size: int = 32  # sequences per training batch and process
     eval_batch_size: int = 32  # sequences per evaluation batch and process
     max_length: int = 128  # tokens per sequence, special ones included; longer texts are truncated and counted
+    # rows of fewer or more tokens are left out of every part, training and evaluation alike, and counted; tokens as the
+    # backbone's tokenizer makes them, special ones included, before truncation to max_length
+    length_min: int | None = None
+    length_max: int | None = None
     max_train_samples: int | None = None  # train on a random subset of that many rows, the same for every seed
     max_eval_samples: int | None = None  # evaluate on a random subset of that many rows, the same for every seed
     num_workers: int = 0  # processes that assemble batches; 0 is fast enough for texts
@@ -76,8 +82,16 @@ class Task(pl.LightningDataModule, ABC):
                 raise unknown("key of task.files", key, ("train", "validation", "test"))
         if self.holdout is not None and not 0 < self.holdout < 1:
             raise SkimError(f"task.holdout={self.holdout} is a share of the training rows: above 0 and below 1.")
+        for key, bound in self._bounds().items():
+            if bound < 1:
+                raise SkimError(f"{key}={bound} is a number of tokens: at least 1, or null for no bound.")
+        if self.length_min is not None and self.length_max is not None and self.length_min > self.length_max:
+            raise SkimError(
+                f"task.length_min={self.length_min} is above task.length_max={self.length_max}: no text is both.\n"
+                "Lower the first, raise the second, or set one of them to null."
+            )
         self.tokenizer: Any = None
-        self.report: dict[str, Any] = {"rows": {}, "truncated": {}, "from_cache": {}}
+        self.report: dict[str, Any] = {"rows": {}, "left_out": {}, "truncated": {}, "from_cache": {}}
         self._raw: dict[str, Dataset] = {}
         self._rows: dict[str, Dataset] = {}
 
@@ -124,8 +138,12 @@ class Task(pl.LightningDataModule, ABC):
         """Tokenise some rows into the columns of a batch, plus ``truncated`` (bool) for each sequence."""
 
     @abstractmethod
+    def count(self, rows: dict[str, list]) -> list[int]:
+        """Tokens of some rows, special ones included, as many as there would be without ``max_length``."""
+
+    @abstractmethod
     def encoding(self) -> list[Any]:
-        """Everything that ``encode`` depends on besides rows, tokenizer and ``max_length``: part of the cache's key."""
+        """What ``encode`` and ``count`` depend on, besides rows, tokenizer and ``max_length``; keys the cache."""
 
     # ---- loading ----
 
@@ -181,42 +199,87 @@ class Task(pl.LightningDataModule, ABC):
                 raise SkimError(f"{where}: task.holdout={self.holdout} of {len(rows)} rows leaves a part without any.")
             order = rng.permutation(len(rows))
             chosen = order[:count] if held_out else order[count:]
+        # after the holdout, so that bounds move no row to its other part; before the subsample, which is of what fits
+        chosen = self._of_length(rows, chosen, part, where)
         limit = self.max_train_samples if part == "train" else self.max_eval_samples
         if limit is not None and limit < len(chosen):
             chosen = rng.choice(chosen, limit, replace=False)
         return rows if len(chosen) == len(rows) else rows.select(np.sort(chosen))
 
-    def _tokenise(self, part: str) -> Dataset:
-        """Tokenise a part in batches, on disk: later runs and other ranks map the same file into memory."""
-        from datasets import config
-        from datasets.fingerprint import Hasher
-        from filelock import FileLock
+    def _bounds(self) -> dict[str, int]:
+        """The bounds on a row's tokens that are set, by what the user calls them."""
+        bounds = {"task.length_min": self.length_min, "task.length_max": self.length_max}
+        return {key: bound for key, bound in bounds.items() if bound is not None}
 
-        rows = self._raw[part]
-        backend = self.tokenizer.backend_tokenizer
-        # calls leave their truncation and padding behind in the tokenizer; they are not part of what it is
-        backend.no_truncation()
-        backend.no_padding()
-        tokenizer = [backend.to_str(), self.tokenizer.model_input_names, self.tokenizer.truncation_side]
-        key = [ENCODING, rows._fingerprint, tokenizer, self.report["max_length"], self.encoding()]
-        fingerprint = Hasher.hash(key)
-        file = Path(config.HF_DATASETS_CACHE) / "skim" / f"{fingerprint}.arrow"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{file}.lock"):  # ranks that start together: one tokenises, the others wait and read
-            self.report["from_cache"][part] = file.is_file()
-            table = rows.map(
-                self._encode,
-                batched=True,
-                remove_columns=rows.column_names,
-                new_fingerprint=fingerprint,
-                cache_file_name=str(file),
+    def _of_length(self, rows: Dataset, chosen: np.ndarray, part: str, where: str) -> np.ndarray:
+        """Those of the chosen row numbers whose rows have as many tokens as the bounds allow, in the same order."""
+        self.report["left_out"][part] = 0
+        bounds = self._bounds()
+        if not bounds:
+            return chosen
+        table, _ = self._mapped(rows, self._count, ["count", self.encoding()])
+        lengths = lengths_of(table)[chosen]
+        fits = (lengths >= (self.length_min or 0)) & (lengths <= (self.length_max or np.inf))
+        shown = ", ".join(f"{key}={bound}" for key, bound in bounds.items())
+        if not fits.any():
+            raise SkimError(
+                f"{where}: {shown} leaves no rows; its texts have {lengths.min()} to {lengths.max()} tokens.\n"
+                f"Change {' or '.join(bounds)}, or set it to null."
             )
+        left_out = self.report["left_out"][part] = int((~fits).sum())
+        if left_out:
+            log.warning("%s: %d of %d texts were left out (%s)", part, left_out, len(chosen), shown)
+        return chosen[fits]
+
+    def _tokenise(self, part: str) -> Dataset:
+        """Tokenise a part, or take it from the cache; what was truncated is counted and told."""
+        key = [self.report["max_length"], self.encoding()]
+        table, self.report["from_cache"][part] = self._mapped(self._raw[part], self._encode, key)
         self.report["rows"][part] = len(table)
         truncated = self.report["truncated"][part] = int(np.sum(table.with_format("numpy")["truncated"][:]))
         if truncated:
             limit = self.report["max_length"]
             log.warning("%s: %d of %d texts were truncated to %d tokens", part, truncated, len(table), limit)
         return table
+
+    def _mapped(
+        self, rows: Dataset, function: Callable[[dict[str, list]], dict[str, list]], key: list[Any]
+    ) -> tuple[Dataset, bool]:
+        """What the tokenizer makes of rows, on disk: later runs and other ranks map the same file into memory.
+
+        Args:
+            rows: the rows.
+            function: from some rows' columns to the new ones, with ``self.tokenizer``.
+            key: what the function depends on besides rows and tokenizer.
+
+        Returns:
+            The new columns, and whether they come from an earlier run.
+        """
+        from datasets import config
+        from datasets.fingerprint import Hasher
+        from filelock import FileLock
+
+        backend = self.tokenizer.backend_tokenizer
+        # calls leave their truncation and padding behind in the tokenizer; they are not part of what it is
+        backend.no_truncation()
+        backend.no_padding()
+        tokenizer = [backend.to_str(), self.tokenizer.model_input_names, self.tokenizer.truncation_side]
+        fingerprint = Hasher.hash([ENCODING, rows._fingerprint, tokenizer, *key])
+        file = Path(config.HF_DATASETS_CACHE) / "skim" / f"{fingerprint}.arrow"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):  # ranks that start together: one tokenises, the others wait and read
+            from_cache = file.is_file()
+            table = rows.map(
+                function,
+                batched=True,
+                remove_columns=rows.column_names,
+                new_fingerprint=fingerprint,
+                cache_file_name=str(file),
+            )
+        return table, from_cache
+
+    def _count(self, rows: dict[str, list]) -> dict[str, list]:
+        return {"length": self.count(rows)}
 
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         columns = self.encode(rows)

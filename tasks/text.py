@@ -117,11 +117,18 @@ class Text(Task):
         return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, where))
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        texts = [rows[name] for name in self.text_columns]
         length = self.report["max_length"]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=length, return_attention_mask=False)
+        encoded = self.tokenizer(*self._texts(rows), truncation=True, max_length=length, return_attention_mask=False)
         columns = {**encoded, "truncated": [bool(one.overflowing) for one in encoded.encodings]}
         return {**columns, "labels": rows["labels"]} if "labels" in rows else columns
+
+    def count(self, rows: dict[str, list]) -> list[int]:
+        encoded = self.tokenizer(*self._texts(rows), truncation=False, return_attention_mask=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def _texts(self, rows: dict[str, list]) -> list[list[str]]:
+        """The tokenizer's arguments: texts, or the first and the second of pairs."""
+        return [rows[name] for name in self.text_columns]
 
     def encoding(self) -> list[Any]:
         return [type(self).__name__, self.text_columns]

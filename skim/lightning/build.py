@@ -49,6 +49,8 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "task.batch_size": (int, 1, INFINITY),
     "task.eval_batch_size": (int, 1, INFINITY),
     "task.max_length": (int, 3, INFINITY),
+    "task.length_min": (int, 1, INFINITY),
+    "task.length_max": (int, 1, INFINITY),
     "task.max_train_samples": (int, 1, INFINITY),
     "task.max_eval_samples": (int, 1, INFINITY),
     "method.bottleneck": (int, 1, INFINITY),
