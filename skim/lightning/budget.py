@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.compression import walk_of
+from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 
@@ -41,6 +42,29 @@ def check_target(model: nn.Module, batches: Batches) -> None:
         raise SkimError(
             f"method.target={target} cannot be reached: with only the protected tokens left, this method on this "
             f"data still spends {floor:.3f}.\nUse a target above that, or a cheaper predictor (method.bottleneck=32)."
+        )
+
+
+@torch.no_grad()
+def check_survivors(model: nn.Module, batches: Batches) -> None:
+    """Refuse a method that as configured retires everything before training: nothing could be learned from that."""
+    method = walk_of(model).method
+    if method.shift is None or (method.target is not None and not method.trains_masked):  # the latter is calibrated
+        return
+    training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    left = []
+    for batch in batches:
+        model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
+        trace: Trace = model.trace  # type: ignore[assignment]
+        middle = trace.layers[len(trace.layers) // 2].attending.counts()
+        left.append((middle - trace.sequences.protected.sum(1).clamp_min(1)).clamp_min(0).sum())
+    model.train(training)
+    if not torch.stack(left).any():
+        raise SkimError(
+            f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
+            "ones is left, in any sequence.\nLower its thresholds (or raise its keep rate), or set method.target."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from torch import nn
 
 from skim import hub
 from skim.backbones import families
-from skim.compression import compress
-from skim.errors import SkimError
+from skim.compression import compress, read_method
+from skim.errors import SkimError, unknown
+from skim.flops import FORMULAS
+from skim.lightning.stages import Stage, stages_of
+from skim.methods import Method
 from tasks.base import Task
 
 NOISE = (
@@ -39,6 +43,7 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "train.lr": ((int, float), 0, INFINITY),
     "train.method_lr": ((int, float), 0, INFINITY),
     "train.weight_decay": ((int, float), 0, INFINITY),
+    "train.method_weight_decay": ((int, float), 0, INFINITY),
     "train.warmup": ((int, float), 0, 1),
     "train.clip": ((int, float), 0, INFINITY),
     "train.accumulate": (int, 1, INFINITY),
@@ -63,22 +68,41 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "callbacks.patience": (int, 1, INFINITY),
     "benchmark.samples": (int, 1, INFINITY),
     "benchmark.repeats": (int, 1, INFINITY),
+    "benchmark.train_batch_size": (int, 1, INFINITY),
 }
 
 
 def check(cfg: DictConfig) -> None:
     """Refuse numbers that no run can use, before anything is loaded; ``null`` is always allowed where it composes."""
-    for path, (kind, low, high) in LIMITS.items():
-        value = OmegaConf.select(cfg, path)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            bounds = f"at least {low:g}" if high == INFINITY else f"from {low:g} to {high:g}"
-            raise SkimError(f"{path}={value} must be {what}, {bounds}.")
+    for path, limits in LIMITS.items():
+        check_limits(path, OmegaConf.select(cfg, path), *limits)
+    for name, options in (OmegaConf.select(cfg, "method.stages") or {}).items():
+        check_stage(name, options or {})
+    for name in cfg.get("formulas") or []:
+        if name not in FORMULAS:
+            raise unknown("formula in formulas", name, FORMULAS)
     sizes = OmegaConf.select(cfg, "benchmark.batch_sizes")
     if any(not isinstance(size, int) or size < 1 for size in sizes or []):
         raise SkimError(f"benchmark.batch_sizes={list(sizes)} must be whole numbers, at least 1.")
+
+
+def check_limits(path: str, value: Any, kind: type | tuple[type, ...], low: float, high: float) -> None:
+    """Refuse a value that is no number of this kind or out of bounds; ``None`` passes."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+        what = "a whole number" if kind is int else "a number"
+        bounds = f"at least {low:g}" if high == INFINITY else f"from {low:g} to {high:g}"
+        raise SkimError(f"{path}={value} must be {what}, {bounds}.")
+
+
+def check_stage(name: str, options: Any) -> None:
+    """A stage's options have the limits of the options of ``train`` that they stand in for."""
+    if not isinstance(options, Mapping):
+        raise SkimError(f"method.stages.{name}={options} must be a group of options, or null to leave the stage out.")
+    for option, value in options.items():
+        if f"train.{option}" in LIMITS:
+            check_limits(f"method.stages.{name}.{option}", value, *LIMITS[f"train.{option}"])
 
 
 @dataclass
@@ -88,6 +112,7 @@ class Parts:
     task: Task
     tokenizer: Any
     model: nn.Module
+    stages: list[Stage]
     teacher: nn.Module | None = None
 
 
@@ -97,7 +122,9 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
     check(cfg)
     if cfg.resume:
         check_resume(cfg)
-    method = instantiate(cfg.method)
+    # how long and how fast to train is the recipe's business, not the method's
+    method = instantiate(OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"]))
+    stages = stages_of(cfg, method.stages)
     task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
     source = start or (
@@ -132,7 +159,40 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
                 f"task={recorded(start.parent).task.name}, this run is on task={cfg.task.name}."
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
-    return Parts(task, tokenizer, compress(plain, method, cfg.execution), teacher)
+    model = compress(plain, method, cfg.execution)
+    continued = start is not None and continue_method(method, start)
+    if stage == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
+        raise SkimError(
+            f"Stage {stages[0].name} of method={method.name} starts from what stage {method.stages[0]} has learned.\n"
+            f"Set init_from=<a run of method={method.name}>, or train both stages: method={method.name}."
+        )
+    return Parts(task, tokenizer, model, stages, teacher)
+
+
+def continue_method(method: Method, folder: Path) -> bool:
+    """Take over what the same method has learned in the run that ``init_from`` names; False if it was another method.
+
+    Not its steering: a budget is steered anew.
+    """
+    if not (folder / "skim.json").is_file():
+        return False
+    before, state = read_method(folder)
+    if before.name != method.name:
+        return False
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("steering.")}
+    try:
+        report = method.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SkimError(
+            f"init_from={folder.parent} was trained with other options of method={method.name}, such that its "
+            f"parameters do not fit:\n{str(error).splitlines()[1].strip()[:200]}"
+        ) from None
+    if report.unexpected_keys or any(not name.startswith("steering.") for name in report.missing_keys):
+        raise SkimError(
+            f"init_from={folder.parent} was trained with other options of method={method.name}: "
+            f"{(report.unexpected_keys + report.missing_keys)[0]} is in one and not in the other."
+        )
+    return True
 
 
 def quiet() -> None:

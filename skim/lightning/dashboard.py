@@ -8,6 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
+from skim.methods import method_name
+
 
 def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
     """One W&B run per job, with the composed config, tagged by task, method and backbone.
@@ -22,7 +24,7 @@ def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
         known = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
         offline = not known
     wandb.finish()  # a job of a sweep must not write into the run of the job before it
-    method = str(cfg.method._target_).rsplit(".", 2)[-2]
+    method = method_name(cfg.method._target_)
     return WandbLogger(
         project=settings.project,
         entity=settings.entity,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -16,37 +17,55 @@ from torchmetrics import MeanMetric, SumMetric
 from skim.compression import walk_of
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
+from skim.flops import FORMULAS, LayerCost
+from skim.lightning.budget import Batches, calibrate
+from skim.lightning.stages import KINDS, Plan, Stage
 from tasks.base import Task
 
 
 class Spending(nn.Module):
-    """Sums over batches and ranks of what was computed: ratios of totals, and not means of ratios."""
+    """Sums over batches and ranks of what was computed: ratios of totals, and not means of ratios.
 
-    def __init__(self, layers: int) -> None:
+    Args:
+        layers: L.
+        formulas: published formulas to count by as well, see :data:`skim.flops.FORMULAS`, for this backbone.
+    """
+
+    def __init__(self, layers: int, formulas: dict[str, LayerCost] | None = None) -> None:
         super().__init__()
+        self.formulas = formulas or {}
         self.flops, self.dense_flops, self.tokens, self.sequences = (SumMetric() for _ in range(4))
         self.kept = nn.ModuleList(SumMetric() for _ in range(layers))
+        self.published = nn.ModuleDict({n: nn.ModuleList((SumMetric(), SumMetric())) for n in self.formulas})
 
     def update(self, trace: Trace) -> None:
         """Add one forward."""
         self.flops.update(trace.flops().sum().float())
         self.dense_flops.update(trace.dense_flops.sum().float())
+        for name, formula in self.formulas.items():
+            run, dense = cast(nn.ModuleList, self.published[name])
+            run.update(trace.flops(formula).sum().float())
+            dense.update(trace.dense(formula).sum().float())
         self.tokens.update(trace.lengths.sum())
         self.sequences.update(len(trace.lengths))
         for metric, count in zip(self.kept, trace.counts().sum(1), strict=True):
             metric.update(count)
 
     def compute(self) -> dict[str, Tensor]:
-        """``relative_flops``, ``gflops`` and ``baseline_gflops`` per sequence, ``keep_ratio``, also per layer."""
+        """``relative_flops``, ``gflops`` and ``baseline_gflops`` per sequence, ``keep_ratio``, also per layer.
+
+        The first three also as ``formula/<name>/...``.
+        """
         tokens = self.tokens.compute()
         layers = {f"keep_ratio/layer_{i}": metric.compute() / tokens for i, metric in enumerate(self.kept)}
-        return {
-            "relative_flops": self.flops.compute() / self.dense_flops.compute(),
-            "gflops": self.flops.compute() / self.sequences.compute() / 1e9,
-            "baseline_gflops": self.dense_flops.compute() / self.sequences.compute() / 1e9,
-            "keep_ratio": torch.stack(list(layers.values())).mean(),
-            **layers,
-        }
+        counts = {"": (self.flops, self.dense_flops)}
+        counts |= {f"formula/{name}/": tuple(self.published[name]) for name in self.formulas}  # type: ignore[arg-type, misc]
+        values = {}
+        for prefix, (run, dense) in counts.items():
+            values[f"{prefix}relative_flops"] = run.compute() / dense.compute()
+            values[f"{prefix}gflops"] = run.compute() / self.sequences.compute() / 1e9
+            values[f"{prefix}baseline_gflops"] = dense.compute() / self.sequences.compute() / 1e9
+        return {**values, "keep_ratio": torch.stack(list(layers.values())).mean(), **layers}
 
     def reset(self) -> None:
         """Forget everything; called after each evaluation."""
@@ -61,36 +80,37 @@ class SkimModule(pl.LightningModule):
     Args:
         model: what ``skim.compress`` returned.
         task: gives the metrics and turns logits into predictions.
-        lr: peak learning rate of the backbone and the head.
-        method_lr: peak learning rate of the method's own parameters, which start from nothing.
-        weight_decay: on matrices; never on biases, norms or the method.
-        warmup: share of training in which the learning rate rises; it falls linearly to 0 after.
+        stages: how to train, one after the other.
         distill: weight of the distance to the teacher's logits, in [0, 1]; the task's loss weighs the rest.
         distill_temperature: both distributions are softened by it.
         teacher: the dense model to learn from, in evaluation mode; needed if ``distill`` is above 0.
+        calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
+        formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         task: Task,
-        lr: float = 5e-5,
-        method_lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: float = 0.1,
+        stages: Sequence[Stage] = (Stage(),),
         distill: float = 0.0,
         distill_temperature: float = 2.0,
         teacher: nn.Module | None = None,
+        calibrate_on: Batches | None = None,
+        formulas: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.model = model
         self.task = task
-        self.lr, self.method_lr, self.weight_decay, self.warmup = lr, method_lr, weight_decay, warmup
+        self.stages = tuple(stages)
+        self.stage: Stage | None = None  # the present one
         self.distill, self.distill_temperature = distill, distill_temperature
         # in a tuple: the teacher is no parameter of this module, is not trained, saved or moved by Lightning
         self._teacher = (teacher,)
+        self.calibrate_on = calibrate_on
         self.metrics = task.metrics()
-        self.spending = Spending(len(walk_of(model).costs))
+        walk = walk_of(model)
+        self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
         self.eval_loss = MeanMetric()
 
     @property
@@ -114,15 +134,42 @@ class SkimModule(pl.LightningModule):
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device)
 
+    @property
+    def plan(self) -> Plan:
+        """The stages over the steps of this run."""
+        return Plan(self.stages, max(int(self.trainer.estimated_stepping_batches), 1))
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        stage, first, steps = self.plan.at(self.global_step)
+        if stage is self.stage:
+            return
+        self.stage = stage
+        begins = self.global_step == first  # and is not resumed in its middle, or for the next of accumulated batches
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        for kind, group in zip(self._kinds, optimizer.param_groups, strict=True):
+            group["weight_decay"] = stage.decay(kind)
+        if begins and first > 0:
+            optimizer.state.clear()  # moments of another loss
+        if stage.name:
+            self.method.enter(stage.name)
+        if begins and self.calibrate_on and self.method.target is not None and not self.method.trains_masked:
+            calibrate(self.model, self.calibrate_on)
+        if stage.name:
+            self.print(f"stage {stage.name}: {steps} steps")
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         out = self(batch)
         trace = self.trace
         loss = out.loss
         if self._teacher[0] is not None and self.distill > 0:
             loss = (1 - self.distill) * loss + self.distill * self._distance(out.logits, batch)
-        self.method.step(self.global_step / max(self.trainer.estimated_stepping_batches, 1), trace)
+        _, first, steps = self.plan.at(self.global_step)
+        self.method.step((self.global_step - first) / steps, trace)
         weights = self.method.weights()
+        if self.method.stages:  # what a stage does not train needs a gradient all the same: DDP waits for everyone's
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
         self.log("train/loss", out.loss.detach(), prog_bar=True)
+        self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
         for name, value in self.method.penalties(trace).items():
             loss = loss + weights[name] * value
             self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
@@ -144,28 +191,20 @@ class SkimModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         method = {id(p) for p in self.method.parameters()}
-        groups: dict[str, list[nn.Parameter]] = {"decay": [], "plain": [], "method": []}
+        groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
         for parameter in self.model.parameters():
             if not parameter.requires_grad:
                 continue
             kind = "method" if id(parameter) in method else "decay" if parameter.dim() > 1 else "plain"
             groups[kind].append(parameter)
-        settings = {
-            "decay": {"lr": self.lr, "weight_decay": self.weight_decay},
-            "plain": {"lr": self.lr, "weight_decay": 0.0},
-            "method": {"lr": self.method_lr, "weight_decay": 0.0},
-        }
+        self._kinds = [kind for kind in KINDS if groups[kind]]
         # fused: one pass over the weights; the default takes a sixth of a MiniLM step on a CPU for its embeddings.
         # Lightning cannot clip gradients under mixed precision with it.
         fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
-        optimizer = AdamW([{"params": groups[kind], **settings[kind]} for kind in groups if groups[kind]], fused=fused)
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
-        rise = math.ceil(self.warmup * total)
-
-        def scale(step: int) -> float:
-            return (step + 1) / rise if step < rise else (total - step) / max(total - rise, 1)
-
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, scale), "interval": "step"}}
+        # a learning rate of 1: the schedule gives the rate itself, because stages have rates of their own
+        optimizer = AdamW([{"params": groups[kind], "lr": 1.0} for kind in self._kinds], fused=fused)
+        scheduler = LambdaLR(optimizer, [partial(self.plan.rate, kind) for kind in self._kinds])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ---- evaluation ----
 
@@ -180,6 +219,7 @@ class SkimModule(pl.LightningModule):
         values = {**self.metrics.compute(), "loss": self.eval_loss.compute(), **self.spending.compute()}
         # the metrics are already synchronised over ranks by torchmetrics
         self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
+        self.log_dict({f"{stage}/method/{name}": value for name, value in self.method.readings().items()})
         for metric in (self.metrics, self.eval_loss, self.spending):
             metric.reset()
 

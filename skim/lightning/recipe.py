@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -23,13 +23,12 @@ from rich.console import Console
 from skim.benchmark import compare
 from skim.compression import execution, save_pretrained, walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import calibrate, check_target, spend
+from skim.lightning.budget import calibrate, check_survivors, check_target, spend
 from skim.lightning.build import Parts, build
 from skim.lightning.module import SkimModule
 from skim.lightning.results import Results
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
-from tasks.base import Task
 
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
 LEFT_BEHIND = (
@@ -37,6 +36,8 @@ LEFT_BEHIND = (
     "report.html",
     "evaluation.json",
     "curve.json",
+    "curve.png",
+    "curve.svg",
     "tokens.html",
     "tokens.svg",
     "model",
@@ -54,12 +55,22 @@ class Lines(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
             return
         values = trainer.callback_metrics
-        shown = [name for name in values if name.startswith("val/") and "layer_" not in name and "gflops" not in name]
+        hidden = ("layer_", "gflops", "formula/")
+        shown = [name for name in values if name.startswith("val/") and not any(part in name for part in hidden)]
         text = ", ".join(f"{name[4:].replace('_', ' ')} {float(values[name]):.4f}" for name in shown)
         self.console.print(f"step {trainer.global_step}: {text}", highlight=False)
 
 
-def trainer_of(cfg: DictConfig, folder: Path, task: Task, console: Console) -> pl.Trainer:
+class LastStageStopping(EarlyStopping):
+    """Early stopping that waits for the last stage: an earlier one is not worse for having a worse metric."""
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module = cast(SkimModule, pl_module)
+        if module.stage is module.stages[-1]:
+            super().on_validation_end(trainer, pl_module)
+
+
+def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
     progress = cfg.callbacks.progress and console.is_terminal
     callbacks: list[Callback] = [
@@ -67,7 +78,7 @@ def trainer_of(cfg: DictConfig, folder: Path, task: Task, console: Console) -> p
     ]
     callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
     if cfg.callbacks.patience is not None:
-        callbacks.append(EarlyStopping(f"val/{task.monitor}", mode="max", patience=cfg.callbacks.patience))
+        callbacks.append(LastStageStopping(f"val/{parts.task.monitor}", mode="max", patience=cfg.callbacks.patience))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if cfg.logger.wandb is not None:
         from skim.lightning.dashboard import wandb_logger
@@ -79,7 +90,7 @@ def trainer_of(cfg: DictConfig, folder: Path, task: Task, console: Console) -> p
         devices=cfg.hardware.devices,
         precision=cfg.hardware.precision,
         strategy=cfg.hardware.strategy,
-        max_epochs=cfg.train.epochs if cfg.train.max_steps < 0 else -1,
+        max_epochs=sum(stage.epochs for stage in parts.stages) if cfg.train.max_steps < 0 else -1,
         max_steps=cfg.train.max_steps,
         gradient_clip_val=cfg.train.clip,
         accumulate_grad_batches=cfg.train.accumulate,
@@ -120,15 +131,25 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         torch.set_num_threads(cfg.hardware.threads)
     pl.seed_everything(max(int(cfg.seed), 0), verbose=False)
     parts = build(cfg)
-    check_target(parts.model, parts.task.sample_batches(32, 256))
+    sample = parts.task.sample_batches(32, 256)
+    check_target(parts.model, sample)
+    check_survivors(parts.model, sample)
     if cfg.train.gradient_checkpointing:
         if not parts.model.supports_gradient_checkpointing:
             raise SkimError(f"train.gradient_checkpointing: transformers has none for {type(parts.model).__name__}.")
         parts.model.gradient_checkpointing_enable()
-    names = ("lr", "method_lr", "weight_decay", "warmup", "distill", "distill_temperature")
-    module = SkimModule(parts.model, parts.task, teacher=parts.teacher, **{name: cfg.train[name] for name in names})
+    module = SkimModule(
+        parts.model,
+        parts.task,
+        parts.stages,
+        distill=cfg.train.distill,
+        distill_temperature=cfg.train.distill_temperature,
+        teacher=parts.teacher,
+        calibrate_on=parts.task.sample_batches(32, cfg.train.calibrate) if cfg.train.calibrate else None,
+        formulas=cfg.get("formulas") or (),
+    )
     try:
-        trainer = trainer_of(cfg, folder, parts.task, console)
+        trainer = trainer_of(cfg, folder, parts, console)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise SkimError(f"hardware cannot be used as configured: {str(error).splitlines()[0]}") from error
     if trainer.is_global_zero:

@@ -14,8 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from skim.methods import method_name
+
 SCHEMA = 1
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "hydra-core", "datasets", "torchmetrics")
+NO_METRICS = ("keep_ratio/", "formula/", "method/")  # what else an evaluation logs
 SPENT = ("relative_flops", "gflops", "baseline_gflops", "keep_ratio")
 
 
@@ -33,6 +36,9 @@ class Results:
         samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
         machine: device, threads and precision that metrics and latency were taken with.
         calibration: relative FLOPs as training left them, and the shift that landed on the target.
+        formulas: ``relative_flops``, ``gflops`` and ``baseline_gflops`` by each published formula that was asked for.
+        readings: the method's state at the end, such as LTP's thresholds.
+        training: training throughput beside dense padded training; ``None`` if not measured.
         notes: what a reader must know, such as a missed target.
         status: ``done``, or ``failed`` with the reason in ``notes``.
     """
@@ -57,6 +63,9 @@ class Results:
     truncated: dict[str, int] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, float] | None = None
+    formulas: dict[str, dict[str, float]] = field(default_factory=dict)
+    readings: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     wall_seconds: float = 0.0
     schema: int = SCHEMA
@@ -69,7 +78,7 @@ class Results:
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         return cls(
             task=task,
-            method=str(cfg.method._target_).rsplit(".", 2)[-2],
+            method=method_name(cfg.method._target_),
             backbone=cfg.backbone.name,
             seed=cfg.seed,
             target=cfg.method.get("target"),
@@ -83,9 +92,7 @@ class Results:
     def metrics_of(values: Mapping[str, float]) -> dict[str, float]:
         """The task's metrics among what Lightning logged."""
         named = {name.split("/", 1)[1]: value for name, value in values.items()}
-        return {
-            name: value for name, value in named.items() if name not in SPENT and not name.startswith("keep_ratio/")
-        }
+        return {name: value for name, value in named.items() if name not in SPENT and not name.startswith(NO_METRICS)}
 
     def take(self, values: Mapping[str, float], monitor: str) -> None:
         """Read an evaluation's logged values, ``val/...`` or ``test/...``."""
@@ -94,6 +101,11 @@ class Results:
         self.metrics = self.metrics_of(values)
         self.relative_flops = named["relative_flops"]
         self.gflops, self.baseline_gflops = named["gflops"], named["baseline_gflops"]
+        self.readings = {name[7:]: value for name, value in named.items() if name.startswith("method/")}
+        for name, value in named.items():
+            if name.startswith("formula/"):
+                _, formula, what = name.split("/")
+                self.formulas.setdefault(formula, {})[what] = value
         layers = sum(name.startswith("keep_ratio/layer_") for name in named)
         self.keep_ratio = [named[f"keep_ratio/layer_{i}"] for i in range(layers)]
 

@@ -1,0 +1,112 @@
+"""A training in several stages, such as LTP's soft and hard one: one run, one progress, a learning rate for each.
+
+Which stage a step belongs to follows from its number alone, so a resumed run knows its stage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from skim.errors import SkimError, unknown
+
+KINDS = ("decay", "plain", "method")  # of parameters: matrices, biases and norms, the method's own
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How to train for a while.
+
+    Attributes:
+        name: of the method's stage; empty for a method that has one way to train.
+        epochs: passes over the training data; with a fixed number of steps, its share of them.
+        lr: peak learning rate of backbone and head.
+        method_lr: peak learning rate of the method's own parameters; 0 freezes them.
+        weight_decay: on matrices; never on biases and norms.
+        method_weight_decay: on the method's own parameters.
+        warmup: share of the stage in which the learning rate rises; it falls linearly to 0 after.
+    """
+
+    name: str = ""
+    epochs: int = 1
+    lr: float = 5e-5
+    method_lr: float = 1e-3
+    weight_decay: float = 0.01
+    method_weight_decay: float = 0.0
+    warmup: float = 0.1
+
+    def decay(self, kind: str) -> float:
+        """Weight decay of one of :data:`KINDS`."""
+        return {"decay": self.weight_decay, "plain": 0.0, "method": self.method_weight_decay}[kind]
+
+    def rate(self, kind: str, step: int, steps: int) -> float:
+        """Learning rate of one of :data:`KINDS` at a step of the stage's ``steps``."""
+        rise = math.ceil(self.warmup * steps)
+        scale = (step + 1) / rise if step < rise else (steps - step) / max(steps - rise, 1)
+        return (self.method_lr if kind == "method" else self.lr) * scale
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run over its optimizer steps.
+
+    Attributes:
+        stages: in their order, at least one.
+        steps: of the whole run.
+    """
+
+    stages: Sequence[Stage]
+    steps: int
+
+    @property
+    def bounds(self) -> list[int]:
+        """The first step of every stage, and the number of steps."""
+        whole = sum(stage.epochs for stage in self.stages)
+        return [0, *(round(self.steps * done / whole) for done in accumulate(s.epochs for s in self.stages))]
+
+    def at(self, step: int) -> tuple[Stage, int, int]:
+        """The stage of a step, its first step, and how many it has; the last stage for any step beyond."""
+        bounds = self.bounds
+        index = max(i for i in range(len(self.stages)) if bounds[i] <= step or i == 0)
+        return self.stages[index], bounds[index], max(bounds[index + 1] - bounds[index], 1)
+
+    def rate(self, kind: str, step: int) -> float:
+        """Learning rate of one of :data:`KINDS` at a step of the run."""
+        stage, first, steps = self.at(step)
+        return stage.rate(kind, step - first, steps)
+
+
+def stages_of(cfg: DictConfig, known: Sequence[str]) -> list[Stage]:
+    """The stages that a config asks for: ``method.stages``, each option defaulting to ``train``'s; or just one.
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        known: the method's stages, in the order in which they make sense.
+
+    Raises:
+        SkimError: for a stage that the method does not have, and if none is left.
+    """
+    names = [field.name for field in fields(Stage) if field.name != "name"]
+    common = {name: cfg.train[name] for name in names}
+    given: Any = OmegaConf.to_container(cfg.method, resolve=True)
+    asked = given.get("stages")
+    if asked is None:
+        return [Stage(**common)]
+    stages = []
+    for name, options in asked.items():
+        if name not in known:
+            raise unknown("stage in method.stages", name, known)
+        if options is None:  # left out
+            continue
+        for option in options:
+            if option not in names:
+                raise unknown(f"option of method.stages.{name}", option, names)
+        stages.append(Stage(name, **common | {k: v for k, v in options.items() if v is not None}))
+    if not stages:
+        raise SkimError(f"method.stages leaves every stage out; keep at least one of {', '.join(known)}.")
+    return sorted(stages, key=lambda stage: known.index(stage.name))
