@@ -122,7 +122,8 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     """Evaluate a loaded run as the model is now."""
     model, task = loaded.parts.model, loaded.parts.task
     device = next(model.parameters()).device
-    values = trainer.validate(SkimModule(model, task), datamodule=task, verbose=False)[0]
+    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or ())
+    values = trainer.validate(module, datamodule=task, verbose=False)[0]
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
     results.take(values, task.monitor)
