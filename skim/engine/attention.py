@@ -319,23 +319,24 @@ def packed_attention(
         seen = None if window is None else near(occupancy.position, window)[:, None]
         return attention(query, key, value, mask, scaling, dropout, seen)
     rows, back, groups = occupancy.by_length
+    # (T, H, d): a row's heads lie side by side in memory, so that moving rows copies them whole
+    parts = [x[0].transpose(0, 1) for x in (query, key, value)]
     if len(groups) > 1:
-        query, key, value = (x[:, :, rows] for x in (query, key, value))
+        parts = [x.index_select(0, rows) for x in parts]
     sizes = [size * length for size, length in groups]
     positions = [None] * len(groups) if window is None else occupancy.position[:, rows].split(sizes, 1)
     contexts, sums = [], []
-    for group, q, k, v, position in zip(
-        groups, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), positions, strict=True
-    ):
-        q, k, v = (x[0].unflatten(1, group).transpose(0, 1) for x in (q, k, v))  # (sequences, H, length, d)
+    for group, q, k, v, position in zip(groups, *(x.split(sizes) for x in parts), positions, strict=True):
+        q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in (q, k, v))  # (sequences, H, length, d)
         seen = None if window is None else near(position.view(group), window)[:, None]
         context, received = attention(q, k, v, mask, scaling, dropout, seen)
-        contexts.append(context.transpose(0, 1).flatten(1, 2))
+        contexts.append(context.transpose(1, 2).flatten(0, 1))
         if received is not None:
             sums.append(received.flatten())
     if len(groups) == 1:
-        return contexts[0][None], sums[0][None] if sums else None
-    return torch.cat(contexts, dim=1)[None, :, back], torch.cat(sums)[None, back] if sums else None
+        return contexts[0].transpose(0, 1)[None], sums[0][None] if sums else None
+    context = torch.cat(contexts).index_select(0, back).transpose(0, 1)[None]
+    return context, torch.cat(sums).index_select(0, back)[None] if sums else None
 
 
 def rectangle_attention(
