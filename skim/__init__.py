@@ -27,6 +27,8 @@ _PUBLIC = {
     "Method": "skim.methods",
     "Dense": "skim.methods.dense",
     "Transkimmer": "skim.methods.transkimmer",
+    "LTP": "skim.methods.ltp",
+    "TopK": "skim.methods.topk",
 }
 
 __all__ = ["SkimError", "__version__", *_PUBLIC]

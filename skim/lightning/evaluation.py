@@ -127,7 +127,7 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
     results.take(values, task.monitor)
-    results.samples = dict(task.report["rows"])
+    results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
     results.status = "done"
     return results

@@ -197,8 +197,7 @@ def finish(
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
     device = trainer.strategy.root_device
-    results.samples = dict(task.report["rows"])
-    results.truncated = {part: count for part, count in task.report["truncated"].items() if count}
+    results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": cfg.hardware.precision}
     method = walk_of(model).method
     if method.target is not None and method.shift is not None and cfg.train.calibrate:

@@ -34,6 +34,7 @@ class Results:
         keep_ratio: alive real tokens / real tokens entering each layer.
         latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
         samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
+        left_out: rows of each part that ``task.length_min`` and ``task.length_max`` kept out.
         machine: device, threads and precision that metrics and latency were taken with.
         calibration: relative FLOPs as training left them, and the shift that landed on the target.
         formulas: ``relative_flops``, ``gflops`` and ``baseline_gflops`` by each published formula that was asked for.
@@ -61,6 +62,7 @@ class Results:
     latency: dict[str, Any] | None = None
     samples: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, float] | None = None
     formulas: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -108,6 +110,12 @@ class Results:
                 self.formulas.setdefault(formula, {})[what] = value
         layers = sum(name.startswith("keep_ratio/layer_") for name in named)
         self.keep_ratio = [named[f"keep_ratio/layer_{i}"] for i in range(layers)]
+
+    def count(self, report: Mapping[str, Mapping[str, int]]) -> None:
+        """Read what a task reports of its rows."""
+        self.samples = dict(report["rows"])
+        self.truncated = {part: count for part, count in report["truncated"].items() if count}
+        self.left_out = {part: count for part, count in report["left_out"].items() if count}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON's types."""
