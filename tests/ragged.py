@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import skim
-from skim.engine.tokens import TokenBatch
+from skim.engine.tokens import Occupancy, TokenBatch
+from skim.engine.trace import Trace
+from skim.engine.walk import Inputs
 from skim.methods import Method
+from skim.methods.ltp import LTP
+from skim.methods.pruning import Pruner
+from skim.methods.threshold import Manual, Relative, Rising
+from skim.methods.topk import TopK
 from skim.methods.transkimmer import Transkimmer
 from tests.families import enliven
+
+# The methods that prune by received attention, with each way to divide the scores.
+PRUNERS: dict[str, Callable[[], Pruner]] = {
+    "ltp": lambda: LTP(final_token_threshold=0.05),
+    "ltp_alive": lambda: LTP(final_token_threshold=0.1, score_norm="alive"),
+    "ltp_manual": lambda: Manual(final_token_threshold=0.15),
+    "ltp_manual_padded": lambda: Manual(final_token_threshold=0.12, score_norm="padded"),
+    "ltp_relative": lambda: Relative(token_threshold=0.3),
+    "ltp_rising": lambda: Rising(final_token_threshold=0.5),
+    "topk": lambda: TopK(token_keep_rate=0.37, start=1),
+}
+SHIFTS = (0.0, *(sign * 0.07 * step for step in range(1, 13) for sign in (1, -1)))
+QUERIES = re.compile(r"(query|query_proj|q_proj|q_lin|Wqkv|attn\.q)(\.weight)?$")  # XLNet's are long enough
 
 
 def transkimmer(model: nn.Module, batch: dict, **options) -> nn.Module:
@@ -34,6 +58,51 @@ def transkimmer(model: nn.Module, batch: dict, **options) -> nn.Module:
     raise AssertionError("no seed in 200 gave ragged drops")
 
 
+def pruner(model: nn.Module, batch: dict, name: str) -> nn.Module:
+    """A compressed copy of ``model`` that prunes different numbers of tokens in each sequence, by one of PRUNERS.
+
+    Its queries are made longer, because random attention is too flat for a threshold to tell tokens apart (MobileBERT's
+    most of all). Shifts are tried until drops are ragged and no decision hangs on rounding. LTP has learned something:
+    its thresholds are off the ramp, and the first layer's is not zero.
+    """
+    for sharper in (3, 30, 100):
+        method = PRUNERS[name]()
+        compressed = skim.compress(copy.deepcopy(model), method).eval()
+        for part, parameter in compressed.named_parameters():
+            if QUERIES.search(part):
+                parameter.data *= sharper
+        if isinstance(method, LTP):
+            method.delta.data.copy_(torch.linspace(0.04, 0.02, len(method.delta)))
+        for shift in SHIFTS:
+            method.shift.fill_(shift)
+            with torch.no_grad(), skim.execution(compressed, "masked"), Borders(method) as borders:
+                compressed(**batch)
+            if borders.clear and is_ragged(entering(compressed.trace), compressed.trace.lengths):
+                return compressed
+    raise AssertionError("no shift gave ragged drops")
+
+
+class Borders:
+    """Watches a pruner's decisions: ``clear`` unless one would change with its score by a ``margin`` (relative)."""
+
+    def __init__(self, method: Pruner, margin: float = 1e-4) -> None:
+        self.method, self.margin, self.clear = method, margin, True
+
+    def __enter__(self) -> Borders:
+        self.rule, self.method.keep = self.method.keep, self.keep  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self.method.keep
+
+    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
+        kept = self.rule(i, score, occupancy)
+        nearer = torch.where(kept, score * (1 - self.margin), score * (1 + self.margin))
+        largest = score >= occupancy.spread(occupancy.largest(score))  # what others are compared with stays
+        self.clear &= torch.equal(self.rule(i, torch.where(largest, score, nearer), occupancy), kept)
+        return kept
+
+
 class Scripted(Method):
     """Retires the tokens of a script, ``(L, B, N)`` keep decisions, before each layer or between its halves."""
 
@@ -51,6 +120,11 @@ class Scripted(Method):
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         return self.decide(i, tokens) if self.between else tokens
+
+
+def entering(trace: Trace) -> Tensor:
+    """Tokens entering each layer's attention, and at last the last feed-forward, ``(L + 1, B)``."""
+    return torch.cat([trace.counts(), trace.layers[-1].feeding.counts()[None]])
 
 
 def is_ragged(counts: Tensor, lengths: Tensor) -> bool:
@@ -85,3 +159,20 @@ def assert_same(
     error = (found - wanted).abs().max().item()
     scale = max(wanted.abs().max().item(), 1.0)
     assert error <= tolerance * scale, f"{what}: off by {error:.1e} at scale {scale:.1e}"
+
+
+def assert_flops(compressed: nn.Module, batch: dict) -> None:
+    """The formula equals torch's counter, less embeddings and pooler; it knows the plain attention kernel only."""
+    base = compressed.base_model
+    backbone = base.forward.backbone
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        hidden, before = count(lambda: backbone.embed(base, Inputs(**batch)))
+        _, after = count(lambda: backbone.finish(base, hidden))
+        _, total = count(lambda: base(**batch))
+    assert total - before - after == compressed.trace.flops().sum().item()
+
+
+def count(run: Callable[[], Any]) -> tuple[Any, int]:
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    return result, counter.get_total_flops()

@@ -77,7 +77,11 @@ class Occupancy:
         return values[:, None]
 
     def largest(self, values: Tensor) -> Tensor:
-        """The largest value among each sequence's alive rows, ``(B,)``; ``values`` has one per row."""
+        """The largest value among each sequence's alive rows, ``(B,)``, minus infinity where there are none.
+
+        Args:
+            values: floating, one per row.
+        """
         return values.masked_fill(self.weights <= 0.5, -torch.inf).amax(1)
 
     def rank(self, values: Tensor) -> Tensor:
@@ -262,7 +266,7 @@ class PackedOccupancy(Occupancy):
         return values[self.sequence][None]
 
     def largest(self, values: Tensor) -> Tensor:
-        lowest = values.new_full((len(self.bounds) - 1,), torch.finfo(values.dtype).min)
+        lowest = values.new_full((len(self.bounds) - 1,), -torch.inf)
         return lowest.scatter_reduce(0, self.sequence, values[0], "amax")
 
     def rank(self, values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.errors import unknown
 from skim.methods.base import Method
+from skim.methods.target import check_share
 
 PRESETS = ("default", "paper")
 
@@ -54,6 +55,8 @@ class Pruner(Method):
         if self.score_norm not in SCORE_NORMS:
             raise unknown("method.score_norm", self.score_norm, SCORE_NORMS)
         self.retired_run_on = paper
+        if target is not None:
+            check_share(target)
         self.target = target
         self.shift = torch.zeros(())
 

@@ -17,6 +17,12 @@ STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at
 REACH = 0.1  # a larger error counts as this much: while predictors are on their way, the multiplier must not wind up
 
 
+def check_share(target: float) -> None:
+    """Refuse a target that is no share of the dense FLOPs."""
+    if not 0.0 < target <= 1.0:
+        raise SkimError(f"method.target={target} is not a share of the dense FLOPs; use a number in (0, 1].")
+
+
 class Target(nn.Module):
     r"""A proportional-integral controller, the stochastic form of an augmented Lagrangian.
 
@@ -39,10 +45,7 @@ class Target(nn.Module):
 
     def __init__(self, relative_flops: float, warmup: float) -> None:
         super().__init__()
-        if not 0.0 < relative_flops <= 1.0:
-            raise SkimError(
-                f"method.target={relative_flops} is not a share of the dense FLOPs; use a number in (0, 1]."
-            )
+        check_share(relative_flops)
         self.relative_flops = relative_flops
         self.warmup = warmup
         for name in ("multiplier", "coefficient", "last"):

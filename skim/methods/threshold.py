@@ -76,7 +76,8 @@ class Relative(Pruner):
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         largest = occupancy.spread(occupancy.largest(score))
-        threshold = score.new_tensor(self.threshold(i)) * (-self.shift).exp()  # type: ignore[operator]
+        scale = (-self.shift).exp().clamp_max(1e30)  # type: ignore[operator]  # infinity times a threshold of 0 is NaN
+        threshold = score.new_tensor(self.threshold(i)) * scale
         return score / largest.clamp_min(LOWEST) >= threshold
 
 

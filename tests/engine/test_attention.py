@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from skim.engine.attention import (
+    BLOCK,
     AttentionMask,
     MaskedSoftmax,
+    attention_with_sums,
+    column_sums,
     masked_softmax,
     packed_attention,
     rectangle_attention,
     skim_attention,
 )
 from skim.engine.tokens import MaskedTokens, PackedTokens, Sequences
+from skim.engine.walk import FORMS
 
 seeds = st.integers(0, 10_000)
 
@@ -96,8 +100,7 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
     tokens = packed(lengths, gaps)
     occupancy = tokens.occupancy
     query, key, value = torch.randn(3, 1, 2, len(occupancy.index), 8)
-    mask = AttentionMask(occupancy, window)
-    wanted = torch.zeros_like(query)
+    wanted, sums = torch.zeros_like(query), torch.zeros(1, len(occupancy.index))
     for start, stop in zip(occupancy.bounds[:-1], occupancy.bounds[1:], strict=True):
         span = slice(start, stop)
         position = occupancy.position[0, span]
@@ -106,9 +109,95 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
             far = (position[:, None] - position[None]).abs() > window
             scores = scores.masked_fill(far, -torch.inf)
         wanted[:, :, span] = scores.softmax(-1) @ value[:, :, span]
+        sums[:, span] = scores.softmax(-1).sum(2).mean(1)
     for attention in (packed_attention, rectangle_attention):
-        found = attention(query, key, value, mask, None, 0.0)
-        torch.testing.assert_close(found, wanted, msg=lambda text, name=attention.__name__: f"{name}: {text}")
+        for asked in (False, True):
+            mask = AttentionMask(occupancy, window, wants_received=asked)
+            for gradients in (False, True):
+                with torch.set_grad_enabled(gradients):
+                    found, received = attention(query, key, value, mask, None, 0.0)
+                    _, dropped = attention(query, key, value, mask, None, 0.5)
+                torch.testing.assert_close(found, wanted, msg=lambda text, name=attention.__name__: f"{name}: {text}")
+                assert (received is not None) == (dropped is not None) == asked
+                if asked:
+                    torch.testing.assert_close(received, sums)
+                    torch.testing.assert_close(dropped, sums)  # dropout acts after the sums are taken
+
+
+def plainly(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, seen: Tensor | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Attention and what each key received, in float64, without blocks or kernels."""
+    query, key, value = query.double(), key.double(), value.double()
+    scores = torch.einsum("bhqd,bhkd->bhqk", query, key) * scaling
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -torch.inf)
+    probabilities = scores.softmax(-1)
+    if weights is None:
+        weights = torch.ones(query.shape[0], query.shape[2])
+    received = torch.einsum("bhqk,bq->bhk", probabilities, weights.double()).mean(1)
+    return torch.einsum("bhqk,bhkd->bhqd", probabilities, value), received
+
+
+@pytest.mark.parametrize("block", [1, 40, 250, 2**18])
+@pytest.mark.parametrize("view", ["all", "keys", "one window", "windows"])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_attention_with_sums_in_blocks(block: int, view: str, weighed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few queries and sequences fit in a block: one query, two, two whole sequences, all."""
+    monkeypatch.setitem(BLOCK, "cpu", block)
+    batch, heads, length, size = 5, 2, 7, 4
+    query, key, value = torch.randn(3, batch, heads, length, size) * 2
+    keys = torch.rand(batch, 1, 1, length) < 0.6
+    keys[..., 0] = True
+    near = (torch.arange(length)[:, None] - torch.arange(length)).abs() <= 2
+    seen = {
+        "all": None,
+        "keys": keys,
+        "one window": near[None, None],
+        "windows": near & keys | torch.eye(length, dtype=torch.bool),
+    }[view]
+    weights = (torch.rand(batch, length) < 0.7).float() * 0.8 if weighed else None
+    for scaling in (None, 0.3):
+        found, sums = attention_with_sums(query, key, value, scaling, seen, weights)
+        none, alone = attention_with_sums(query, key, None, scaling, seen, weights)
+        wanted, received = plainly(query, key, value, size**-0.5 if scaling is None else scaling, seen, weights)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(sums.double(), received, atol=1e-6, rtol=1e-5)
+        assert none is None
+        assert torch.equal(alone, sums)
+        assert sums.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_float32_and_count_queries_by_their_weight(dtype: torch.dtype) -> None:
+    probabilities = torch.rand(2, 3, 4, 5).softmax(-1).to(dtype)
+    weights = torch.tensor([[1.0, 0.0, 0.5, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        sums, alike = column_sums(probabilities, weights), column_sums(probabilities)
+    assert sums.dtype == alike.dtype == torch.float32
+    exact = probabilities.float()
+    torch.testing.assert_close(sums, torch.einsum("bhqk,bq->bhk", exact, weights).mean(1))
+    torch.testing.assert_close(alike, exact.sum(2).mean(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_received_carries_gradients_in_masked_training_only(form: str) -> None:
+    """Elsewhere no decision learns, and the sums are a second pass without a graph."""
+    real = torch.ones(2, 5, dtype=torch.bool)
+    tokens = FORMS[form].start(torch.zeros(2, 5, 1), Sequences(real, ~real))
+    shape = (1, 2, 10, 8) if form == "packed" else (2, 2, 5, 8)
+    query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    for asked in (False, True):
+        mask = AttentionMask(tokens.occupancy, wants_received=asked)
+        context, _ = skim_attention(torch.nn.Identity(), query, key, value, mask)
+        assert context.requires_grad
+        assert mask.used
+        assert (mask.received is not None) == asked
+    assert mask.received.requires_grad == (form == "masked")
+    with torch.no_grad():
+        mask = AttentionMask(tokens.occupancy, wants_received=True)
+        skim_attention(torch.nn.Identity(), query, key, value, mask)
+    torch.testing.assert_close(mask.received.sum(), torch.tensor(10.0))  # every query gives away one
 
 
 def test_grouped_queries() -> None:

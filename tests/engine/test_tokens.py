@@ -85,6 +85,37 @@ def test_packed_rectangle_and_length_groups_hold_every_row_once(story: tuple[Seq
         start += size * length
 
 
+@given(stories(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_spread_largest_and_rank(story: tuple[Sequences, list[Tensor]], data: st.DataObject) -> None:
+    """All forms agree with a plain reading, one sequence at a time, and ties go by position."""
+    sequences, keeps = story
+    batch, positions = sequences.real.shape
+    few = st.lists(st.integers(-2, 2), min_size=batch * positions, max_size=batch * positions)  # so that many are equal
+    values = torch.tensor(data.draw(few)).view(batch, positions).float()
+    forms = {name: form.start(torch.zeros(batch, positions, 1), sequences) for name, form in FORMS.items()}
+    for keep in [torch.ones(batch, positions), *keeps]:
+        for name, tokens in forms.items():
+            occupancy = (tokens := tokens.retire(tokens.occupancy.rows(keep.float()))).occupancy
+            forms[name] = tokens
+            here = occupancy.rows(values)
+            number = torch.arange(batch) + 1.0
+            spread = occupancy.spread(number).expand(here.shape)
+            largest, rank = occupancy.largest(here), occupancy.rank(here)
+            assert largest.shape == (batch,)
+            assert rank.shape == here.shape
+            sequence = occupancy.rows(number[:, None].expand(batch, positions))
+            for b, alive in enumerate(occupancy.alive().tolist()):
+                mine = [p for p in range(positions) if alive[p]]
+                places = sorted(mine, key=lambda p: (-values[b, p].item(), p))
+                assert largest[b] == max((values[b, p].item() for p in mine), default=-torch.inf), name
+                rows = (sequence == b + 1) & (occupancy.weights > 0.5)
+                at = occupancy.position.expand(here.shape)[rows].tolist()
+                assert sorted(at) == mine
+                assert (spread[rows] == b + 1).all(), name
+                assert dict(zip(at, rank[rows].tolist(), strict=True)) == {p: i for i, p in enumerate(places)}, name
+
+
 def test_masked_gradients_reach_a_decision_through_keep_and_through_the_state() -> None:
     """A retired token's decision has a gradient: the difference between the state it has and the one it would have."""
     sequences = Sequences(torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.bool))

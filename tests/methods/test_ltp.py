@@ -1,0 +1,167 @@
+"""LTP's own: thresholds, stages, the relaxed decision and its temperature, the penalty and what a log shows."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import skim
+from skim.engine.tokens import MaskedTokens, Sequences
+from skim.methods import Spec
+from skim.methods.ltp import LOWEST, LTP, hard_keep, ramp, soft_keep
+from skim.methods.threshold import Manual
+from tests.families import LAYERS, batch_of, plain
+
+
+def built(layers: int = 4, **options) -> LTP:
+    method = LTP(**options)
+    method.build(Spec(layers=layers, width=8))
+    return method
+
+
+def occupancy(length: int = 5) -> MaskedTokens:
+    real = torch.ones(1, length, dtype=torch.bool)
+    return MaskedTokens.start(torch.zeros(1, length, 1), Sequences(real, ~real)).occupancy
+
+
+def compressed(**options) -> nn.Module:
+    return skim.compress(plain("bert"), LTP(**options)).train()
+
+
+def test_thresholds_start_on_a_ramp_that_misses_its_end_by_one_step() -> None:
+    """As published: zero-based, so the first layer's is zero and the last layer's is (L - 1) / L of it."""
+    assert ramp(0.01, 4).tolist() == pytest.approx([0.0, 0.0025, 0.005, 0.0075])
+    method = built(final_token_threshold=0.4)
+    assert method.thresholds().tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    method.delta.data[2] = 0.05
+    assert method.thresholds().tolist() == pytest.approx([0.0, 0.1, 0.25, 0.3])
+    assert {name for name, _ in method.named_parameters()} == {"delta"}
+    assert {name for name, _ in method.named_buffers()} == {"base", "shift"}
+
+
+def test_soft_decisions() -> None:
+    score = torch.tensor([0.0, 0.1, 0.12, 0.2], requires_grad=True)
+    threshold = torch.tensor(0.1, requires_grad=True)
+    kept = soft_keep(score, threshold, 0.01)
+    assert kept.tolist() == pytest.approx(
+        [1 / (1 + math.exp(10)), 0.5, 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-10))]
+    )
+    kept.sum().backward()
+    slopes = (kept * (1 - kept) / 0.01).detach()
+    assert score.grad.tolist() == pytest.approx(slopes.tolist())
+    assert float(threshold.grad) == pytest.approx(-float(slopes.sum()), rel=1e-5)
+
+
+def test_hard_decisions() -> None:
+    """At its threshold a token stays; a threshold of zero still asks for a trace of attention."""
+    score = torch.tensor([0.0, LOWEST / 2, 0.1, 0.09, 0.11])
+    assert hard_keep(score, torch.tensor(0.1), torch.zeros(())).tolist() == [False, False, True, False, True]
+    assert hard_keep(score, torch.tensor(0.0), torch.zeros(())).tolist() == [False, False, True, True, True]
+    assert hard_keep(score, torch.tensor(-1.0), torch.zeros(())).tolist() == [False, False, True, True, True]
+    assert hard_keep(score, torch.tensor(0.1), torch.tensor(0.15)).tolist() == [False, False, True, True, True]
+    assert hard_keep(score, torch.tensor(0.1), torch.tensor(-0.1)).tolist() == [False, False, False, False, False]
+
+
+def test_relaxed_in_soft_training_only() -> None:
+    method, score = built(final_token_threshold=0.4), torch.tensor([[0.05, 0.1, 0.15, 0.2, 0.5]])
+    for training, stage, relaxed in ((True, "soft", True), (True, "hard", False), (False, "soft", False)):
+        method.train(training).enter(stage)
+        kept = method.keep(1, score, occupancy())
+        assert kept.requires_grad == relaxed
+        assert (kept.dtype == torch.bool) != relaxed
+        assert (kept > 0.5).tolist() == [[False, relaxed and bool(kept[0, 1] > 0.5), True, True, True]] or not relaxed
+        assert method.trains_masked == (stage == "soft")
+    assert method.keep(1, score, occupancy()).tolist() == [[False, True, True, True, True]]
+
+
+def test_the_temperature_falls_geometrically() -> None:
+    method = built(final_token_threshold=0.4, temperature=1e-3, temperature_start=1e-1).train()
+    score = torch.full((1, 5), 0.11)
+    for progress, temperature in ((-1.0, 1e-1), (0.0, 1e-1), (0.5, 1e-2), (1.0, 1e-3), (2.0, 1e-3)):
+        method.step(progress)
+        wanted = 1 / (1 + math.exp(-0.01 / temperature))
+        assert method.keep(1, score, occupancy()).tolist() == [pytest.approx([wanted] * 5, rel=1e-4)]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [({}, 1e-2), ({"temperature": 0.1}, 0.1), ({"preset": "paper"}, 1e-3), ({"temperature_start": 0.5}, 0.5)],
+)
+def test_where_the_temperature_starts(options: dict, wanted: float) -> None:
+    assert built(**options).temperature_start == wanted
+
+
+def test_readings_are_the_thresholds_that_act() -> None:
+    method = built(final_token_threshold=0.4)
+    method.delta.data[0] = 0.02
+    method.shift.fill_(math.log(2))
+    readings = method.readings()
+    assert list(readings) == [f"threshold/layer_{i}" for i in range(4)]
+    assert [float(value) for value in readings.values()] == pytest.approx([0.01, 0.05, 0.1, 0.15])
+    assert not any(value.requires_grad for value in readings.values())
+
+
+def test_the_penalty_is_the_share_that_enters_feed_forwards() -> None:
+    """Of real tokens, mean over layers: pads are in neither side."""
+    model = compressed(final_token_threshold=0.2, temperature=0.05, temperature_start=0.05)
+    found = []
+    for width in (13, 20):
+        model(**batch_of("bert", (13, 9), width))
+        trace = model.trace
+        shares = [layer.feeding.kept[trace.sequences.real].sum() / 22 for layer in trace.layers]
+        penalty = model.method.penalties(trace)["kept"]
+        torch.testing.assert_close(penalty, torch.stack(shares).mean())
+        found.append(float(penalty.detach()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert 0.1 < found[0] < 0.9
+    model.method.enter("hard")
+    model(**batch_of("bert"))
+    assert model.method.penalties(model.trace) == model.method.weights() == {}
+    assert float(model.method.loss(model.trace)) == 0.0
+
+
+def test_the_coefficient_sets_in_over_the_warmup() -> None:
+    method = built(coefficient=0.5, warmup=0.4)
+    for progress, wanted in ((0.0, 0.0), (0.2, 0.25), (0.4, 0.5), (1.0, 0.5)):
+        method.step(progress)
+        assert method.weights() == {"kept": pytest.approx(wanted)}
+    assert built(preset="paper", coefficient=0.5).weights() == {"kept": 0.5}
+
+
+def test_a_target_steers_the_soft_stage_only() -> None:
+    model = compressed(target=0.3, warmup=0.0, final_token_threshold=0.0)
+    method = model.method
+    model(**batch_of("bert"))
+    method.step(0.5, model.trace)
+    coefficient = float(method.steering.coefficient)
+    assert coefficient > 0, "it spends more than it should"
+    assert list(method.penalties(model.trace)) == ["relative_flops"]
+    torch.testing.assert_close(method.loss(model.trace), coefficient * model.trace.relative_flops().float())
+    method.enter("hard")
+    model(**batch_of("bert"))
+    method.step(0.9, model.trace)
+    assert float(method.steering.coefficient) == coefficient
+    assert method.weights() == {}
+
+
+def test_the_first_layer_learns() -> None:
+    """Its threshold starts at zero; published, such a layer has no decision and never gets one."""
+    default, paper = (compressed(preset=preset, temperature=0.05) for preset in ("default", "paper"))
+    for model in (default, paper):
+        model(**batch_of("bert"))
+        model.method.step(1.0)
+        model.method.loss(model.trace).backward()
+    assert [default.method.wants_received(i) for i in range(LAYERS)] == [True, True, True]
+    assert [paper.method.wants_received(i) for i in range(LAYERS)] == [False, True, True]
+    assert paper.method.delta.grad[0] == 0
+    assert paper.method.delta.grad[1] != 0
+
+
+def test_the_manual_ramp_costs_no_scores_where_it_cannot_prune() -> None:
+    method = Manual()
+    method.build(Spec(layers=3, width=8))
+    assert [method.wants_received(i) for i in range(3)] == [False, True, True]
+    assert not any(Manual(final_token_threshold=0.0).wants_received(i) for i in range(3))
