@@ -116,7 +116,8 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
             for gradients in (False, True):
                 with torch.set_grad_enabled(gradients):
                     found, received = attention(query, key, value, mask, None, 0.0)
-                    _, dropped = attention(query, key, value, mask, None, 0.5)
+                    holes, dropped = attention(query, key, value, mask, None, 0.5)
+                assert not torch.allclose(holes, wanted)
                 torch.testing.assert_close(found, wanted, msg=lambda text, name=attention.__name__: f"{name}: {text}")
                 assert (received is not None) == (dropped is not None) == asked
                 if asked:
