@@ -7,7 +7,7 @@ With :math:`s_j` the mean attention that token :math:`j` receives over heads and
 
 In the soft stage weights and thresholds learn together; in the hard stage thresholds are frozen, tokens are really gone
 and weights adapt to that. What is different from the published code, unless ``preset="paper"`` asks for it back: scores
-do not depend on padding, a soft mask weighs the token *inside* the softmax of later layers (published: it scales the
+do not depend on the padding, a soft mask weighs the token *inside* the softmax of later layers (published: it scales the
 layer's output and goes on being attended to, which is not what the hard stage does), :math:`T` falls during the stage,
 pads are in no loss, the first layer learns, [CLS] stays, and the penalty can be steered to a budget.
 """
@@ -71,9 +71,9 @@ class LTP(Pruner):
         coefficient: weight of the regulariser in the soft stage when there is no target (the paper's lambda).
         warmup: share of the soft stage over which the coefficient (or the target) sets in; 0.3 / 0.
         final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score.
-        temperature: of the relaxed decisions, in units of the score, at the end of the soft stage.
-        temperature_start: at its beginning, falling geometrically; 1e-2 / the same as ``temperature``.
-        score_norm: see :class:`~skim.methods.pruning.Pruner`; length / padded.
+        temperature: of the relaxed decisions, in units of the score, at the end of the soft stage; 5e-4 / 1e-3.
+        temperature_start: at its beginning, falling geometrically; four times / the same as ``temperature``.
+        score_norm: see :class:`~skim.methods.pruning.Pruner`; fixed / padded.
         protect: special tokens that never retire; cls / none.
     """
 
@@ -88,7 +88,7 @@ class LTP(Pruner):
         coefficient: float = 0.1,
         warmup: float | None = None,
         final_token_threshold: float = 0.01,
-        temperature: float = 1e-3,
+        temperature: float | None = None,
         temperature_start: float | None = None,
         score_norm: str | None = None,
         protect: tuple[str, ...] | None = None,
@@ -100,7 +100,8 @@ class LTP(Pruner):
                 "method.target steers the FLOPs of the relaxed decisions, and the published soft stage has none.\n"
                 "Use method.preset=default, or method.coefficient without a target."
             )
-        start = (temperature if paper else max(1e-2, temperature)) if temperature_start is None else temperature_start
+        temperature = (1e-3 if paper else 5e-4) if temperature is None else temperature
+        start = temperature * (1 if paper else 4) if temperature_start is None else temperature_start
         for option, value in (("temperature", temperature), ("temperature_start", start)):
             if value <= 0:
                 raise SkimError(f"method.{option}={value} must be above 0; published values are 1e-5 to 1e-3.")

@@ -18,7 +18,10 @@ from skim.methods.target import check_share
 
 PRESETS = ("default", "paper")
 
+PUBLISHED_LENGTH = 128  # to which LTP's published runs pad every input
+
 SCORE_NORMS: dict[str, Callable[[Occupancy], Tensor | int]] = {
+    "fixed": lambda occupancy: PUBLISHED_LENGTH,
     "length": lambda occupancy: occupancy.spread(occupancy.sequences.lengths),
     "alive": lambda occupancy: occupancy.spread(occupancy.counts()).clamp_min(1),
     "padded": lambda occupancy: occupancy.sequences.real.shape[1],
@@ -32,9 +35,11 @@ class Pruner(Method):
         preset: ``default``, or ``paper`` for parity with the published code: scores divided by the padded length,
             nothing protected, retired tokens computed on without attention (and read by the head if [CLS] is one of
             them), a sequence may lose all.
-        score_norm: what the attention received is divided by: ``length`` (real tokens), ``alive`` (tokens alive in this
-            layer) or ``padded`` (positions of the batch; a score then changes with the padding). ``None`` is ``length``
-            in the default preset, ``padded`` in the paper's.
+        score_norm: what the attention received is divided by: ``fixed`` (128, so that the mean score is 1/128 at every
+            length, as in the published runs, which pad to that), ``length`` (real tokens: the mean is 1 / length, so
+            longer inputs are pruned harder), ``alive`` (tokens alive in this layer) or ``padded`` (positions of the
+            batch: a score then changes with the padding). ``None`` is ``fixed`` in the default preset, ``padded`` in
+            the paper's.
         target: relative FLOPs at which training shall end, in (0, 1].
         protect: special tokens that never retire, of ``cls`` and ``sep``; ``None`` is ``cls`` / none.
     """
@@ -51,7 +56,7 @@ class Pruner(Method):
         paper = preset == "paper"
         super().__init__((() if paper else ("cls",)) if protect is None else protect)
         self.preset = preset
-        self.score_norm = ("padded" if paper else "length") if score_norm is None else score_norm
+        self.score_norm = ("padded" if paper else "fixed") if score_norm is None else score_norm
         if self.score_norm not in SCORE_NORMS:
             raise unknown("method.score_norm", self.score_norm, SCORE_NORMS)
         self.retired_run_on = paper
