@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.runs import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "datasets", "wandb", "matplotlib")
@@ -70,6 +73,42 @@ def test_unknown_keys_and_values_end_in_a_few_lines(tmp_path: Path, override: st
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) <= 8
     assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method=ltp_manual", "method.final_token_threshold=0.99"], "retires every token"),
+        (["method=topk", "method.token_keep_rate=1.5"], "method.token_keep_rate=1.5 must be from -1 to 1"),
+        (["method=ltp_hard"], "Set init_from="),
+        (["method=ltp", "method.temperature=0"], "method.temperature=0 must be above 0"),
+        (["method=ltp", "method.stages.hard.epochs=0"], "method.stages.hard.epochs=0 must be a whole number"),
+        (["method=ltp", "+method.stages.hrad.lr=1"], "'hard'"),
+        (["method=ltp", "formulas=[nope]"], "'nope'"),
+        (["method=ltp", "method.preset=paper", "method.target=0.5"], "method.preset=default"),
+    ],
+)
+def test_what_a_method_cannot_do_ends_in_a_few_lines_and_leaves_nothing(
+    tmp_path: Path,
+    overrides: list[str],
+    says: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real entry point in this process, which spares five seconds of imports."""
+    (tmp_path / "mine").touch()  # so that this folder stays
+    monkeypatch.setattr(sys, "argv", ["train.py", *SMALL, *overrides, f"paths.runs={tmp_path / 'runs'}"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert left.value.code == 2
+    said = capfd.readouterr().err
+    assert said.startswith("error: ")
+    assert says in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 4
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_evaluating_nothing_says_what_to_name(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,12 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
+from skim.lightning.stages import Stage
+
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks", "experiment")
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if not p.stem.startswith("_")]
+METHODS = [o for g, o in OPTIONS if g == "method"]
 
 
 def composed(*overrides: str):
@@ -32,10 +37,10 @@ def test_every_file_opens_with_a_comment(path: Path) -> None:
     assert path.read_text().startswith("#"), "say what the file is for, and the command that runs it"
 
 
-@pytest.mark.parametrize("name", [o for g, o in OPTIONS if g == "method"])
+@pytest.mark.parametrize("name", METHODS)
 def test_method_options_are_the_constructor_arguments(name: str) -> None:
     cfg = composed(f"method={name}").method
-    given = {key for key in cfg if not key.startswith("_")}
+    given = {key for key in cfg if not key.startswith("_")} - {"stages"}  # which are for the recipe
     parameters = dict(inspect.signature(get_class(cfg._target_).__init__).parameters)
     del parameters["self"]
     assert given == set(parameters)
@@ -47,9 +52,49 @@ def test_method_options_are_the_constructor_arguments(name: str) -> None:
         )
 
 
-def test_every_option_of_a_method_is_explained() -> None:
-    for path in (CONF / "method").glob("*.yaml"):
-        lines = path.read_text().splitlines()
-        for before, line in itertools.pairwise(lines):
-            if ":" in line and not line.startswith(("#", " ", "_")):
-                assert before.startswith("#"), f"{path.name}: '{line}' has no comment above it"
+@pytest.mark.parametrize("name", METHODS)
+def test_stages_are_those_of_the_method_with_the_options_of_training(name: str) -> None:
+    cfg = composed(f"method={name}")
+    known = get_class(cfg.method._target_).stages
+    assert tuple(cfg.method.get("stages") or ()) == known
+    options = {field.name for field in fields(Stage)} - {"name"}
+    assert options <= set(cfg.train)
+    for stage in known:
+        assert cfg.method.stages[stage] is None or set(cfg.method.stages[stage]) == options
+
+
+def test_ltp_in_halves_is_ltp_in_one_run() -> None:
+    """What ltp_soft and ltp_hard say is one word each: the stage that they leave out."""
+    whole = OmegaConf.to_container(composed("method=ltp").method)
+    for name, left_out in (("ltp_soft", "hard"), ("ltp_hard", "soft")):
+        half = OmegaConf.to_container(composed(f"method={name}").method)
+        assert half == {**whole, "stages": {**whole["stages"], left_out: None}}
+
+
+def explained(path: Path) -> tuple[set[str], set[str]]:
+    """The options of a file, dotted, those with a comment right above them, or explained where the file starts from.
+
+    Stages have the same options, so one explanation does for all of them.
+    """
+    known: set[str] = set()
+    for parent in OmegaConf.load(path).get("defaults", []):
+        known |= explained(path.with_name(f"{parent}.yaml"))[1]
+    options = set()
+    above: list[str] = []
+    for before, line in itertools.pairwise(path.read_text().splitlines()):
+        key = re.match(r"( *)([a-z_]+):", line)
+        if key is None or line.startswith(("_", "defaults")):
+            continue
+        del above[len(key[1]) // 2 :]
+        above.append(key[2])
+        option = "stages.*." + key[2] if len(above) == 3 and above[0] == "stages" else ".".join(above)
+        options.add(option)
+        if before.strip().startswith("#"):
+            known.add(option)
+    return options, known
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_of_a_method_is_explained(name: str) -> None:
+    options, known = explained(CONF / "method" / f"{name}.yaml")
+    assert not options - known, "these have no comment above them"

@@ -1,15 +1,18 @@
-"""Sweeps over two real processes (gloo): every job once, in one sweep folder, with equal weights on both ranks."""
+"""Two real processes (gloo): a sweep runs every job once, and what is learned is the same on both; bf16 on one."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from tests.runs import SMALL
+from skim.lightning.recipe import train
+from tests.runs import SMALL, small
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,3 +50,75 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "both jobs trained the same"
     for path in found:
         assert json.loads(path.read_text())["metrics"]["accuracy"] >= 0
+
+
+RANK = """
+import sys
+from pathlib import Path
+import torch
+from tests.lightning.test_stages import watched
+
+folder, rank, *overrides = sys.argv[1:]
+run, steps = watched(Path(folder) / "run", *overrides)
+torch.save([vars(step) for step in steps], Path(folder) / f"rank{rank}.pt")
+"""
+
+
+def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(tmp_path: Path) -> None:
+    """In the hard stage thresholds get no gradient, and DDP would wait for it; each rank calibrates for itself."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    overrides = [
+        "hardware=ddp_cpu",
+        "method=ltp",
+        "method.target=0.6",
+        "train.max_steps=6",
+        "train.lr=1e-3",
+        "task.max_eval_samples=32",
+    ]
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path), str(rank), *overrides],
+            cwd=ROOT,
+            env={**env, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    assert [step["stage"] for step in one] == ["soft"] * 3 + ["hard"] * 3
+    assert [step["execution"] for step in one] == ["masked"] * 3 + ["packed"] * 3
+    assert one[0]["flops"] != other[0]["flops"] or one[3]["flops"] != other[3]["flops"], "both saw the same data"
+    for mine, theirs in zip(one, other, strict=True):
+        for name in ("delta", "weight"):
+            assert torch.equal(mine[name], theirs[name]), f"{name} differs in step {mine['step']}"
+        assert mine["shift"] == theirs["shift"]
+    assert (one[0]["delta"] == 0).all()
+    assert (one[2]["delta"] != 0).any()
+    assert all(torch.equal(step["delta"], one[3]["delta"]) for step in one[3:])
+    assert one[3]["shift"] != 0
+    assert all(not torch.equal(one[i]["weight"], one[i + 1]["weight"]) for i in range(5))
+
+
+def test_thresholds_learn_in_mixed_precision(tmp_path: Path) -> None:
+    """They move by less than bf16 can tell apart from their start."""
+    train(small("method=ltp", "hardware.precision=bf16-mixed", "train.max_steps=6", "method.target=0.6"), tmp_path, "")
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in state.values() if tensor.is_floating_point()} == {torch.float32}
+    assert all(torch.isfinite(tensor).all() for tensor in state.values() if tensor.is_floating_point())
+    delta = state["model.method.delta"]
+    assert (delta != 0).all()
+    assert delta.abs().max() < 0.01
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["status"] == "done"
+    assert all(value == value for value in results["readings"].values())

@@ -76,9 +76,15 @@ def check(cfg: DictConfig) -> None:
     """Refuse numbers that no run can use, before anything is loaded; ``null`` is always allowed where it composes."""
     for path, limits in LIMITS.items():
         check_limits(path, OmegaConf.select(cfg, path), *limits)
-    for name, options in (OmegaConf.select(cfg, "method.stages") or {}).items():
+    stages = OmegaConf.select(cfg, "method.stages") or {}
+    if not isinstance(stages, Mapping):
+        raise SkimError(f"method.stages={stages} must be a group of stages, such as method.stages.soft.epochs=2.")
+    for name, options in stages.items():
         check_stage(name, options or {})
-    for name in cfg.get("formulas") or []:
+    formulas = cfg.get("formulas") or []
+    if isinstance(formulas, str):
+        raise SkimError(f"formulas={formulas} must be a list, such as formulas=[{formulas}].")
+    for name in formulas:
         if name not in FORMULAS:
             raise unknown("formula in formulas", name, FORMULAS)
     sizes = OmegaConf.select(cfg, "benchmark.batch_sizes")

@@ -61,8 +61,22 @@ class Lines(Callback):
         self.console.print(f"step {trainer.global_step}: {text}", highlight=False)
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` at every evaluation and at the end; ``save_last`` without a best would write it at the end only."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, filename="last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
 class LastStageStopping(EarlyStopping):
     """Early stopping that waits for the last stage: an earlier one is not worse for having a worse metric."""
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        super().__init__(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(SkimModule, pl_module)
@@ -73,12 +87,10 @@ class LastStageStopping(EarlyStopping):
 def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
     progress = cfg.callbacks.progress and console.is_terminal
-    callbacks: list[Callback] = [
-        ModelCheckpoint(folder / "checkpoints", save_last=True, save_top_k=0, enable_version_counter=False)
-    ]
+    callbacks: list[Callback] = [LastCheckpoint(folder / "checkpoints")]
     callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
     if cfg.callbacks.patience is not None:
-        callbacks.append(LastStageStopping(f"val/{parts.task.monitor}", mode="max", patience=cfg.callbacks.patience))
+        callbacks.append(LastStageStopping(f"val/{parts.task.monitor}", cfg.callbacks.patience))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if cfg.logger.wandb is not None:
         from skim.lightning.dashboard import wandb_logger

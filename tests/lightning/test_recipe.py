@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import transformers
 
@@ -15,6 +17,8 @@ from skim.lightning.build import build
 from skim.lightning.evaluation import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
+from skim.lightning.stages import Stage
+from tasks.base import Task
 from tests.runs import composed, small
 
 
@@ -35,6 +39,21 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "dense"
     train(small("method=dense", "train.max_steps=2"), folder, "python train.py ...")
     return folder
+
+
+def fit(module: SkimModule, task: Task, *callbacks: pl.Callback) -> None:
+    """One step."""
+    pl.Trainer(
+        max_steps=1,
+        callbacks=list(callbacks),
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    ).fit(module, datamodule=task)
 
 
 def test_the_run_folder_is_complete(folder: Path) -> None:
@@ -121,19 +140,7 @@ def test_the_backbone_trains_in_training_mode(dense: Path) -> None:
     seen: list[bool] = []
     module = SkimModule(parts.model, parts.task)
     parts.model.bert.encoder.layer[0].attention.register_forward_hook(lambda m, *_: seen.append(m.training))
-    from pytorch_lightning import Trainer
-
-    trainer = Trainer(
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, datamodule=parts.task)
+    fit(module, parts.task)
     assert seen == [True]
 
 
@@ -224,19 +231,36 @@ def test_an_encoder_that_is_not_in_the_file_is_refused(dense: Path) -> None:
         build(small("method=dense", f"init_from={dense}", "backbone.overrides.num_hidden_layers=6"))
 
 
-def test_method_parameters_have_their_own_learning_rate_and_no_decay(dense: Path) -> None:
+def test_method_parameters_have_their_own_learning_rate_and_no_decay() -> None:
     parts = build(small("method=transkimmer", "method.target=0.5"))
-    module = SkimModule(parts.model, parts.task, lr=1e-5, method_lr=1e-3)
-    module._trainer = type("T", (), {"estimated_stepping_batches": 10, "precision": "32-true"})()
-    groups = module.configure_optimizers()["optimizer"].param_groups
+    module = SkimModule(parts.model, parts.task, [Stage(lr=1e-5, method_lr=1e-3, weight_decay=0.1)])
+    groups: list[dict] = []
+
+    class Watch(pl.Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: Any) -> None:
+            groups.extend(dict(group) for group in optimizer.param_groups)
+
+    fit(module, parts.task, Watch())
     own = {id(p) for p in parts.model.method.parameters()}
     for group in groups:
         mine = {id(p) in own for p in group["params"]}
         assert len(mine) == 1
-        assert group["initial_lr"] == (1e-3 if mine == {True} else 1e-5)
-        if mine == {True} or all(p.dim() < 2 for p in group["params"]):
-            assert group["weight_decay"] == 0.0
+        assert group["lr"] == (1e-3 if mine == {True} else 1e-5)
+        free = mine == {True} or all(p.dim() < 2 for p in group["params"])
+        assert group["weight_decay"] == (0.0 if free else 0.1)
     assert sum(len(group["params"]) for group in groups) == len(list(parts.model.parameters()))
+
+
+def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Path) -> None:
+    before = skim.from_pretrained(folder / "model").method.state_dict()
+    fresh = build(small("method=transkimmer", "method.margin=0", f"init_from={dense}")).model.method.state_dict()
+    after = build(small("method=transkimmer", "method.margin=0", f"init_from={folder}")).model.method.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not all(torch.equal(fresh[name], tensor) for name, tensor in before.items())
+    with pytest.raises(SkimError, match="do not fit"):
+        build(small("method=transkimmer", "method.bottleneck=16", f"init_from={folder}"))
+    with pytest.raises(SkimError, match="in one and not in the other"):
+        build(small("method=transkimmer", "method.layers=[0]", f"init_from={folder}"))
 
 
 # ---- what a run refuses, before it writes anything ----
