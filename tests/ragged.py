@@ -26,9 +26,9 @@ from tests.families import enliven
 
 # The methods that prune by received attention, with each way to divide the scores.
 PRUNERS: dict[str, Callable[[], Pruner]] = {
-    "ltp": lambda: LTP(final_token_threshold=0.05),
+    "ltp": lambda: LTP(final_token_threshold=0.05, score_norm="length"),
     "ltp_alive": lambda: LTP(final_token_threshold=0.1, score_norm="alive"),
-    "ltp_manual": lambda: Manual(final_token_threshold=0.15),
+    "ltp_manual": lambda: Manual(final_token_threshold=0.15 * 10 / 128),
     "ltp_manual_padded": lambda: Manual(final_token_threshold=0.12, score_norm="padded"),
     "ltp_relative": lambda: Relative(token_threshold=0.3),
     "ltp_rising": lambda: Rising(final_token_threshold=0.5),
@@ -72,7 +72,7 @@ def pruner(model: nn.Module, batch: dict, name: str) -> nn.Module:
             if QUERIES.search(part):
                 parameter.data *= sharper
         if isinstance(method, LTP):
-            method.delta.data.copy_(torch.linspace(0.04, 0.02, len(method.delta)))
+            method.delta.data.copy_(torch.linspace(0.8, 0.4, len(method.delta)) * method.final_token_threshold)
         for shift in SHIFTS:
             method.shift.fill_(shift)
             with torch.no_grad(), skim.execution(compressed, "masked"), Borders(method) as borders:

