@@ -85,6 +85,7 @@ def test_an_option_left_out_is_that_of_training() -> None:
         "train.warmup=0.2",
         "method.stages.hard.epochs=5",
         "method.stages.hard.lr=7e-4",
+        "method.stages.soft.method_lr=null",
         "method.stages.soft.warmup=0",
         "method.stages.hard.weight_decay=0",
     )
@@ -226,9 +227,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 QUIET = ["backbone.overrides.hidden_dropout_prob=0", "callbacks.log_every=1"]  # the same run again is the same run
 LTP = [
     "method.target=0.6",
-    "method.final_token_threshold=0.02",
+    "method.final_token_threshold=0.005",
     "train.lr=1e-3",
-    "train.method_lr=2e-3",
+    "method.stages.soft.method_lr=4e-4",
     "train.warmup=0.25",
     "train.weight_decay=0.02",
     "train.method_weight_decay=0.03",
@@ -310,7 +311,7 @@ def test_the_backbone_learns_in_both_stages(whole: Whole) -> None:
 def test_the_optimizer_follows_the_plan(whole: Whole) -> None:
     soft = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     for i, seen in enumerate(whole.soft):
-        assert seen.rates == pytest.approx([1e-3 * soft[i], 1e-3 * soft[i], 2e-3 * soft[i]])
+        assert seen.rates == pytest.approx([1e-3 * soft[i], 1e-3 * soft[i], 4e-4 * soft[i]])
         assert seen.decays == [0.02, 0.0, 0.03]
     for i, seen in enumerate(whole.hard):
         assert seen.rates == pytest.approx([5e-4 * (16 - i) / 16, 5e-4 * (16 - i) / 16, 0.0])
@@ -399,15 +400,15 @@ def test_the_hard_stage_refuses_a_run_that_has_no_thresholds(dense: Path, tmp_pa
 
 def test_weight_decay_of_the_method_pulls_thresholds_to_their_ramp(soft: Path, tmp_path: Path) -> None:
     """Next to no learning rate, and much decay: thresholds shrink by a known factor."""
-    overrides = ["train.method_lr=1e-6", "train.method_weight_decay=1e5", "train.max_steps=4", "train.warmup=0"]
+    overrides = ["method.stages.soft.method_lr=1e-6", "train.method_weight_decay=1e5", "train.max_steps=4", "train.warmup=0"]
     _, steps = watched(tmp_path / "run", "method=ltp_soft", f"init_from={soft}", *overrides)
     before = method_state(soft)["delta"]
     left = 1.0
     for seen, share in zip(steps, (1, 3 / 4, 2 / 4, 1 / 4), strict=True):
-        assert torch.allclose(seen.delta, before * left, atol=1e-5)
+        assert torch.allclose(seen.delta, before * left, atol=5e-6)
         left *= 1 - 1e-6 * share * 1e5
     after = method_state(tmp_path / "run")["delta"]
-    assert torch.allclose(after, before * left, atol=1e-5)
+    assert torch.allclose(after, before * left, atol=5e-6)
     assert (after.abs() < 0.85 * before.abs()).all()
 
 
@@ -433,7 +434,7 @@ def test_early_stopping_waits_for_the_last_stage(tmp_path: Path, overrides: list
 @pytest.mark.parametrize("name", ["ltp_manual", "topk"])
 def test_methods_that_learn_nothing_train_at_their_budget(tmp_path: Path, name: str) -> None:
     options = ["method.start=1", "method.token_keep_rate=0.9"] if name == "topk" else []
-    options += ["method.target=0.6", "train.max_steps=3", "task.length_min=30"]  # short texts keep more of their tokens
+    options += ["method.target=0.6", "train.max_steps=3"]
     run, steps = watched(tmp_path / "run", f"method={name}", *options)
     assert {seen.execution for seen in steps} == {"packed"}
     assert [seen.flops for seen in steps] == pytest.approx([0.6] * 3, abs=0.03)
