@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import skim
+from skim.lightning.build import Parts
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
 from skim.methods import Method
@@ -31,6 +32,18 @@ class Random(Method):
         return tokens.retire(torch.rand(tokens.hidden.shape[:-1]) < alive)
 
 
+class RandomInside(Random):
+    """The same between attention and feed-forward, where LTP and top-k decide."""
+
+    name = "random_inside"
+
+    def before_layer(self, i, tokens):
+        return tokens
+
+    def after_attention(self, i, tokens, received):
+        return super().before_layer(i, tokens)
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("learning") / "dense"
@@ -50,6 +63,25 @@ def skimmed(dense: Path):
     return train(composed(*DEMO, *overrides), dense.parent / "transkimmer", "")
 
 
+# what is learned of a trained model's attention: with a small learning rate it stays what it is
+PRUNERS = {
+    "ltp": [
+        "method=ltp",
+        "method.final_token_threshold=0.02",
+        "method.stages.soft.lr=1e-4",
+        "task.max_train_samples=1500",
+    ],
+    "topk": ["method=topk", "method.start=1", "task.max_train_samples=1000"],
+}
+
+
+@pytest.fixture(scope="module", params=PRUNERS)
+def pruned(dense: Path, request: pytest.FixtureRequest):
+    """LTP, through both stages, and top-k; all but an epoch or two of their time is the dense training."""
+    overrides = [*PRUNERS[request.param], "method.target=0.5", "train.epochs=1", f"init_from={dense}"]
+    return train(composed(*DEMO, *overrides), dense.parent / request.param, "")
+
+
 def accuracy(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
     right = count = 0
     with torch.no_grad():
@@ -60,20 +92,26 @@ def accuracy(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
     return right / count
 
 
+def kept(parts: Parts) -> tuple[list[float], list[float]]:
+    """Shares of the salient tokens, and of all, that enter each layer's feed-forward."""
+    salient, alive, all_salient, real = torch.zeros(4), torch.zeros(4), 0, 0
+    for batch in parts.task.sample_batches(32, 200):
+        with torch.no_grad():
+            parts.model(**{k: v for k, v in batch.items() if k not in ("labels", "salient")})
+        here = parts.model.trace.alive()
+        alive, real = alive + here.sum((1, 2)), real + int(parts.model.trace.lengths.sum())
+        salient = salient + (here & batch["salient"]).sum((1, 2))
+        all_salient += int(batch["salient"].sum())
+    return (salient / all_salient).tolist(), (alive / real).tolist()
+
+
 def test_it_keeps_what_matters_at_the_budget_that_was_asked_for(skimmed) -> None:
     results = skimmed.results
     assert results.metrics["accuracy"] >= 0.95
     assert results.relative_flops == pytest.approx(0.4, abs=0.03)
-    parts = load(composed(f"ckpt={skimmed.folder}", "device=cpu", config="evaluate")).parts
-    alive = salient = kept = real = torch.zeros(())
-    for batch in parts.task.sample_batches(32, 200):
-        with torch.no_grad():
-            parts.model(**{k: v for k, v in batch.items() if k not in ("labels", "salient")})
-        here = parts.model.trace.alive()[1]  # tokens have met each other once: what stays now is what is needed
-        alive, real = alive + here.sum(), real + parts.model.trace.lengths.sum()
-        kept, salient = kept + (here & batch["salient"]).sum(), salient + batch["salient"].sum()
-    assert kept / salient >= 0.9
-    assert kept / salient >= 1.5 * alive / real
+    salient, alive = kept(load(composed(f"ckpt={skimmed.folder}", "device=cpu", config="evaluate")).parts)
+    assert salient[1] >= 0.9  # tokens have met each other once: what stays now is what is needed
+    assert salient[1] >= 1.5 * alive[1]
 
 
 def test_dropping_as_much_at_random_fails(skimmed) -> None:
@@ -83,6 +121,26 @@ def test_dropping_as_much_at_random_fails(skimmed) -> None:
     skim.compress(model, Random(tuple(skimmed.results.keep_ratio))).eval()
     torch.manual_seed(0)
     assert accuracy(model, parts.task.sample_batches(32, 200)) < 0.85
+
+
+def test_attention_tells_what_matters_and_chance_does_not(pruned) -> None:
+    """Decided by the attention received, the same number of tokens is enough; by chance it is not."""
+    results = pruned.results
+    assert results.metrics["accuracy"] >= 0.95
+    assert results.relative_flops == pytest.approx(0.5, abs=0.03)
+    assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
+    parts = load(composed(f"ckpt={pruned.folder}", "device=cpu", config="evaluate")).parts
+    salient, alive = kept(parts)
+    print(f"{results.method}: of the salient tokens {salient} stay, of all {alive}")
+    assert alive[1] <= 0.6, "what it keeps of everything says nothing"
+    assert salient[1] >= 0.9
+    assert salient[1] >= 1.5 * alive[1]
+    model = skim.decompress(parts.model)
+    skim.compress(model, RandomInside(tuple(alive))).eval()
+    torch.manual_seed(0)
+    blind = accuracy(model, parts.task.sample_batches(32, 200))
+    print(f"by chance: {blind}")
+    assert blind < 0.85
 
 
 def test_the_default_has_no_leak_and_the_published_mask_has_one(dense: Path, skimmed) -> None:

@@ -400,7 +400,12 @@ def test_the_hard_stage_refuses_a_run_that_has_no_thresholds(dense: Path, tmp_pa
 
 def test_weight_decay_of_the_method_pulls_thresholds_to_their_ramp(soft: Path, tmp_path: Path) -> None:
     """Next to no learning rate, and much decay: thresholds shrink by a known factor."""
-    overrides = ["method.stages.soft.method_lr=1e-6", "train.method_weight_decay=1e5", "train.max_steps=4", "train.warmup=0"]
+    overrides = [
+        "method.stages.soft.method_lr=1e-6",
+        "train.method_weight_decay=1e5",
+        "train.max_steps=4",
+        "train.warmup=0",
+    ]
     _, steps = watched(tmp_path / "run", "method=ltp_soft", f"init_from={soft}", *overrides)
     before = method_state(soft)["delta"]
     left = 1.0
