@@ -68,7 +68,7 @@ def check_survivors(model: nn.Module, batches: Batches) -> None:
         )
 
 
-def calibrate(model: nn.Module, batches: Batches, steps: int = 12, reach: float = 6.0) -> float:
+def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float = 12.0) -> float:
     """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
 
     Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model
@@ -78,7 +78,7 @@ def calibrate(model: nn.Module, batches: Batches, steps: int = 12, reach: float 
         model: compressed, with ``method.target`` and ``method.shift``.
         batches: inputs of the kind that the model will see.
         steps: halvings of the interval.
-        reach: largest shift to either side, in units of the keep margin.
+        reach: largest shift to either side; the unit is the method's.
     """
     method = walk_of(model).method
     low, high = -reach, reach

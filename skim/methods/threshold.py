@@ -74,6 +74,9 @@ class Relative(Pruner):
         """The share of the largest score that layer ``i`` asks for."""
         return self.token_threshold
 
+    def wants_received(self, i: int) -> bool:
+        return self.threshold(i) > 0
+
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         largest = occupancy.spread(occupancy.largest(score))
         scale = (-self.shift).exp().clamp_max(1e30)  # type: ignore[operator]  # infinity times a threshold of 0 is NaN

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 import skim
-from skim.engine.tokens import TokenBatch
 from skim.flops import FORMULAS
 from skim.methods.ltp import LTP, from_published
 from skim.methods.topk import TopK
