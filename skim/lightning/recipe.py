@@ -66,10 +66,10 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, filename="last", enable_version_counter=False)
+        self.path = folder / "last.ckpt"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._last_global_step_saved != trainer.global_step:
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
 
 
 class LastStageStopping(EarlyStopping):

@@ -80,8 +80,7 @@ class Relative(Pruner):
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         largest = occupancy.spread(occupancy.largest(score))
         scale = (-self.shift).exp().clamp_max(1e30)  # type: ignore[operator]  # infinity times a threshold of 0 is NaN
-        threshold = score.new_tensor(self.threshold(i)) * scale
-        return score / largest.clamp_min(LOWEST) >= threshold
+        return score / largest.clamp_min(LOWEST) >= self.threshold(i) * scale
 
 
 class Rising(Relative):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from skim.engine.tokens import Occupancy
 from skim.errors import SkimError
+from skim.flops import precise
 from skim.methods.base import Spec
 from skim.methods.pruning import Pruner
 
@@ -68,7 +69,7 @@ class TopK(Pruner):
 
     def rate(self, i: int) -> Tensor:
         """Share of the input's tokens that leaves layer ``i``, a float64 scalar."""
-        last = (self.token_keep_rate + self.shift.double()).clamp(max=1)  # type: ignore[union-attr]
+        last = (self.token_keep_rate + precise(self.shift)).clamp(max=1)  # type: ignore[arg-type]  # a buffer of this class
         return (1 + (last - 1) / (self.spec.layers - self.first) * (i - self.first + 1)).clamp_min(LEAST)
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
