@@ -12,6 +12,7 @@ from skim.errors import SkimError
 
 Batches = list[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
+CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 
 @torch.no_grad()
@@ -68,7 +69,7 @@ def check_survivors(model: nn.Module, batches: Batches) -> None:
         )
 
 
-def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float = 12.0) -> float:
+def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float = 12.0, around: float = 0.0) -> float:
     """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
 
     Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model
@@ -78,12 +79,20 @@ def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float 
         model: compressed, with ``method.target`` and ``method.shift``.
         batches: inputs of the kind that the model will see.
         steps: halvings of the interval.
-        reach: largest shift to either side; the unit is the method's.
+        reach: largest shift to either side of ``around``; the unit is the method's.
+        around: the middle of the interval.
     """
     method = walk_of(model).method
-    low, high = -reach, reach
+    low, high = around - reach, around + reach
     for _ in range(steps):
         middle = (low + high) / 2
         method.shift.fill_(middle)
         low, high = (low, middle) if spend(model, batches) > method.target else (middle, high)
     return spend(model, batches)
+
+
+def hold(model: nn.Module, batches: Batches) -> None:
+    """Bring a calibrated model back to its target if training has moved it away; cheaper than :func:`calibrate`."""
+    method = walk_of(model).method
+    if abs(spend(model, batches) - method.target) > CLOSE:
+        calibrate(model, batches, steps=8, reach=0.5, around=method.shift.item())

@@ -18,9 +18,11 @@ from skim.compression import walk_of
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.flops import FORMULAS, LayerCost
-from skim.lightning.budget import Batches, calibrate
+from skim.lightning.budget import Batches, calibrate, hold
 from skim.lightning.stages import KINDS, Plan, Stage
 from tasks.base import Task
+
+HOLDS = 10  # times per stage with hard decisions that the budget is looked after
 
 
 class Spending(nn.Module):
@@ -141,20 +143,30 @@ class SkimModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         stage, first, steps = self.plan.at(self.global_step)
-        if stage is self.stage:
+        if stage is not self.stage:
+            self._enter(stage, first, steps)
+        done = self.global_step - first
+        again = done == self._looked_after  # accumulated batches share a step
+        self._looked_after = done
+        if again or self.calibrate_on is None or self.method.target is None or self.method.trains_masked:
             return
+        # hard decisions are trained at the budget: set when the stage begins, and held while attention changes
+        if done == 0:
+            calibrate(self.model, self.calibrate_on)
+        elif done % max(steps // HOLDS, 1) == 0:
+            hold(self.model, self.calibrate_on)
+
+    def _enter(self, stage: Stage, first: int, steps: int) -> None:
+        """Train by another stage from now on: its decay, fresh moments, and the method told."""
         self.stage = stage
-        begins = self.global_step == first  # and is not resumed in its middle, or for the next of accumulated batches
+        self._looked_after = -1
         optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
         for kind, group in zip(self._kinds, optimizer.param_groups, strict=True):
             group["weight_decay"] = stage.decay(kind)
-        if begins and first > 0:
+        if self.global_step == first and first > 0:  # and not in the middle of a stage that was resumed
             optimizer.state.clear()  # moments of another loss
         if stage.name:
             self.method.enter(stage.name)
-        if begins and self.calibrate_on and self.method.target is not None and not self.method.trains_masked:
-            calibrate(self.model, self.calibrate_on)
-        if stage.name:
             self.print(f"stage {stage.name}: {steps} steps")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
