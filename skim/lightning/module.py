@@ -106,6 +106,7 @@ class SkimModule(pl.LightningModule):
         self.task = task
         self.stages = tuple(stages)
         self.stage: Stage | None = None  # the present one
+        self._looked_after = -1  # the step of it at which the budget was last thought of
         self.distill, self.distill_temperature = distill, distill_temperature
         # in a tuple: the teacher is no parameter of this module, is not trained, saved or moved by Lightning
         self._teacher = (teacher,)
