@@ -166,7 +166,7 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
     model = compress(plain, method, cfg.execution)
-    continued = start is not None and continue_method(method, start)
+    continued = stage == "fit" and start is not None and continue_method(method, start)
     if stage == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
         raise SkimError(
             f"Stage {stages[0].name} of method={method.name} starts from what stage {method.stages[0]} has learned.\n"
