@@ -128,7 +128,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     walk.model.save_pretrained(folder, state_dict=weights)
     state = {name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}
     save_file(state, folder / "method.safetensors")
-    about = {"format": FORMAT, "method": walk.method.name, "options": walk.method.options()}
+    about = {"format": FORMAT, "method": walk.method.name, "options": walk.method.options(), "stage": walk.method.stage}
     (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -143,7 +143,10 @@ def read_method(folder: str | Path) -> tuple[Method, dict[str, torch.Tensor]]:
     if about.get("format") != FORMAT:
         raise SkimError(f"{folder}/skim.json has format {about.get('format')}; this version of skim reads {FORMAT}.")
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    return method_class(about["method"])(**options), load_file(folder / "method.safetensors")
+    method = method_class(about["method"])(**options)
+    if about.get("stage"):
+        method.enter(about["stage"])
+    return method, load_file(folder / "method.safetensors")
 
 
 def from_pretrained(folder: str | Path) -> nn.Module:

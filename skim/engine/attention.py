@@ -88,9 +88,10 @@ class AttentionMask:
         else:
             probabilities = scores.masked_fill(~self.visible(), torch.finfo(scores.dtype).min).softmax(-1)
         if self.wants_received:
-            self.received = column_sums(probabilities, self.occupancy.weights)  # type: ignore[attr-defined]
+            through = isinstance(self.occupancy, MaskedOccupancy)  # in the other forms decisions have no gradient
+            self.received = column_sums(probabilities if through else probabilities.detach(), self.occupancy.weights)
         if self.blanks:
-            probabilities = probabilities * self.occupancy.weights[:, None, :, None]  # type: ignore[attr-defined]
+            probabilities = probabilities * self.occupancy.weights[:, None, :, None].to(probabilities)
         return probabilities
 
 
@@ -234,8 +235,8 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Plain attention ``(B, H, N, d)`` by the fastest kernel, and what keys received if the mask wants it.
 
-    In training the sums are a second, cheap pass without gradient: the fused kernel's backward pass is worth more than
-    the scores that both compute.
+    In training the sums are a second pass without gradient, which a trace does not count: the fused kernel's backward
+    pass is worth more than the scores that both compute.
     """
     received: Tensor | None = None
     if mask.wants_received:

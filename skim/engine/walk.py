@@ -97,13 +97,14 @@ class Walk:
         self._execution = value
 
     def form(self) -> str:
-        """The execution that ``auto`` means right now."""
+        """The execution of the next forward."""
+        method = self.method
+        if self.model.training and method.trains_masked:
+            return "masked"  # whatever was asked for: tokens that are gone have no gradient to learn from
         if self._execution != "auto":
             return self._execution
-        method = self.method
-        published = method.retired_run_on or not method.inside_softmax  # neither is what removing tokens gives
-        if published or (self.model.training and method.trains_masked):
-            return "masked"
+        if method.retired_run_on or not method.inside_softmax:
+            return "masked"  # as published, which is not what removing tokens gives
         return "packed" if self.backbone.packs else "narrowed"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -36,13 +36,15 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     target = method.target
     if target is None or method.shift is None:
         return
+    before = method.shift.clone()
     method.shift.fill_(-EXTREME)
     floor = spend(model, batches)
-    method.shift.zero_()
+    method.shift.copy_(before)
     if target < floor:
         raise SkimError(
             f"method.target={target} cannot be reached: with only the protected tokens left, this method on this "
-            f"data still spends {floor:.3f}.\nUse a target above that, or a cheaper predictor (method.bottleneck=32)."
+            f"data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: cheaper "
+            "predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1)."
         )
 
 
@@ -92,7 +94,8 @@ def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float 
 
 
 def hold(model: nn.Module, batches: Batches) -> None:
-    """Bring a calibrated model back to its target if training has moved it away; cheaper than :func:`calibrate`."""
+    """Bring a calibrated model back to its target if training has moved it away: on a quarter of the inputs, nearby."""
     method = walk_of(model).method
-    if abs(spend(model, batches) - method.target) > CLOSE:
-        calibrate(model, batches, steps=8, reach=0.5, around=method.shift.item())
+    few = batches[: max(len(batches) // 4, 1)]
+    if abs(spend(model, few) - method.target) > CLOSE:
+        calibrate(model, few, steps=7, reach=0.4, around=method.shift.item())

@@ -62,6 +62,13 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "method.warmup": ((int, float), 0, 1),
     "method.noise_until": ((int, float), 0, 1),
     "method.target": ((int, float), 0, 1),
+    "method.coefficient": ((int, float), 0, INFINITY),
+    "method.temperature": ((int, float), -INFINITY, INFINITY),
+    "method.temperature_start": ((int, float), -INFINITY, INFINITY),
+    "method.final_token_threshold": ((int, float), -INFINITY, INFINITY),
+    "method.token_threshold": ((int, float), -INFINITY, INFINITY),
+    "method.token_keep_rate": ((int, float), -1, 1),
+    "method.start": (int, 0, INFINITY),
     "hardware.threads": (int, 1, INFINITY),
     "hardware.num_workers": (int, 0, INFINITY),
     "callbacks.log_every": (int, 1, INFINITY),
@@ -183,8 +190,15 @@ def continue_method(method: Method, folder: Path) -> bool:
     if not (folder / "skim.json").is_file():
         return False
     before, state = read_method(folder)
-    if before.name != method.name:
+    if before.name != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
+    for option in ("preset", "score_norm", "protect"):
+        was, now = getattr(before, option, None), getattr(method, option, None)
+        if was != now:
+            raise SkimError(
+                f"init_from={folder.parent} was trained with method.{option}={was}, this run has {now}: what it "
+                f"learned means something else.\nUse method.{option}={was}, or another init_from."
+            )
     state = {name: tensor for name, tensor in state.items() if not name.startswith("steering.")}
     try:
         report = method.load_state_dict(state, strict=False)

@@ -17,12 +17,13 @@ from torchmetrics import MeanMetric, SumMetric
 from skim.compression import walk_of
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
+from skim.errors import SkimError
 from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
 from skim.lightning.stages import KINDS, Plan, Stage
 from tasks.base import Task
 
-HOLDS = 10  # times per stage with hard decisions that the budget is looked after
+HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
 
 
 class Spending(nn.Module):
@@ -132,6 +133,13 @@ class SkimModule(pl.LightningModule):
     # ---- training ----
 
     def on_fit_start(self) -> None:
+        bounds = self.plan.bounds
+        empty = [stage.name for stage, begin, end in zip(self.stages, bounds, bounds[1:], strict=False) if begin == end]
+        if empty:
+            raise SkimError(
+                f"Stage {empty[0]} gets none of the {bounds[-1]} steps of this run.\n"
+                "Raise train.max_steps or method.stages.<stage>.epochs, or leave the stage out (null)."
+            )
         # from_pretrained returns a model in eval mode and Lightning keeps it there: no dropout, no relaxed decisions
         self.model.train()
         if self._teacher[0] is not None:
@@ -149,13 +157,15 @@ class SkimModule(pl.LightningModule):
         done = self.global_step - first
         again = done == self._looked_after  # accumulated batches share a step
         self._looked_after = done
-        if again or self.calibrate_on is None or self.method.target is None or self.method.trains_masked:
+        if again or self.calibrate_on is None or self.method.target is None:
             return
         # hard decisions are trained at the budget: set when the stage begins, and held while attention changes
-        if done == 0:
-            calibrate(self.model, self.calibrate_on)
-        elif done % max(steps // HOLDS, 1) == 0:
-            hold(self.model, self.calibrate_on)
+        relaxed = self.method.trains_masked
+        with self.trainer.precision_plugin.forward_context():
+            if done == 0 and (not relaxed or (self.method.starts_at_target and first == 0)):
+                calibrate(self.model, self.calibrate_on)
+            elif done > 0 and not relaxed and done % max(steps // HOLDS, HOLDS) == 0:
+                hold(self.model, self.calibrate_on)
 
     def _enter(self, stage: Stage, first: int, steps: int) -> None:
         """Train by another stage from now on: its decay, fresh moments, and the method told."""
@@ -169,6 +179,20 @@ class SkimModule(pl.LightningModule):
         if stage.name:
             self.method.enter(stage.name)
             self.print(f"stage {stage.name}: {steps} steps")
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm, of the method's parameters apart: a threshold's gradient can be a hundred times the weights'."""
+        if gradient_clip_val is None:
+            return
+        own = {id(parameter) for parameter in self.method.parameters()}
+        for group in (True, False):
+            some = [p for p in self.model.parameters() if (id(p) in own) is group]
+            torch.nn.utils.clip_grad_norm_(some, gradient_clip_val)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         out = self(batch)

@@ -47,7 +47,7 @@ class Stage:
     def rate(self, kind: str, step: int, steps: int) -> float:
         """Learning rate of one of :data:`KINDS` at a step of the stage's ``steps``."""
         rise = math.ceil(self.warmup * steps)
-        scale = (step + 1) / rise if step < rise else (steps - step) / max(steps - rise, 1)
+        scale = (step + 1) / rise if step < rise else max(steps - step, 0) / max(steps - rise, 1)
         return (self.method_lr if kind == "method" else self.lr) * scale
 
 
@@ -91,8 +91,9 @@ def stages_of(cfg: DictConfig, known: Sequence[str]) -> list[Stage]:
     Raises:
         SkimError: for a stage that the method does not have, and if none is left.
     """
-    names = [field.name for field in fields(Stage) if field.name != "name"]
-    common = {name: cfg.train[name] for name in names}
+    options_of = {field.name: field.default for field in fields(Stage) if field.name != "name"}
+    names = list(options_of)
+    common = {name: cfg.train.get(name, default) for name, default in options_of.items()}  # older runs lack some
     given: Any = OmegaConf.to_container(cfg.method, resolve=True)
     asked = given.get("stages")
     if asked is None and not known:

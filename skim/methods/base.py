@@ -45,6 +45,7 @@ class Method(nn.Module):
         stage: the present one.
         trains_masked: gradients pass through the decisions, so training runs in masked execution.
         inside_softmax: False: the mask multiplies after the softmax (published Transkimmer); masked execution only.
+        starts_at_target: a target is met before training through decisions as well, by moving ``shift``.
         retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
             narrowed execution is asked for by name.
         target: relative FLOPs at which training shall end, or ``None``.
@@ -57,10 +58,13 @@ class Method(nn.Module):
     stages: ClassVar[tuple[str, ...]] = ()
     trains_masked = False
     inside_softmax = True
+    starts_at_target = False
     retired_run_on = False
 
     def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
         super().__init__()
+        if isinstance(protect, str):
+            raise SkimError(f"method.protect={protect} must be a list, such as method.protect=[{protect}].")
         wrong = [name for name in protect if name not in SPECIALS]
         if wrong:
             raise SkimError(f"method.protect has {wrong}; it takes a list of {list(SPECIALS)}.")

@@ -32,9 +32,9 @@ def ramp(final: float, layers: int) -> Tensor:
     return final * torch.arange(layers) / layers
 
 
-def soft_keep(score: Tensor, threshold: Tensor, temperature: float) -> Tensor:
-    """Relaxed decisions in (0, 1), in the shape of ``score``; gradients flow into both."""
-    return torch.sigmoid((score - threshold) / temperature)
+def soft_keep(score: Tensor, threshold: Tensor, temperature: float, shift: Tensor) -> Tensor:
+    """Relaxed decisions in (0, 1), in the shape of ``score``; the threshold is multiplied by ``exp(-shift)``."""
+    return torch.sigmoid((score - threshold * torch.exp(-shift)) / temperature)
 
 
 def hard_keep(score: Tensor, threshold: Tensor, shift: Tensor) -> Tensor:
@@ -66,10 +66,11 @@ class LTP(Pruner):
     Args:
         preset: see :class:`~skim.methods.pruning.Pruner`; ``paper`` also has the published soft mask, regulariser and
             temperature.
-        target: relative FLOPs at which training shall end, in (0, 1]: the soft stage's coefficient is steered there,
-            and thresholds are scaled to it before the hard stage. ``None`` uses ``coefficient`` as it is.
+        target: relative FLOPs at which training shall end, in (0, 1]: the ramp is scaled to it before training, the soft
+            stage's coefficient is steered to stay there, and so are the frozen thresholds in the hard stage. ``None``
+            uses ``coefficient`` as it is.
         coefficient: weight of the regulariser in the soft stage when there is no target (the paper's lambda).
-        warmup: share of the soft stage over which the coefficient (or the target) sets in; 0.3 / 0.
+        warmup: share of the soft stage over which the coefficient sets in, if there is no target; 0.3 / 0.
         final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score.
         temperature: of the relaxed decisions, in units of the score, at the end of the soft stage; 5e-4 / 1e-3.
         temperature_start: at its beginning, falling geometrically; four times / the same as ``temperature``.
@@ -79,6 +80,9 @@ class LTP(Pruner):
 
     name = "ltp"
     stages = ("soft", "hard")
+    starts_at_target = (
+        True  # a ramp that prunes a little everywhere teaches each layer; from dense, one layer takes all
+    )
     base: Tensor
 
     def __init__(
@@ -106,12 +110,17 @@ class LTP(Pruner):
             if value <= 0:
                 raise SkimError(f"method.{option}={value} must be above 0; published values are 1e-5 to 1e-3.")
         check_threshold("final_token_threshold", final_token_threshold)
+        if paper and final_token_threshold == 0:
+            raise SkimError(
+                "With method.preset=paper a threshold of zero never learns, so method.final_token_threshold=0 trains "
+                "nothing.\nUse 0.01, as published."
+            )
         self.coefficient = coefficient
         self.warmup = (0.0 if paper else 0.3) if warmup is None else warmup
         self.final_token_threshold = final_token_threshold
         self.temperature = temperature
         self.temperature_start = start
-        self.steering = None if target is None else Target(target, self.warmup)
+        self.steering = None if target is None else Target(target, warmup=0.0)
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -136,7 +145,7 @@ class LTP(Pruner):
             return hard_keep(score, threshold.detach(), self.shift)  # type: ignore[arg-type]
         done = min(max(self.progress, 0.0), 1.0)
         temperature = self.temperature_start * (self.temperature / self.temperature_start) ** done
-        return soft_keep(score, threshold, temperature)
+        return soft_keep(score, threshold, temperature, self.shift)  # type: ignore[arg-type]
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         fades = self.preset == "paper" and self.training and self.stage == "soft"

@@ -22,7 +22,7 @@ PUBLISHED_LENGTH = 128  # to which LTP's published runs pad every input
 
 SCORE_NORMS: dict[str, Callable[[Occupancy], Tensor | int]] = {
     "fixed": lambda occupancy: PUBLISHED_LENGTH,
-    "length": lambda occupancy: occupancy.spread(occupancy.sequences.lengths),
+    "length": lambda occupancy: occupancy.spread(occupancy.sequences.lengths).clamp_min(1),
     "alive": lambda occupancy: occupancy.spread(occupancy.counts()).clamp_min(1),
     "padded": lambda occupancy: occupancy.sequences.real.shape[1],
 }
