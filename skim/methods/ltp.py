@@ -66,9 +66,9 @@ class LTP(Pruner):
     Args:
         preset: see :class:`~skim.methods.pruning.Pruner`; ``paper`` also has the published soft mask, regulariser and
             temperature.
-        target: relative FLOPs at which training shall end, in (0, 1]: the ramp is scaled to it before training, the soft
-            stage's coefficient is steered to stay there, and so are the frozen thresholds in the hard stage. ``None``
-            uses ``coefficient`` as it is.
+        target: relative FLOPs at which training shall end, in (0, 1]: the ramp is scaled to it before training, the
+            soft stage's coefficient is steered to stay there, and so are the frozen thresholds in the hard stage.
+            ``None`` uses ``coefficient`` as it is.
         coefficient: weight of the regulariser in the soft stage when there is no target (the paper's lambda).
         warmup: share of the soft stage over which the coefficient sets in, if there is no target; 0.3 / 0.
         final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score.
@@ -80,9 +80,7 @@ class LTP(Pruner):
 
     name = "ltp"
     stages = ("soft", "hard")
-    starts_at_target = (
-        True  # a ramp that prunes a little everywhere teaches each layer; from dense, one layer takes all
-    )
+    starts_at_target = True  # a ramp prunes a little everywhere and teaches each layer; from dense, one takes it all
     base: Tensor
 
     def __init__(
