@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import skim
 from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.lightning.build import build, check
+from skim.lightning.module import SkimModule
 from skim.lightning.stages import KINDS, Plan, Stage, stages_of
 from tests.runs import small
 
@@ -297,10 +299,54 @@ def test_the_soft_stage_learns_thresholds_and_the_hard_one_leaves_them_alone(who
 def test_soft_trains_masked_and_hard_trains_packed(whole: Whole) -> None:
     assert {seen.execution for seen in whole.soft} == {"masked"}
     assert {seen.execution for seen in whole.hard} == {"packed"}
-    assert {seen.shift for seen in whole.soft} == {0.0}
-    assert len({seen.shift for seen in whole.hard}) == 1, "it is set once, where the hard stage begins"
-    assert whole.hard[0].shift != 0.0
+    assert len({seen.shift for seen in whole.soft}) == 1, "the ramp is scaled to the target once, before training"
+    assert whole.soft[0].shift != 0.0
+    assert whole.soft[0].flops == pytest.approx(0.6, abs=0.2), "so the first step is at the target, not dense"
+    assert whole.hard[0].shift != whole.soft[0].shift, "and again where the hard stage begins"
     assert sum(seen.flops for seen in whole.hard[:8]) / 8 == pytest.approx(0.6, abs=0.05)
+
+
+def test_a_stage_without_a_step_is_refused(tmp_path: Path) -> None:
+    cfg = small("method=ltp", "train.max_steps=2", "method.stages.hard.epochs=8")
+    with pytest.raises(SkimError, match="Stage soft gets none of the 2 steps"):
+        recipe.train(cfg, tmp_path / "run", "")
+
+
+def test_thresholds_learn_whatever_execution_is_asked_for(tmp_path: Path) -> None:
+    """``execution`` is about evaluation: a token that is gone has no gradient."""
+    cfg = small("method=ltp_soft", "execution=packed", "train.max_steps=2", "train.calibrate=0")
+    recipe.train(cfg, tmp_path / "run", "")
+    assert method_state(tmp_path / "run")["delta"].abs().max() > 0
+
+
+def test_a_saved_model_knows_its_stage(whole: Whole, soft: Path) -> None:
+    assert skim.from_pretrained(whole.folder / "model").method.stage == "hard"
+    assert skim.from_pretrained(soft / "model").method.stage == "soft"
+
+
+def test_what_was_learned_in_other_units_is_refused(soft: Path) -> None:
+    with pytest.raises(SkimError, match=r"method\.score_norm=fixed, this run has length"):
+        build(small("method=ltp_hard", "method.score_norm=length", f"init_from={soft}"))
+
+
+def test_runs_made_before_an_option_existed_are_read(soft: Path) -> None:
+    cfg = small("method=ltp_soft")
+    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "train"])
+    cfg.train = {"epochs": 1, "lr": 1e-4, "method_lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1}
+    (stage,) = stages_of(cfg, ("soft", "hard"))
+    assert stage.method_weight_decay == 0.0
+
+
+def test_the_methods_gradients_are_clipped_apart(soft: Path) -> None:
+    """A threshold's gradient can be a hundred times the weights', which must not scale theirs away."""
+    parts = build(small("method=ltp_soft"))
+    module = SkimModule(parts.model, parts.task, parts.stages)
+    own = {id(parameter) for parameter in module.method.parameters()}
+    for parameter in parts.model.parameters():
+        parameter.grad = torch.full_like(parameter, 100.0 if id(parameter) in own else 1e-6)
+    module.configure_gradient_clipping(None, 1.0, None)
+    assert module.method.delta.grad.norm() == pytest.approx(1.0, rel=1e-4)
+    assert all((p.grad == 1e-6).all() for p in parts.model.parameters() if id(p) not in own)
 
 
 def test_the_backbone_learns_in_both_stages(whole: Whole) -> None:

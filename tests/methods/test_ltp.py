@@ -45,7 +45,7 @@ def test_thresholds_start_on_a_ramp_that_misses_its_end_by_one_step() -> None:
 def test_soft_decisions() -> None:
     score = torch.tensor([0.0, 0.1, 0.12, 0.2], requires_grad=True)
     threshold = torch.tensor(0.1, requires_grad=True)
-    kept = soft_keep(score, threshold, 0.01)
+    kept = soft_keep(score, threshold, 0.01, torch.zeros(()))
     assert kept.tolist() == pytest.approx(
         [1 / (1 + math.exp(10)), 0.5, 1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-10))]
     )
@@ -53,6 +53,13 @@ def test_soft_decisions() -> None:
     slopes = (kept * (1 - kept) / 0.01).detach()
     assert score.grad.tolist() == pytest.approx(slopes.tolist())
     assert float(threshold.grad) == pytest.approx(-float(slopes.sum()), rel=1e-5)
+
+
+def test_soft_decisions_are_taken_at_the_thresholds_that_hard_ones_are_taken_at() -> None:
+    """A shift scales both, so that training goes on at the budget that a calibration has set."""
+    score, threshold, shift = torch.tensor([0.09, 0.11, 0.19, 0.21]), torch.tensor(0.1), torch.tensor(-0.7)
+    assert hard_keep(score, threshold, shift).tolist() == [False, False, False, True]
+    assert (soft_keep(score, threshold, 1e-4, shift) > 0.5).tolist() == [False, False, False, True]
 
 
 def test_hard_decisions() -> None:
