@@ -134,7 +134,6 @@ def test_2_soft_training_becomes_hard(family: str, name: str, device: str) -> No
         inferred = compressed(**batch)
         alive = compressed.trace.alive()
         assert compressed.trace.execution != "masked"
-    method.delta.data.copy_(method.thresholds() * torch.exp(-method.shift) - method.base)  # the shift is not trained
     method.temperature = method.temperature_start = 1e-8
     trained = compressed.train()(**batch)
     assert compressed.trace.execution == "masked"
