@@ -14,8 +14,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skim.methods import method_name
-
 SCHEMA = 1
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "hydra-core", "datasets", "torchmetrics")
 NO_METRICS = ("keep_ratio/", "formula/", "method/")  # what else an evaluation logs
@@ -77,6 +75,8 @@ class Results:
     @classmethod
     def of(cls, cfg: DictConfig, task: str, command: str) -> Results:
         """Everything that is known before the run."""
+        from skim.methods import method_name  # here: reports read results without torch
+
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         return cls(
             task=task,
