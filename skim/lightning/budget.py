@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -16,17 +19,23 @@ CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 
 @torch.no_grad()
-def spend(model: nn.Module, batches: Batches) -> float:
-    """Relative FLOPs of a compressed model over batches, deterministic; labels are not looked at."""
+def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
+    """What a compressed model does with each of the batches, deterministic; labels are not looked at."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    flops = dense = 0.0
     for batch in batches:
         model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
-        flops += float(model.trace.flops().sum())
-        dense += float(model.trace.dense_flops.sum())
+        yield cast(Trace, model.trace)
     model.train(training)
+
+
+def spend(model: nn.Module, batches: Batches) -> float:
+    """Relative FLOPs of a compressed model over batches."""
+    flops = dense = 0.0
+    for trace in traces(model, batches):
+        flops += float(trace.flops().sum())
+        dense += float(trace.dense_flops.sum())
     return flops / dense
 
 
@@ -48,22 +57,15 @@ def check_target(model: nn.Module, batches: Batches) -> None:
         )
 
 
-@torch.no_grad()
 def check_survivors(model: nn.Module, batches: Batches) -> None:
     """Refuse a method that as configured retires everything before training: nothing could be learned from that."""
     method = walk_of(model).method
     if method.shift is None or (method.target is not None and not method.trains_masked):  # the latter is calibrated
         return
-    training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     left = []
-    for batch in batches:
-        model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
-        trace: Trace = model.trace  # type: ignore[assignment]
+    for trace in traces(model, batches):
         middle = trace.layers[len(trace.layers) // 2].attending.counts()
         left.append((middle - trace.sequences.protected.sum(1).clamp_min(1)).clamp_min(0).sum())
-    model.train(training)
     if not torch.stack(left).any():
         raise SkimError(
             f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
