@@ -20,7 +20,7 @@ from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
-from skim.lightning.stages import KINDS, Plan, Stage
+from skim.lightning.stages import KINDS, Plan, Stage, check_bounds
 from tasks.base import Task
 
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
@@ -108,6 +108,8 @@ class SkimModule(pl.LightningModule):
         self.stages = tuple(stages)
         self.stage: Stage | None = None  # the present one
         self._looked_after = -1  # the step of it at which the budget was last thought of
+        self._bounds: list[int] | None = None  # the plan's, for checkpoints
+        self._bounds_before: list[int] | None = None  # those of the checkpoint that is being resumed
         self.distill, self.distill_temperature = distill, distill_temperature
         # in a tuple: the teacher is no parameter of this module, is not trained, saved or moved by Lightning
         self._teacher = (teacher,)
@@ -140,10 +142,19 @@ class SkimModule(pl.LightningModule):
                 f"Stage {empty[0]} gets none of the {bounds[-1]} steps of this run.\n"
                 "Raise train.max_steps or method.stages.<stage>.epochs, or leave the stage out (null)."
             )
+        if self._bounds_before is not None:
+            check_bounds(self._bounds_before, bounds)
+        self._bounds, self._bounds_before = bounds, None
         # from_pretrained returns a model in eval mode and Lightning keeps it there: no dropout, no relaxed decisions
         self.model.train()
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["bounds"] = self._bounds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
 
     @property
     def plan(self) -> Plan:

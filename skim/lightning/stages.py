@@ -1,6 +1,8 @@
 """A training in several stages, such as LTP's soft and hard one: one run, one progress, a learning rate for each.
 
-Which stage a step belongs to follows from its number alone, so a resumed run knows its stage.
+Which stage a step belongs to follows from its number alone, so a resumed run knows its stage - as long as stages change
+at the same steps as before. A run that would move them is refused (:func:`check_bounds`). The last stage may be made
+longer or shorter on the way, and so may a training that has only one: its learning rate then falls to its new end.
 """
 
 from __future__ import annotations
@@ -79,6 +81,24 @@ class Plan:
         """Learning rate of one of :data:`KINDS` at a step of the run."""
         stage, first, steps = self.at(step)
         return stage.rate(kind, step - first, steps)
+
+
+def check_bounds(before: Sequence[int], now: Sequence[int]) -> None:
+    """Refuse to go on with a run whose stages change at other steps than those by which it has been trained so far.
+
+    Args:
+        before: :attr:`Plan.bounds` that the checkpoint was saved with.
+        now: those of the present run. The last one, the number of steps, may differ.
+
+    Raises:
+        SkimError: the steps at which stages change differ.
+    """
+    if list(before[:-1]) != list(now[:-1]):
+        raise SkimError(
+            f"resume: the checkpoint's stages begin at steps {list(before[:-1])} of {before[-1]}, this run's at "
+            f"{list(now[:-1])} of {now[-1]}.\nUse the numbers of that run (train.max_steps, train.epochs, "
+            "train.accumulate, task.batch_size, task.max_train_samples, devices), or start anew: init_from=<that run>."
+        )
 
 
 def stages_of(cfg: DictConfig, known: Sequence[str]) -> list[Stage]:

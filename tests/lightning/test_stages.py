@@ -19,7 +19,7 @@ from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.lightning.build import build, check
 from skim.lightning.module import SkimModule
-from skim.lightning.stages import KINDS, Plan, Stage, stages_of
+from skim.lightning.stages import KINDS, Plan, Stage, check_bounds, stages_of
 from tests.runs import small
 
 # ---- the plan ----
@@ -384,6 +384,26 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(whole: Whole, tmp
     for name, tensor in weights(whole.folder).items():
         assert torch.allclose(weights(tmp_path / "run")[name], tensor, rtol=0, atol=1e-6), name
     assert run.results.metrics == pytest.approx(whole.run.results.metrics, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.max_steps=12", r"stages begin at steps \[0, 8\] of 24, this run's at \[0, 4\] of 12"),
+        ("train.accumulate=2", r"\[0, 8\] of 24, this run's at \[0, 4\] of 12"),
+        ("task.max_train_samples=512", r"\[0, 8\] of 24, this run's at \[0, 16\] of 48"),
+    ],
+)
+def test_resuming_refuses_to_move_where_stages_change(whole: Whole, tmp_path: Path, override: str, says: str) -> None:
+    """Or a run in its hard stage would find itself in the soft one again, without a word."""
+    last = whole.folder.parent / "at_16" / "checkpoints" / "last.ckpt"
+    with pytest.raises(SkimError, match=says):
+        watched(tmp_path / "run", *WHOLE, f"resume={last}", override)
+
+
+def test_the_last_stage_may_end_elsewhere() -> None:
+    check_bounds([0, 8, 24], [0, 8, 32])
+    check_bounds([0, 8], [0, 3])
 
 
 def test_results_tell_formulas_and_readings_apart_from_metrics(whole: Whole) -> None:
