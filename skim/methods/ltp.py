@@ -28,8 +28,8 @@ LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention a
 
 
 def ramp(final: float, layers: int) -> Tensor:
-    r"""Thresholds that rise with the layer, :math:`\theta_i = \theta\, i / L` for i from 0; ``(L,)``."""
-    return final * torch.arange(layers) / layers
+    r"""Thresholds that rise with the layer, :math:`\theta_i = \theta\, i / L` for i from 0; ``(L,)`` float32."""
+    return final * torch.arange(layers, dtype=torch.float32) / layers
 
 
 def soft_keep(score: Tensor, threshold: Tensor, temperature: float, shift: Tensor) -> Tensor:
@@ -123,7 +123,8 @@ class LTP(Pruner):
     def build(self, spec: Spec) -> None:
         super().build(spec)
         self.register_buffer("base", ramp(self.final_token_threshold, spec.layers))
-        self.delta = nn.Parameter(torch.zeros(spec.layers))  # so that weight decay pulls towards the ramp, as published
+        # on top, so that weight decay pulls towards the ramp, as published
+        self.delta = nn.Parameter(torch.zeros(spec.layers, dtype=torch.float32))
 
     @property
     def trains_masked(self) -> bool:  # type: ignore[override]
@@ -138,7 +139,7 @@ class LTP(Pruner):
         return self.preset != "paper" or bool(self.thresholds()[i] != 0)
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        threshold = self.thresholds()[i].float()
+        threshold = self.thresholds()[i]
         if not (self.training and self.stage == "soft"):
             return hard_keep(score, threshold.detach(), self.shift)  # type: ignore[arg-type]
         done = min(max(self.progress, 0.0), 1.0)

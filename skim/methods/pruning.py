@@ -14,6 +14,7 @@ from torch import Tensor
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.errors import unknown
 from skim.methods.base import Method
+from skim.methods.precision import Precise
 from skim.methods.target import check_share
 
 PRESETS = ("default", "paper")
@@ -28,8 +29,8 @@ SCORE_NORMS: dict[str, Callable[[Occupancy], Tensor | int]] = {
 }
 
 
-class Pruner(Method):
-    """Retires tokens by a rule on their scores.
+class Pruner(Precise, Method):
+    """Retires tokens by a rule on their scores. Scores, thresholds and the shift are float32 in a model of any dtype.
 
     Args:
         preset: ``default``, or ``paper`` for parity with the published code: scores divided by the padded length,
@@ -63,7 +64,7 @@ class Pruner(Method):
         if target is not None:
             check_share(target)
         self.target = target
-        self.shift = torch.zeros(())
+        self.shift = torch.zeros((), dtype=torch.float32)
 
     def wants_received(self, i: int) -> bool:
         return True

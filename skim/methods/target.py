@@ -8,9 +8,10 @@ schedule it skims everything before the model has learned (reference: the publis
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from skim.errors import SkimError
+from skim.methods.precision import Precise
 
 GAIN = 150.0  # multiplier gained per unit of error and per whole training: 0.1 too much for a fifth of it adds 3
 STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at once
@@ -23,7 +24,7 @@ def check_share(target: float) -> None:
         raise SkimError(f"method.target={target} is not a share of the dense FLOPs; use a number in (0, 1].")
 
 
-class Target(nn.Module):
+class Target(Precise):
     r"""A proportional-integral controller, the stochastic form of an augmented Lagrangian.
 
     With :math:`r` the relative FLOPs of a step and :math:`g(p)` the goal at progress :math:`p`, falling from 1 to the
@@ -49,7 +50,7 @@ class Target(nn.Module):
         self.relative_flops = relative_flops
         self.warmup = warmup
         for name in ("multiplier", "coefficient", "last"):
-            self.register_buffer(name, torch.zeros(()))
+            self.register_buffer(name, torch.zeros((), dtype=torch.float32))
 
     def goal(self, progress: float) -> float:
         """The relative FLOPs to aim for at this point of training."""

@@ -44,7 +44,7 @@ class Manual(Pruner):
         return i > 0 and self.final_token_threshold > 0
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        return hard_keep(score, self.base[i].float(), self.shift)  # type: ignore[arg-type]
+        return hard_keep(score, self.base[i], self.shift)  # type: ignore[arg-type]
 
 
 class Relative(Pruner):

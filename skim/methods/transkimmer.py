@@ -21,6 +21,7 @@ from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.methods.base import Method, Spec
+from skim.methods.precision import Precise
 from skim.methods.target import Target
 
 PRESETS = ("default", "paper")
@@ -78,8 +79,8 @@ def predictor(width: int, bottleneck: int, margin: float) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), hidden, nn.LayerNorm(bottleneck), nn.GELU(), decide)
 
 
-class Transkimmer(Method):
-    """Learned skimming, one predictor per layer.
+class Transkimmer(Precise, Method):
+    """Learned skimming, one predictor per layer, in the model's dtype; what steers them is float32.
 
     An option left at ``None`` is the preset's choice, written behind it as default / paper.
 
@@ -135,7 +136,7 @@ class Transkimmer(Method):
         self.layers = None if layers is None else tuple(layers)
         self.target = target
         self.steering = None if target is None else Target(target, self.warmup)
-        self.shift = torch.zeros(())
+        self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:
         super().build(spec)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,6 +166,41 @@ def test_the_first_layer_learns() -> None:
     assert [paper.method.wants_received(i) for i in range(LAYERS)] == [False, True, True]
     assert paper.method.delta.grad[0] == 0
     assert paper.method.delta.grad[1] != 0
+
+
+@pytest.mark.parametrize("order", ["cast, then compressed", "compressed, then cast"])
+@pytest.mark.parametrize("stage", ["soft", "hard"])
+def test_thresholds_stay_float32_in_a_model_of_half_precision(stage: str, order: str, tmp_path: Path) -> None:
+    model, method = plain("bert"), LTP(final_token_threshold=0.02, target=0.6)
+    if order.startswith("cast"):
+        model.to(torch.bfloat16)
+    skim.compress(model, method).train()
+    method.delta.data.copy_(torch.tensor([0.001234567, -0.0, 0.002345678]))
+    method.shift.fill_(0.01234567)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    model.to(torch.bfloat16)
+    assert {tensor.dtype for name, tensor in model.state_dict().items() if "method." not in name} >= {torch.bfloat16}
+    method.enter(stage)
+    out = model(**batch_of("bert"), labels=torch.arange(4) % 3)
+    method.step(0.5, model.trace)
+    (out.loss + method.loss(model.trace)).backward()
+    assert out.logits.dtype == torch.bfloat16
+    assert (method.delta.grad is not None) == (stage == "soft")
+    assert {tensor.dtype for tensor in method.state_dict().values()} == {torch.float32}
+    skim.save_pretrained(model, tmp_path / "half")
+    after = skim.from_pretrained(tmp_path / "half").method.state_dict()
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
+    for name in ("base", "delta", "shift"):
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_transkimmers_predictors_take_the_models_dtype_and_its_steering_does_not() -> None:
+    method = skim.Transkimmer(target=0.5)
+    model = skim.compress(plain("bert").to(torch.bfloat16), method).train()
+    model(**batch_of("bert"))
+    method.step(0.5, model.trace)
+    assert {parameter.dtype for parameter in method.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in method.buffers()} == {torch.float32}
 
 
 def test_the_manual_ramp_costs_no_scores_where_it_cannot_prune() -> None:
