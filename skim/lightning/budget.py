@@ -51,9 +51,10 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     method.shift.copy_(before)
     if target < floor:
         raise SkimError(
-            f"method.target={target} cannot be reached: with only the protected tokens left, this method on this "
-            f"data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: cheaper "
-            "predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1)."
+            f"method.target={target} cannot be reached: with every token gone that it may retire, this method "
+            f"on this data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: cheaper "
+            "predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1), thresholds that "
+            "are not zero (ltp: method.final_token_threshold=0.01)."
         )
 
 

@@ -82,6 +82,7 @@ class LTP(Pruner):
     stages = ("soft", "hard")
     starts_at_target = True  # a ramp prunes a little everywhere and teaches each layer; from dense, one takes it all
     base: Tensor
+    _deciding: list[bool]  # by layer: whether its hard decisions retire anyone, as of this forward's first layer
 
     def __init__(
         self,
@@ -135,8 +136,13 @@ class LTP(Pruner):
         return self.base + self.delta
 
     def wants_received(self, i: int) -> bool:
-        # published: a layer whose threshold is zero has no decision, no mask and no gradient
-        return self.preset != "paper" or bool(self.thresholds()[i] != 0)
+        if self.preset != "paper" and self.training and self.stage == "soft":
+            return True
+        if i == 0:  # read once per forward, and not per layer: on a GPU the host has to wait for it
+            thresholds = self.thresholds().detach()
+            # published: a layer whose threshold is zero has no decision, no mask and no gradient
+            self._deciding = (thresholds != 0 if self.preset == "paper" else thresholds > 0).tolist()
+        return self._deciding[i]
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         threshold = self.thresholds()[i]

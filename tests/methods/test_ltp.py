@@ -168,6 +168,46 @@ def test_the_first_layer_learns() -> None:
     assert paper.method.delta.grad[1] != 0
 
 
+@pytest.mark.parametrize("stage", ["soft", "hard"])
+def test_a_layer_whose_threshold_is_not_above_zero_takes_no_scores_in_hard_decisions(stage: str) -> None:
+    model = compressed(final_token_threshold=0.02)
+    method = model.method
+    method.enter(stage)
+    model.train(stage == "hard")
+
+    def scored() -> list[bool]:
+        model(**batch_of("bert"))
+        asked = [method.wants_received(i) for i in range(LAYERS)]
+        assert [layer.sums_cost > 0 for layer in model.trace.layers] == asked
+        return asked
+
+    assert scored() == [False, True, True], "the ramp begins at zero"
+    alive = model.trace.alive()
+    assert alive[0].sum() == model.trace.lengths.sum()
+    assert alive[1].sum() < alive[0].sum(), "nobody left, so nothing is shown"
+    method.delta.data.copy_(torch.tensor([0.01, -0.5, 0.0]))  # which no version counter sees
+    assert scored() == [True, False, True]
+    method.shift.fill_(-0.5)  # scales thresholds, and changes no sign
+    assert scored() == [True, False, True]
+    method.load_state_dict({**method.state_dict(), "delta": torch.full((LAYERS,), -1.0)})
+    assert scored() == [False, False, False]
+    model.train()
+    method.enter("soft")
+    assert scored() == [True, True, True], "or it could not learn its way back"
+
+
+def test_a_forward_reads_its_thresholds_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time the host would wait for the GPU."""
+    model, reads = compressed(final_token_threshold=0.02).eval(), []
+    tolist = torch.Tensor.tolist
+    model(**batch_of("bert"))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor) or tolist(tensor))
+        asked = [model.method.wants_received(i) for i in range(LAYERS)]
+    assert asked == [False, True, True]
+    assert len(reads) == 1
+
+
 @pytest.mark.parametrize("order", ["cast, then compressed", "compressed, then cast"])
 @pytest.mark.parametrize("stage", ["soft", "hard"])
 def test_thresholds_stay_float32_in_a_model_of_half_precision(stage: str, order: str, tmp_path: Path) -> None:
