@@ -135,6 +135,13 @@ class SkimModule(pl.LightningModule):
     # ---- training ----
 
     def on_fit_start(self) -> None:
+        frozen = [name for name, parameter in self.method.named_parameters() if not parameter.requires_grad]
+        if frozen and any(stage.method_lr > 0 for stage in self.stages):
+            raise SkimError(
+                f"The method's parameters are to be trained and {len(frozen)} of them are frozen, such as {frozen[0]}: "
+                "peft.get_peft_model freezes all that it finds.\nCall skim.compress after it, or set the stage's "
+                "method_lr=0 (train.method_lr=0) to train without them."
+            )
         bounds = self.plan.bounds
         empty = [stage.name for stage, begin, end in zip(self.stages, bounds, bounds[1:], strict=False) if begin == end]
         if empty:

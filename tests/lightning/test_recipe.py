@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -249,6 +250,28 @@ def test_method_parameters_have_their_own_learning_rate_and_no_decay() -> None:
         free = mine == {True} or all(p.dim() < 2 for p in group["params"])
         assert group["weight_decay"] == (0.0 if free else 0.1)
     assert sum(len(group["params"]) for group in groups) == len(list(parts.model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["transkimmer", "ltp"])
+def test_thresholds_that_an_adapter_has_frozen_are_refused(name: str) -> None:
+    """Or a stage that shall learn them learns nothing, without a word."""
+    task = build(small("method=dense")).task
+    lora = peft.LoraConfig(target_modules=["query"], r=2, modules_to_save=["classifier"])
+
+    def model() -> torch.nn.Module:
+        return transformers.AutoModelForSequenceClassification.from_config(
+            transformers.BertConfig(vocab_size=1000, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+        )
+
+    frozen = peft.get_peft_model(skim.compress(model(), name), lora)
+    with pytest.raises(SkimError, match=r"(?s)frozen, such as .*skim\.compress after it"):
+        fit(SkimModule(frozen, task, [Stage(method_lr=0.0), Stage(method_lr=1e-3)]), task)
+    fit(SkimModule(frozen, task, [Stage(method_lr=0.0)]), task)
+    free = skim.compress(peft.get_peft_model(model(), lora), name)
+    before = [parameter.detach().clone() for parameter in free.get_base_model().method.parameters()]
+    fit(SkimModule(free, task, [Stage(method_lr=1e-3, warmup=0.0)]), task)
+    after = list(free.get_base_model().method.parameters())
+    assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Path) -> None:
