@@ -24,10 +24,12 @@ def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
     training = model.training
     model.eval()
     device = next(model.parameters()).device
-    for batch in batches:
-        model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
-        yield cast(Trace, model.trace)
-    model.train(training)
+    try:
+        for batch in batches:
+            model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
+            yield cast(Trace, model.trace)
+    finally:  # whoever has seen enough stops early
+        model.train(training)
 
 
 def spend(model: nn.Module, batches: Batches) -> float:
@@ -52,26 +54,34 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     if target < floor:
         raise SkimError(
             f"method.target={target} cannot be reached: with every token gone that it may retire, this method "
-            f"on this data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: cheaper "
-            "predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1), thresholds that "
-            "are not zero (ltp: method.final_token_threshold=0.01)."
+            f"on this data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: "
+            "cheaper predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1), "
+            "thresholds above zero (ltp: method.final_token_threshold=0.01)."
         )
 
 
-def check_survivors(model: nn.Module, batches: Batches) -> None:
-    """Refuse a method that as configured retires everything before training: nothing could be learned from that."""
+def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True) -> None:
+    """Refuse a method that as configured leaves nothing in the middle layer: little could be learned from the rest.
+
+    The middle, because nothing may well be left in the last layers: that is what thresholds that rise with the layer
+    are for. What counts is who enters its feed-forward, so that what it decides between its halves is seen as well.
+
+    Args:
+        model: compressed, not trained yet.
+        batches: inputs of the kind that it will see; one survivor in any of them is enough.
+        calibrates: whether hard decisions are set to the target before they are trained with.
+    """
     method = walk_of(model).method
-    if method.shift is None or (method.target is not None and not method.trains_masked):  # the latter is calibrated
+    if method.shift is None or (calibrates and method.target is not None and not method.trains_masked):
         return
-    left = []
     for trace in traces(model, batches):
-        middle = trace.layers[len(trace.layers) // 2].attending.counts()
-        left.append((middle - trace.sequences.protected.sum(1).clamp_min(1)).clamp_min(0).sum())
-    if not torch.stack(left).any():
-        raise SkimError(
-            f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
-            "ones is left, in any sequence.\nLower its thresholds (or raise its keep rate), or set method.target."
-        )
+        middle = trace.layers[len(trace.layers) // 2].feeding.counts()
+        if (middle > trace.sequences.protected.sum(1).clamp_min(1)).any():
+            return
+    raise SkimError(
+        f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
+        "ones is left, in any sequence.\nLower its thresholds (or raise its keep rate), or set method.target."
+    )
 
 
 def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float = 12.0, around: float = 0.0) -> float:

@@ -145,7 +145,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     parts = build(cfg)
     sample = parts.task.sample_batches(32, 256)
     check_target(parts.model, sample)
-    check_survivors(parts.model, sample)
+    check_survivors(parts.model, sample, calibrates=cfg.train.calibrate > 0)
     if cfg.train.gradient_checkpointing:
         if not parts.model.supports_gradient_checkpointing:
             raise SkimError(f"train.gradient_checkpointing: transformers has none for {type(parts.model).__name__}.")

@@ -150,7 +150,43 @@ def test_what_would_retire_all_is_welcome_with_a_target() -> None:
     """It is scaled to the target before the first step."""
     parts = build(small("method=ltp_manual", "method.final_token_threshold=0.99", "method.target=0.6"))
     recipe.check_survivors(parts.model, parts.task.sample_batches(32, 64))
-    check(small("method=ltp", "method.stages.soft=null"))  # null is no group of options, and allowed
+    with pytest.raises(SkimError, match="retires every token"):
+        recipe.check_survivors(parts.model, parts.task.sample_batches(32, 64), calibrates=False)
+
+
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_what_is_left_is_counted_behind_the_decision_of_the_middle_layer(layers: int) -> None:
+    """The ramp's first layer is whole, and its second one retires all, between its halves."""
+    parts = build(
+        small(
+            "method=ltp_manual", "method.final_token_threshold=0.99", f"backbone.overrides.num_hidden_layers={layers}"
+        )
+    )
+    with pytest.raises(SkimError, match="halfway through the layers nothing"):
+        recipe.check_survivors(parts.model, parts.task.sample_batches(32, 64))
+
+
+def test_the_last_layers_may_be_left_with_nothing_and_one_look_is_enough() -> None:
+    parts = build(small("method=ltp_manual", "method.final_token_threshold=0"))
+    seen: list[int] = []
+
+    class Late(type(parts.model.method)):  # type: ignore[misc]
+        def wants_received(self, i: int) -> bool:
+            seen.append(i)
+            return i == 3
+
+        def keep(self, i: int, score: Tensor, occupancy: Any) -> Tensor:
+            return torch.zeros_like(score, dtype=torch.bool)
+
+    parts.model.method.__class__ = Late
+    parts.model.train()
+    recipe.check_survivors(parts.model, parts.task.sample_batches(32, 64))
+    assert seen == [0, 1, 2, 3], "one batch has a survivor"
+    assert parts.model.training
+
+
+def test_a_stage_that_is_left_out_is_no_group_of_options() -> None:
+    check(small("method=ltp", "method.stages.soft=null"))
 
 
 # ---- one run ----
