@@ -129,8 +129,13 @@ class Parts:
     teacher: nn.Module | None = None
 
 
-def build(cfg: DictConfig, stage: str = "fit") -> Parts:
-    """The task with its data loaded, the tokenizer, and the compressed model (and its teacher, if one is asked for)."""
+def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
+    """The task with its data loaded, the tokenizer, and the compressed model (and its teacher, if one is asked for).
+
+    Args:
+        cfg: composed from ``conf/train.yaml``.
+        purpose: what for, in Lightning's words: ``fit`` or ``validate``.
+    """
     quiet()
     check(cfg)
     if cfg.resume:
@@ -158,7 +163,7 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
     if longest is not None:  # some tokenizers say 1e30; what is longer than this is truncated and counted by the task
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     task.setup_tokenizer(tokenizer)
-    task.setup(stage)
+    task.setup(purpose)
     for name, value in task.model_kwargs().items():
         setattr(config, name, value)
     plain = load_backbone(task, config, source)
@@ -173,8 +178,8 @@ def build(cfg: DictConfig, stage: str = "fit") -> Parts:
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
     model = compress(plain, method, cfg.execution)
-    continued = stage == "fit" and start is not None and continue_method(method, start)
-    if stage == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
+    continued = purpose == "fit" and start is not None and continue_method(method, start)
+    if purpose == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
         raise SkimError(
             f"Stage {stages[0].name} of method={method.name} starts from what stage {method.stages[0]} has learned.\n"
             f"Set init_from=<a run of method={method.name}>, or train both stages: method={method.name}."

@@ -75,7 +75,7 @@ def load(cfg: DictConfig) -> Loaded:
         checkpoint = folder / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
             raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
-    parts = build(run, stage="validate")
+    parts = build(run, purpose="validate")
     if checkpoint is not None:
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]

@@ -270,11 +270,11 @@ class SkimModule(pl.LightningModule):
             self.metrics.update(self.task.predict(out.logits), batch["labels"])
             self.eval_loss.update(out.loss, weight=len(batch["labels"]))
 
-    def _report(self, stage: str) -> None:
+    def _report(self, part: str) -> None:
         values = {**self.metrics.compute(), "loss": self.eval_loss.compute(), **self.spending.compute()}
         # the metrics are already synchronised over ranks by torchmetrics
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()})
-        self.log_dict({f"{stage}/method/{name}": value for name, value in self.method.readings().items()})
+        self.log_dict({f"{part}/{name}": value.float() for name, value in values.items()})
+        self.log_dict({f"{part}/method/{name}": value for name, value in self.method.readings().items()})
         for metric in (self.metrics, self.eval_loss, self.spending):
             metric.reset()
 
