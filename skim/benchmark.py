@@ -133,17 +133,18 @@ def compare(
 
     Returns:
         A :class:`Timing` as a dict for each of ``padded_hf`` (plain transformers with SDPA where the family has it),
-        ``packed_dense`` (skim with no compression) and ``packed`` (the model as it runs). For a family that cannot run
-        packed, the last two run narrowed.
+        ``packed_dense`` (skim with no compression; narrowed for a family that cannot run packed) and the model as it
+        runs, named by its execution: ``packed``, ``narrowed`` or ``masked``.
     """
     device = next(model.parameters()).device
     inputs = [{k: v.to(device) for k, v in batch.items() if k in INPUTS} for batch in batches]
     if not inputs:
         raise SkimError("There is nothing to time: no batches were given.")
+    own = twin(model).eval()
     models = {
         "padded_hf": plain_twin(model),
         "packed_dense": compress(plain_twin(model), "dense"),
-        "packed": twin(model),
+        walk_of(own).form(): own,
     }
     timings = time_side_by_side({name: running(one, inputs) for name, one in models.items()}, repeats, warmup)
     return {name: asdict(timing) for name, timing in timings.items()}
@@ -172,9 +173,9 @@ def compare_training(
 
     Returns:
         A :class:`Timing` as a dict, with ``samples_per_second`` of the median, for each of ``padded_hf`` (plain
-        transformers with SDPA where the family has it), ``packed_dense`` (skim with no compression) and the model as
-        it trains: ``masked`` if it runs so, else ``packed``. For a family that cannot run packed, the last two run
-        narrowed.
+        transformers with SDPA where the family has it), ``packed_dense`` (skim with no compression; narrowed for a
+        family that cannot run packed) and the model as it trains, named by its execution: ``packed``, ``narrowed`` or
+        ``masked``.
 
     Raises:
         SkimError: no batches, or a batch without labels.
@@ -190,11 +191,10 @@ def compare_training(
     if method.stages:
         method.enter(method.stages[-1])
     dense = compress(plain_twin(copy.deepcopy(model)), "dense")
-    form = "masked" if walk_of(compressed).form() == "masked" else "packed"
     candidates = {
         "padded_hf": training(plain_twin(copy.deepcopy(model)), None, inputs, lr, forward),
         "packed_dense": training(dense, walk_of(dense).method, inputs, lr, forward),
-        form: training(compressed, method, inputs, lr, forward),
+        walk_of(compressed).form(): training(compressed, method, inputs, lr, forward),
     }
     timings = time_side_by_side(candidates, repeats, warmup, title="training", gradients=True)
     samples = sum(len(batch["labels"]) for batch in inputs)

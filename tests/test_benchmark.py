@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import json
 from collections import Counter
@@ -116,9 +117,21 @@ def test_compare_times_every_batch_on_the_same_weights_and_leaves_the_model_alon
 def test_compare_of_a_family_that_cannot_pack(batch):
     config = MPNetConfig(**SMALL, max_position_embeddings=64)
     compressed = skim.compress(MPNetForSequenceClassification(config), KeepShare(0.5)).eval()
-    assert set(compare(compressed, [batch], repeats=1, warmup=0)) == {"padded_hf", "packed_dense", "packed"}
+    assert list(compare(compressed, [batch], repeats=1, warmup=0)) == ["padded_hf", "packed_dense", "narrowed"]
     with pytest.raises(SkimError, match="nothing to time"):
         compare(compressed, [])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compare_calls_a_masked_run_masked(model, batch, training):
+    """The published preset masks in evaluation too, and soft stages mask in training only."""
+    paper = skim.compress(copy.deepcopy(model), skim.LTP(preset="paper")).train(training)
+    assert list(compare(paper, [batch], repeats=1, warmup=0)) == ["padded_hf", "packed_dense", "masked"]
+    default = skim.compress(copy.deepcopy(model), skim.LTP()).train(training)
+    assert list(compare(default, [batch], repeats=1, warmup=0)) == ["padded_hf", "packed_dense", "packed"]
+    paper(**batch)
+    assert paper.training == default.training == training
+    assert paper.trace.execution == "masked"
 
 
 class Seen(AdamW):

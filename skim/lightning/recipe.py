@@ -255,7 +255,7 @@ def measure(results: Results, trainer: pl.Trainer, module: SkimModule, parts: Pa
 
 
 def latency(parts: Parts, settings: DictConfig) -> dict[str, Any]:
-    """Packed, packed dense and padded Hugging Face on the same evaluation batches; see :mod:`skim.benchmark`."""
+    """The model as it runs, packed dense and padded Hugging Face on the same batches; see :mod:`skim.benchmark`."""
     measured = {}
     for batch_size in settings.batch_sizes:
         batches = parts.task.sample_batches(int(batch_size), settings.samples)

@@ -12,6 +12,7 @@ from typing import Any
 from skim.errors import SkimError
 from skim.lightning.results import SCHEMA
 
+OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
@@ -170,9 +171,9 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
     """Ratios of medians of one run by (batch size, baseline); empty if latency was not measured."""
     found = {}
     for batch_size, timings in (run["latency"] or {}).items():
-        for baseline in ("packed_dense", "padded_hf"):
-            if baseline in timings and "packed" in timings:
-                found[int(batch_size), baseline] = timings[baseline]["median_ms"] / timings["packed"]["median_ms"]
+        for own in filter(timings.get, OWN):
+            for baseline in filter(timings.get, ("packed_dense", "padded_hf")):
+                found[int(batch_size), baseline] = timings[baseline]["median_ms"] / timings[own]["median_ms"]
     return found
 
 

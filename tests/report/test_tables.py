@@ -184,6 +184,16 @@ def test_curve_table_shows_every_point_with_its_times_and_notes():
     assert row == "0.3 0.480 0.9000 0.2500"
 
 
+@pytest.mark.parametrize("execution", ["narrowed", "masked"])
+def test_times_are_shown_by_whatever_execution_they_were_taken_in(execution):
+    timings = {"padded_hf": timing(150), "packed_dense": timing(100), execution: timing(50)}
+    run = results(target=0.3, latency={"32": timings})
+    assert f"32 this model, {execution} 50.0" in " ".join(printed(latency_table(run["latency"])))
+    assert "50.0 0.50 0.33" in " ".join(printed(curve_table([run])))
+    (setting,) = aggregate([run])
+    assert setting.speedups[32, "packed_dense"].mean == pytest.approx(2.0)
+
+
 def test_training_table_compares_with_padded_hugging_face():
     speeds = {"padded_hf": 100.0, "packed_dense": 150.0, "masked": 80.0}
     timings = {name: {**timing(50), "samples_per_second": speed} for name, speed in speeds.items()}
