@@ -49,6 +49,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
             layers=len(backbone.layers(base)),
             width=base.config.hidden_size,
             sep_token_id=getattr(base.config, "sep_token_id", None),
+            looks_apart=backbone.looks_apart,
         )
     )
     method.train(whole.training)

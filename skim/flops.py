@@ -26,6 +26,7 @@ class LayerCost:
             A batch may share that work; it is counted as at batch size 1, so that FLOPs do not depend on batch mates.
         table: per input position: such tables that grow with the input, and do not shrink when tokens leave (XLNet).
         lookup: per pair of a query and an input position (XLNet).
+        keys: the part of ``attention`` that makes keys and values: what a row costs that is only looked at.
     """
 
     attention: float
@@ -34,18 +35,31 @@ class LayerCost:
     fixed: float = 0.0
     table: float = 0.0
     lookup: float = 0.0
+    keys: float = 0.0
 
-    def __call__(self, attending: Tensor, feeding: Tensor, entered: Tensor) -> Tensor:
+    def __call__(
+        self,
+        attending: Tensor,
+        feeding: Tensor,
+        entered: Tensor,
+        looked_at: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64.
 
         Args:
             attending: tokens entering the attention half, ``(B,)``.
             feeding: tokens entering the feed-forward half, ``(B,)``.
             entered: real tokens of the input, ``(B,)``.
+            looked_at: tokens that attention looks at, ``(B,)``; ``None``: those that attend.
+            projected: tokens whose keys and values were computed in this layer, ``(B,)``; ``None``: all looked at.
         """
         attending, feeding, entered = precise(attending), precise(feeding), precise(entered)
+        looked_at = attending if looked_at is None else precise(looked_at)
+        projected = looked_at if projected is None else precise(projected)
         per_token = self.attention * attending + self.feed_forward * feeding + self.table * entered
-        return per_token + self.pair * attending**2 + self.lookup * attending * entered + self.fixed
+        keys = self.keys * (projected - attending)
+        return per_token + keys + self.pair * attending * looked_at + self.lookup * attending * entered + self.fixed
 
 
 def precise(counts: Tensor) -> Tensor:

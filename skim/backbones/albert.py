@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from skim.backbones.base import Backbone, Module
+from skim.backbones.base import Backbone, Module, heads, look
+from skim.engine.attention import AttentionMask
 from skim.engine.walk import Inputs
 
 
@@ -14,6 +17,7 @@ class Albert(Backbone):
 
     model_types = ("albert",)
     feed_forward_parts = ("ffn", "ffn_output")
+    key_parts = ("attention.key", "attention.value")
 
     def layers(self, base: Module) -> list[Module]:
         groups = base.encoder.albert_layer_groups
@@ -22,6 +26,19 @@ class Albert(Backbone):
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         return base.encoder.embedding_hidden_mapping_in(super().embed(base, inputs))
+
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        attention = layer.attention
+        size = attention.attention_head_size
+        return heads(attention.key(hidden), size), heads(attention.value(hidden), size)
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        attention = layer.attention
+        query = heads(attention.query(hidden), attention.attention_head_size)
+        context = look(attention, query, key, value, mask, attention.scaling, attention.attention_dropout.p)
+        return attention.LayerNorm(hidden + attention.output_dropout(attention.dense(context)))
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.full_layer_layer_norm(layer.ff_chunk(hidden) + hidden)

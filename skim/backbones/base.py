@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from skim.engine.attention import AttentionMask, MaskedSoftmax
+from skim.engine.attention import AttentionMask, MaskedSoftmax, skim_attention
 from skim.engine.tokens import TokenBatch
 from skim.engine.walk import Inputs
 from skim.flops import LayerCost, linear_flops
@@ -24,6 +25,8 @@ class Backbone:
         head_reads: the token that the heads read, ``first`` or ``last`` of the real ones.
         positions_after_padding: whether position ids start at ``pad_token_id + 1``, as RoBERTa's do.
         feed_forward_parts: names of a layer's modules that make up its feed-forward half; for FLOPs.
+        key_parts: names of a layer's modules that make keys and values; for FLOPs.
+        looks_apart: whether rows can look at other rows than themselves, by the two functions that say so.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -31,6 +34,8 @@ class Backbone:
     head_reads: ClassVar[Literal["first", "last"]] = "first"
     positions_after_padding: ClassVar[bool] = False
     feed_forward_parts: ClassVar[tuple[str, ...]] = ("intermediate", "output")
+    key_parts: ClassVar[tuple[str, ...]] = ("attention.self.key", "attention.self.value")
+    looks_apart: ClassVar[bool] = True
 
     def refuses(self, config: Any) -> str | None:
         """Why a model of this family with this config cannot be compressed; ``None`` if it can."""
@@ -69,6 +74,21 @@ class Backbone:
         """The layer's first half, residual and norm included; ``(B, N, D)``, ``(1, T, D)`` or ``(B, K, D)``."""
         return layer.attention(hidden, mask)[0]
 
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        """What the layer's attention looks at, of any rows: ``(B, N, D)`` to twice ``(B, H, N, d)``."""
+        attention = layer.attention.self
+        size = attention.attention_head_size
+        return heads(attention.key(hidden), size), heads(attention.value(hidden), size)
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        """The layer's first half with rows that look at others: :meth:`attend`, but for keys and values."""
+        attention = layer.attention.self
+        query = heads(attention.query(hidden), attention.attention_head_size)
+        context = look(attention, query, key, value, mask, attention.scaling, attention.dropout.p)
+        return layer.attention.output(context, hidden)
+
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         """The layer's second half, residual and norm included."""
         return layer.output(layer.intermediate(hidden), hidden)
@@ -88,7 +108,8 @@ class Backbone:
         """FLOPs of one layer per token and per pair."""
         whole = linear_flops(layer)
         feed_forward = sum(linear_flops(getattr(layer, name)) for name in self.feed_forward_parts)
-        return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward)
+        keys = sum(linear_flops(layer.get_submodule(name)) for name in self.key_parts) if self.looks_apart else 0.0
+        return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward, keys=keys)
 
     def pair_flops(self, layer: Module) -> float:
         """FLOPs per pair of tokens: the scores and the weighted sum of the values, all heads."""
@@ -99,10 +120,36 @@ class Narrowed(Backbone):
     """A family that computes its attention itself: it needs a rectangle, and is let in on the mask at its softmax."""
 
     packs = False
+    looks_apart = False
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         with MaskedSoftmax(mask):
             return layer.attention(hidden, **(geometry or {}))[0]
+
+
+def heads(rows: Tensor, size: int) -> Tensor:
+    """Split the last dimension into heads: ``(B, N, H d)`` to ``(B, H, N, d)``."""
+    return rows.unflatten(-1, (-1, size)).transpose(1, 2)
+
+
+def look(
+    module: Module, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float, dropout: float
+) -> Tensor:
+    """Attention as the family's own modules call it, heads side by side again: ``(B, N, H d)``."""
+    dropout = dropout if module.training else 0.0
+    return skim_attention(module, query, key, value, mask, scaling=scaling, dropout=dropout)[0].flatten(-2)
+
+
+def rotated(rows: Tensor, geometry: tuple[Tensor, Tensor]) -> Tensor:
+    """Queries or keys ``(B, H, N, d)`` turned by their positions, halves against halves (Su et al., 2021, RoFormer).
+
+    Args:
+        rows: what to turn.
+        geometry: cosines and sines, ``(B, N, d)``.
+    """
+    cos, sin = (part.unsqueeze(1) for part in geometry)
+    one, other = rows.chunk(2, -1)
+    return (rows * cos + torch.cat([-other, one], -1) * sin).to(rows.dtype)
 
 
 def positions(tokens: TokenBatch, inputs: Inputs) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skim.backbones.base import Backbone, Module
+from skim.backbones.base import Backbone, Module, heads, look
 from skim.engine.attention import AttentionMask
 from skim.engine.walk import Inputs
 
@@ -16,6 +16,7 @@ class DistilBert(Backbone):
 
     model_types = ("distilbert",)
     feed_forward_parts = ("ffn",)
+    key_parts = ("attention.k_lin", "attention.v_lin")
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.transformer.layer)
@@ -25,6 +26,19 @@ class DistilBert(Backbone):
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         return layer.sa_layer_norm(layer.attention(hidden, mask)[0] + hidden)
+
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        attention = layer.attention
+        size = attention.attention_head_size
+        return heads(attention.k_lin(hidden), size), heads(attention.v_lin(hidden), size)
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        attention = layer.attention
+        query = heads(attention.q_lin(hidden), attention.attention_head_size)
+        context = look(attention, query, key, value, mask, attention.scaling, attention.dropout.p)
+        return layer.sa_layer_norm(attention.out_lin(context) + hidden)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.output_layer_norm(layer.ffn(hidden) + hidden)

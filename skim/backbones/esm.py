@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from skim.backbones.base import Backbone, Module, positions
+from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
 from skim.engine.tokens import TokenBatch
 from skim.engine.walk import Inputs
@@ -33,6 +33,22 @@ class Esm(Backbone):
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         return layer.attention(hidden, attention_mask=mask, position_embeddings=geometry)
+
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        attention = layer.attention.self
+        key, value = super().keys_and_values(layer, layer.attention.LayerNorm(hidden), geometry)
+        return rotated(key, geometry) if attention.position_embedding_type == "rotary" else key, value
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        attention = layer.attention.self
+        size = attention.attention_head_size
+        query = heads(attention.query(layer.attention.LayerNorm(hidden)), size) * size**-0.5
+        if attention.position_embedding_type == "rotary":
+            query = rotated(query, geometry)
+        context = look(attention, query, key, value, mask, attention.scaling, attention.dropout)
+        return layer.attention.output(context, hidden)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.feed_forward_chunk(hidden)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from skim.backbones.base import Backbone, Module, positions
+from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
 from skim.engine.tokens import TokenBatch
 from skim.engine.walk import Inputs
@@ -18,6 +18,7 @@ class EuroBert(Backbone):
 
     model_types = ("eurobert",)
     feed_forward_parts = ("mlp",)
+    key_parts = ("self_attn.k_proj", "self_attn.v_proj")
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)
@@ -31,6 +32,22 @@ class EuroBert(Backbone):
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         normed = layer.input_layernorm(hidden)
         return hidden + layer.self_attn(normed, attention_mask=mask, position_embeddings=geometry)[0]
+
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        attention, states = layer.self_attn, layer.input_layernorm(hidden)
+        key, value = (
+            heads(attention.k_proj(states), attention.head_dim),
+            heads(attention.v_proj(states), attention.head_dim),
+        )
+        return rotated(key, geometry), value
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        attention = layer.self_attn
+        query = rotated(heads(attention.q_proj(layer.input_layernorm(hidden)), attention.head_dim), geometry)
+        context = look(attention, query, key, value, mask, attention.scaling, attention.attention_dropout)
+        return hidden + attention.o_proj(context)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))

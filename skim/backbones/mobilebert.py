@@ -18,6 +18,7 @@ class MobileBert(Backbone):
 
     model_types = ("mobilebert",)
     feed_forward_parts = ()
+    looks_apart = False
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         # Not layer(...): a checkpointed layer's __call__ would be recomputed inside the walk's own recomputation.

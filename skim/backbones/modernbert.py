@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from skim.backbones.base import Backbone, Module, positions
+from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
 from skim.engine.tokens import TokenBatch
 from skim.engine.walk import Inputs
+from skim.errors import SkimError
+from skim.flops import LayerCost
 
 
 class ModernBert(Backbone):
@@ -18,6 +22,7 @@ class ModernBert(Backbone):
 
     model_types = ("modernbert",)
     feed_forward_parts = ("mlp",)
+    key_parts = ("attn.Wqkv",)
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)
@@ -37,11 +42,40 @@ class ModernBert(Backbone):
         rotation = geometry[layer.attention_type]
         return hidden + layer.attn(layer.attn_norm(hidden), position_embeddings=rotation, attention_mask=mask)[0]
 
+    def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
+        _, *weights = part_of(layer.attn.Wqkv)
+        key, value = (heads(F.linear(layer.attn_norm(hidden), *part), layer.attn.head_dim) for part in weights)
+        return rotated(key, geometry[layer.attention_type]), value
+
+    def attend_to(
+        self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
+    ) -> Tensor:
+        attention = layer.attn
+        query = heads(F.linear(layer.attn_norm(hidden), *part_of(attention.Wqkv)[0]), attention.head_dim)
+        query = rotated(query, geometry[layer.attention_type])
+        context = look(attention, query, key, value, mask, attention.head_dim**-0.5, attention.attention_dropout)
+        return hidden + attention.out_drop(attention.Wo(context))
+
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return hidden + layer.mlp(layer.mlp_norm(hidden))
 
     def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
         return super().finish(base, base.final_norm(hidden))
 
+    def cost(self, layer: Module) -> LayerCost:
+        cost = super().cost(layer)
+        return replace(cost, keys=cost.keys * 2 / 3)  # queries are made by the same matrix
+
     def pair_flops(self, layer: Module) -> float:
         return 4.0 * layer.config.hidden_size
+
+
+def part_of(linear: Module) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of the three linear maps, to queries, keys and values, that one module holds."""
+    if not isinstance(linear, nn.Linear):
+        raise SkimError(
+            "An adapter on ModernBERT's Wqkv makes queries, keys and values at once, and this method "
+            "needs them apart.\nPut adapters on Wo and Wi, or merge them first."
+        )
+    biases = [None] * 3 if linear.bias is None else linear.bias.chunk(3)
+    return list(zip(linear.weight.chunk(3), biases, strict=True))

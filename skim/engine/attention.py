@@ -38,6 +38,7 @@ class AttentionMask:
             published Transkimmer (Eq. 4), ``softmax(s) * keep``: retired tokens still weigh in the denominator.
         wants_received: whether the method asks for ``received``.
         blanks: retired queries get a context of zero, as in the published LTP; masked execution only.
+        memory: the rows that are looked at, where they are not the rows that look.
         used: set by the attention function; a layer that leaves it False has ignored its mask.
         received: the attention that each row receives, summed over the alive queries and averaged over heads, before
             dropout; float32, one value per row of the batch. Carries gradients in masked training only.
@@ -48,6 +49,7 @@ class AttentionMask:
     inside_softmax: bool = True
     wants_received: bool = False
     blanks: bool = False
+    memory: Occupancy | None = None
     used: bool = field(default=False, init=False)
     received: Tensor | None = field(default=None, init=False)
 
@@ -65,7 +67,13 @@ class AttentionMask:
 
     def visible(self) -> Tensor:
         """Which keys each query sees in a padded batch, bool, broadcastable to ``(B, H, N, N)``."""
-        return self.windowed((self.occupancy.weights > 0.5)[:, None, None, :], self.occupancy.position)
+        if self.memory is None:
+            return self.windowed((self.occupancy.weights > 0.5)[:, None, None, :], self.occupancy.position)
+        keys = (self.memory.weights > 0.5)[:, None, None, :]
+        if self.window is None:
+            return keys
+        seen = keys & near(self.occupancy.position, self.window, self.memory.position)[:, None]
+        return seen | ~seen.any(-1, keepdim=True)  # who sees nobody is filler: a softmax over nothing is NaN
 
     def windowed(self, keys: Tensor, position: Tensor) -> Tensor:
         """``keys`` (B, 1, 1, n) cut to the layer's window around each query; every row sees itself.
@@ -114,9 +122,10 @@ class MaskedSoftmax(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def near(position: Tensor, window: int) -> Tensor:
-    """Pairs of rows at most ``window`` input positions apart: ``(..., n)`` to ``(..., n, n)`` bool."""
-    return (position[..., :, None] - position[..., None, :]).abs() <= window
+def near(position: Tensor, window: int, other: Tensor | None = None) -> Tensor:
+    """Pairs of rows at most ``window`` positions apart, bool: ``(..., n)`` and ``(..., m)`` to ``(..., n, m)``."""
+    other = position if other is None else other
+    return (position[..., :, None] - other[..., None, :]).abs() <= window
 
 
 def masked_softmax(scores: Tensor, keep: Tensor, visible: Tensor | None = None, inside: bool = True) -> Tensor:
@@ -306,15 +315,19 @@ def packed_attention(
     """
     occupancy = mask.occupancy
     assert isinstance(occupancy, PackedOccupancy)
+    memory = occupancy if mask.memory is None else mask.memory
+    assert isinstance(memory, PackedOccupancy)
     if query.is_cuda:
         half = query.dtype in (torch.float16, torch.bfloat16)
         plain = dropout == 0.0 and mask.window is None and not mask.wants_received
         if half and plain and varlen_attn is not None:
             longest = occupancy.sequences.real.shape[1]  # an upper bound is enough, and costs no sync
-            bounds = occupancy.bounds.int()
+            bounds = occupancy.bounds.int(), memory.bounds.int()
             q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-            return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling).transpose(0, 1)[None], None
+            return varlen_attn(q, k, v, *bounds, longest, longest, scale=scaling).transpose(0, 1)[None], None
         return rectangle_attention(query, key, value, mask, scaling, dropout)
+    if mask.memory is not None:
+        return memory_attention(query, key, value, mask, scaling, dropout), None
     window = mask.window
     if len(occupancy.bounds) == 2:  # one sequence: nothing to sort, and at batch size 1 sorting is a tenth of the time
         seen = None if window is None else near(occupancy.position, window)[:, None]
@@ -340,23 +353,67 @@ def packed_attention(
     return context, torch.cat(sums).index_select(0, back)[None] if sums else None
 
 
+def memory_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float | None, dropout: float
+) -> Tensor:
+    """Packed attention to other rows than those that look, ``(1, H, T, d)``; one call per sequence, on the CPU."""
+    occupancy, memory = mask.occupancy, mask.memory
+    assert isinstance(occupancy, PackedOccupancy)
+    assert isinstance(memory, PackedOccupancy)
+    contexts = []
+    ends = zip(occupancy.bounds.tolist(), memory.bounds.tolist(), strict=True)
+    begin, first = next(ends)
+    for end, last in ends:
+        if end > begin:
+            rows, looked = slice(begin, end), slice(first, last)
+            seen = None
+            if mask.window is not None:
+                seen = near(occupancy.position[0, rows], mask.window, memory.position[0, looked])
+            q, k, v = query[:, :, rows], key[:, :, looked], value[:, :, looked]
+            contexts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling))
+        begin, first = end, last
+    return torch.cat(contexts, 2) if contexts else query
+
+
 def rectangle_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float | None, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
     """Packed attention by way of a rectangle ``(B, H, N, d)`` that lives for the attention only; no host sync."""
     occupancy = mask.occupancy
     assert isinstance(occupancy, PackedOccupancy)
+    memory = occupancy if mask.memory is None else mask.memory
+    assert isinstance(memory, PackedOccupancy)
     slots, taken = occupancy.rectangle
     heads, size = query.shape[1], query.shape[3]
 
-    def spread(rows: Tensor) -> Tensor:
+    def spread(rows: Tensor, of: PackedOccupancy) -> Tensor:
+        slots, taken = of.rectangle
         places = rows.new_zeros(taken.numel(), heads, size).index_copy(0, slots, rows[0].transpose(0, 1))
         return places.view(*taken.shape, heads, size).transpose(1, 2)
 
-    position = torch.zeros_like(taken, dtype=torch.long).view(-1).index_copy(0, slots, occupancy.position[0])
-    seen = mask.windowed(taken[:, None, None, :], position.view_as(taken))
+    def positions(of: PackedOccupancy) -> Tensor:
+        slots, taken = of.rectangle
+        places = torch.zeros_like(taken, dtype=torch.long).view(-1).index_copy(0, slots, of.position[0])
+        return places.view_as(taken)
+
+    keys = memory.rectangle[1][:, None, None, :]
+    if mask.memory is None:
+        seen = mask.windowed(keys, positions(occupancy))
+    elif mask.window is None:
+        seen = keys
+    else:
+        seen = keys & near(positions(occupancy), mask.window, positions(memory))[:, None]
+    if mask.memory is not None:  # who sees nobody is filler: a softmax over nothing is NaN
+        seen = seen | ~seen.any(-1, keepdim=True)
     context, received = attention(
-        spread(query), spread(key), spread(value), mask, scaling, dropout, seen, taken.float()
+        spread(query, occupancy),
+        spread(key, memory),
+        spread(value, memory),
+        mask,
+        scaling,
+        dropout,
+        seen,
+        taken.float(),
     )
     context = context.transpose(1, 2).reshape(taken.numel(), heads, size)[slots].transpose(0, 1)[None]
     return context, None if received is None else received.flatten()[slots][None]

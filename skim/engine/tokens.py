@@ -11,18 +11,23 @@ A :class:`TokenBatch` comes in three forms that share one set of operations, so 
 * :class:`NarrowedTokens` - padded ``(B, K, D)``, K the longest survivor; for families whose attention cannot be handed
   a function and so needs a rectangle.
 
-All three are immutable: an operation returns a new batch. A retired token keeps its last state; ``restore()`` puts
-every token's last state back at its input position.
+All three are immutable: an operation returns a new batch. A token can leave the rows in three ways: *retired*, it is
+gone; *halted*, it is computed no further but still looked at; *merged*, its window goes on as one row.
+``restore()`` puts every token's last state back at its input position.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from skim.engine.pooling import openings, pooled
+from skim.errors import SkimError
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,10 @@ class Sequences:
 class Occupancy:
     """Who is alive, and at which input position each row sits. Shared by all states between two retirements."""
 
-    position: Tensor  # input position of each row: (B, N), (B, K) or (1, T)
+    position: Tensor  # input position of each row, of its first token if it merges several: (B, N), (B, K) or (1, T)
     weights: Tensor  # how much each row counts as a key, in the same shape
     sequences: Sequences
+    merged: Tensor | None = None  # (B, N) the input position at which each token's row sits; None: at its own
 
     def counts(self) -> Tensor:
         """Alive real tokens per sequence, ``(B,)``; differentiable where the mask is."""
@@ -71,6 +77,17 @@ class Occupancy:
     def rows(self, values: Tensor) -> Tensor:
         """What was given per input position, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
         raise NotImplementedError
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        """The way back: a copy of ``into`` ``(B, N)`` with ``values`` of the present rows at their input positions."""
+        raise NotImplementedError
+
+    def shared(self, values: Tensor) -> Tensor:
+        """Values at input positions, ``(B, N, ...)``, with each merged token's row's value at the token's."""
+        if self.merged is None:
+            return values
+        where = self.merged.view(*self.merged.shape, *[1] * (values.dim() - 2))
+        return values.gather(1, where.expand(*self.merged.shape, *values.shape[2:]))
 
     def spread(self, values: Tensor) -> Tensor:
         """What was given per sequence, ``(B,)``, at (or broadcastable to) its rows: ``(B, 1)`` or ``(1, T)``."""
@@ -92,11 +109,27 @@ class Occupancy:
 
 
 class TokenBatch:
-    """States of the alive tokens and the last states of the retired ones; see the module's docstring."""
+    """States of the alive tokens and the last states of the retired ones; see the module's docstring.
+
+    Attributes:
+        hidden: one state per row.
+        occupancy: who the rows are.
+        sequences: what entered.
+        memory: what attention looks at, where that is not the rows themselves: all rows, halted ones included, or the
+            rows before they were merged.
+        carry: what the method hands along from layer to layer; never looked at by the engine.
+    """
 
     hidden: Tensor
     occupancy: Occupancy
     sequences: Sequences
+    memory: Any = None
+    carry: Any = None
+
+    @property
+    def looked_at(self) -> Occupancy:
+        """Who attention looks at."""
+        return self.occupancy if self.memory is None else self.memory.occupancy
 
     def with_hidden(self, hidden: Tensor) -> TokenBatch:
         """The same tokens with new states, of the same shape as ``hidden``."""
@@ -114,8 +147,44 @@ class TokenBatch:
         """
         raise NotImplementedError
 
+    def halt(self, running: Tensor) -> TokenBatch:
+        """Freeze rows: they keep their state and are computed no further, but the others go on looking at them.
+
+        Unlike :meth:`retire` it takes whoever it is given, protected tokens too: nobody loses anything by it. To be
+        called with the states as they are to be frozen; a masked row's state must not change any more.
+
+        Args:
+            running: one value per row of ``hidden``; 1 runs on, 0 halts; or bool.
+        """
+        raise NotImplementedError
+
+    def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> TokenBatch:
+        """Merge neighbours: each window of ``stride`` alive rows becomes one row, at its first row's place.
+
+        Attention looks at the rows before they were merged as long as ``memory`` holds them; the caller decides.
+
+        Args:
+            stride: rows per window.
+            alone: bool, one per row: these stay rows of their own.
+            kind: ``mean`` or ``max``.
+            pads: windows are laid over pads as well, as published (a result then changes with the padding).
+        """
+        raise NotImplementedError
+
+    def looking_at(self, memory: TokenBatch | None) -> TokenBatch:
+        """The same rows, looking at these; ``None``: at one another."""
+        return replace(self, memory=memory)  # type: ignore[type-var]
+
+    def carrying(self, carry: Any) -> TokenBatch:
+        """The same rows with what the method hands along."""
+        return replace(self, carry=carry)  # type: ignore[type-var]
+
+    def unpool(self, hidden: Tensor) -> TokenBatch:
+        """Every token as a row of its own again, with these states ``(B, N, D)``; the carry goes along."""
+        return replace(type(self).start(hidden, self.sequences), carry=self.carry)  # type: ignore[attr-defined]
+
     def restore(self) -> Tensor:
-        """Every token's last state at its input position, ``(B, N, D)``."""
+        """Every token's last state at its input position, ``(B, N, D)``; a merged one has its row's."""
         raise NotImplementedError
 
 
@@ -133,6 +202,7 @@ class MaskedOccupancy(Occupancy):
     sequences: Sequences
     kept: Tensor | None = None
     faded: Tensor | None = None
+    merged: Tensor | None = None
 
     @property
     def position(self) -> Tensor:  # type: ignore[override]
@@ -153,6 +223,9 @@ class MaskedOccupancy(Occupancy):
     def rows(self, values: Tensor) -> Tensor:
         return values
 
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        return values.to(into.dtype)
+
 
 @dataclass(frozen=True)
 class MaskedTokens(TokenBatch):
@@ -166,6 +239,8 @@ class MaskedTokens(TokenBatch):
     occupancy: MaskedOccupancy
     sequences: Sequences
     settled: Tensor | None = None  # (B, N, D): the states of rows retired so far, valid where kept == 0
+    memory: MaskedTokens | None = None
+    carry: Any = None
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences) -> MaskedTokens:
@@ -178,7 +253,24 @@ class MaskedTokens(TokenBatch):
             stay = stay | last_tokens(self.occupancy.alive(), (keep > 0.5) | stay)
         keep = torch.where(stay, 1.0, keep.float())
         occupancy = MaskedOccupancy(self.sequences, keep if kept is None else kept * keep)
-        return MaskedTokens(self.hidden, occupancy, self.sequences, self.restore())
+        return replace(self, occupancy=occupancy, settled=self.restore(), memory=None)
+
+    def halt(self, running: Tensor) -> MaskedTokens:
+        memory = self if self.memory is None else self.memory
+        kept = self.occupancy.kept
+        running = running.float() if kept is None else kept * running
+        occupancy = MaskedOccupancy(self.sequences, running)
+        return replace(self, occupancy=occupancy, settled=self.restore(), memory=memory)
+
+    def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> NarrowedTokens:
+        kept = self.occupancy.kept
+        if self.memory is not None or (kept is not None and kept.requires_grad):
+            raise SkimError("Tokens that have halted, or whose decisions are relaxed, cannot be merged; pool first.")
+        start = replace(NarrowedTokens.start(self.hidden, self.sequences), carry=self.carry)
+        if kept is not None:
+            start = replace(start, left=F.pad(self.restore(), (0, 0, 0, 1)))
+            start = replace(start, occupancy=replace(start.occupancy, weights=self.occupancy.weights > 0.5))
+        return start.pool(stride, alone, kind, pads)
 
     def fade(self, factors: Tensor) -> MaskedTokens:
         """Note factors ``(B, N)`` for this layer's output, without anybody leaving; the method applies them there."""
@@ -205,6 +297,7 @@ class PackedOccupancy(Occupancy):
     index: Tensor
     bounds: Tensor
     sequences: Sequences
+    merged: Tensor | None = None
 
     @cached_property
     def position(self) -> Tensor:  # type: ignore[override]
@@ -257,10 +350,13 @@ class PackedOccupancy(Occupancy):
     def alive(self) -> Tensor:
         alive = torch.zeros_like(self.sequences.real)
         alive.view(-1)[self.index] = True
-        return alive
+        return self.shared(alive)
 
     def rows(self, values: Tensor) -> Tensor:
         return values.reshape(1, -1)[:, self.index]
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        return into.reshape(-1).index_copy(0, self.index, values[0].to(into.dtype)).view_as(into)
 
     def spread(self, values: Tensor) -> Tensor:
         return values[self.sequence][None]
@@ -283,6 +379,10 @@ class PackedTokens(TokenBatch):
     occupancy: PackedOccupancy
     sequences: Sequences
     left: Tensor | None = None  # (B * N, D): last states of rows that left; None while nobody has
+    memory: PackedTokens | None = None
+    carry: Any = None
+    within: Tensor | None = None  # (T,) where the rows are among the memory's, if others have halted
+    changed: Tensor | None = None  # rows of the memory that are new since the layer before; None: all
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences) -> PackedTokens:
@@ -294,6 +394,8 @@ class PackedTokens(TokenBatch):
         return cls(rows, PackedOccupancy(index, bounds, sequences), sequences)
 
     def retire(self, keep: Tensor) -> PackedTokens:
+        if self.memory is not None:
+            raise SkimError("Tokens cannot retire where others have halted: who has halted is still looked at.")
         index, bounds = self.occupancy.index, self.occupancy.bounds
         keep = (keep.view(-1) > 0.5) | self.sequences.protected.view(-1)[index]
         if not self.sequences.covered:
@@ -303,8 +405,56 @@ class PackedTokens(TokenBatch):
         rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
         if len(rows) == len(index):
             return self
-        occupancy = PackedOccupancy(index[rows], torch.searchsorted(rows, bounds), self.sequences)
-        return PackedTokens(self.hidden.index_select(1, rows), occupancy, self.sequences, self._put_back())
+        occupancy = replace(self.occupancy, index=index[rows], bounds=torch.searchsorted(rows, bounds))
+        return replace(self, hidden=self.hidden.index_select(1, rows), occupancy=occupancy, left=self._put_back())
+
+    def halt(self, running: Tensor) -> PackedTokens:
+        rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
+        memory, within = self._memory(), self.within
+        occupancy = replace(
+            self.occupancy,
+            index=self.occupancy.index[rows],
+            bounds=torch.searchsorted(rows, self.occupancy.bounds),
+        )
+        return replace(
+            self,
+            hidden=self.hidden.index_select(1, rows),
+            occupancy=occupancy,
+            memory=memory,
+            within=rows if within is None else within[rows],
+            changed=within,
+        )
+
+    def _memory(self) -> PackedTokens:
+        """All rows, halted ones included, as they are now."""
+        if self.memory is None or self.within is None:
+            return replace(self, memory=None, carry=None)
+        return replace(self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden))
+
+    def fresh(self) -> PackedTokens:
+        """Those rows of the memory that are new since the layer before."""
+        memory = self.memory
+        assert memory is not None
+        if self.changed is None:
+            return memory
+        bounds = torch.searchsorted(self.changed, memory.occupancy.bounds)
+        occupancy = replace(memory.occupancy, index=memory.occupancy.index[self.changed], bounds=bounds)
+        return replace(memory, hidden=memory.hidden.index_select(1, self.changed), occupancy=occupancy)
+
+    def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> PackedTokens:
+        if pads:
+            raise SkimError("Windows over pads need pads; use execution=masked, or the method without preset=paper.")
+        if self.memory is not None:
+            raise SkimError("Halted tokens cannot be merged; pool first.")
+        index, bounds = self.occupancy.index, self.occupancy.bounds
+        first = torch.zeros_like(index, dtype=torch.bool).index_fill(0, bounds[:-1][bounds.diff() > 0], True)
+        opening = openings(first, alone.view(-1), stride)
+        opens = opening.nonzero().squeeze(1)
+        size = F.pad(opens, (0, 1), value=len(index)).diff()
+        hidden = pooled(self.hidden[0], opens, size, kind)[None]
+        merged = merge(self.occupancy, index, index[opens].repeat_interleave(size, output_size=len(index)))
+        occupancy = PackedOccupancy(index[opens], torch.searchsorted(opens, bounds), self.sequences, merged)
+        return replace(self, hidden=hidden, occupancy=occupancy)
 
     def _put_back(self) -> Tensor:
         """The buffer of last states with the current states written into it.
@@ -319,11 +469,13 @@ class PackedTokens(TokenBatch):
         return left.index_copy_(0, self.occupancy.index, self.hidden[0].to(left.dtype))
 
     def restore(self) -> Tensor:
+        if self.within is not None:
+            return self._memory().restore()
         if self.left is None:
             states = self.hidden[0] if self._full else self._put_back()
         else:  # a copy: what is handed out must not change under a later retirement
             states = self.left.index_copy(0, self.occupancy.index, self.hidden[0].to(self.left.dtype))
-        return states.view(*self.sequences.real.shape, -1)
+        return self.occupancy.shared(states.view(*self.sequences.real.shape, -1))
 
     @property
     def _full(self) -> bool:
@@ -343,6 +495,7 @@ class NarrowedOccupancy(Occupancy):
     position: Tensor
     weights: Tensor
     sequences: Sequences
+    merged: Tensor | None = None
 
     def counts(self) -> Tensor:
         return self.weights.sum(1)
@@ -350,10 +503,13 @@ class NarrowedOccupancy(Occupancy):
     def alive(self) -> Tensor:
         batch, positions = self.sequences.real.shape
         alive = self.sequences.real.new_zeros(batch, positions + 1)
-        return alive.scatter(1, self.position, self.weights)[:, :positions]
+        return self.shared(alive.scatter(1, self.position, self.weights)[:, :positions]) & self.sequences.real
 
     def rows(self, values: Tensor) -> Tensor:
         return F.pad(values, (0, 1)).gather(1, self.position)
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        return F.pad(into, (0, 1)).scatter(1, self.position, values.to(into.dtype))[:, :-1]
 
 
 @dataclass(frozen=True)
@@ -364,6 +520,8 @@ class NarrowedTokens(TokenBatch):
     occupancy: NarrowedOccupancy
     sequences: Sequences
     left: Tensor | None = None  # (B, N + 1, D): last states of rows that left; column N takes the filler
+    memory: NarrowedTokens | None = None
+    carry: Any = None
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences) -> NarrowedTokens:
@@ -381,9 +539,41 @@ class NarrowedTokens(TokenBatch):
         rows = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
         keep = keep.gather(1, rows)
         position = torch.where(keep, position.gather(1, rows), positions)
-        occupancy = NarrowedOccupancy(position, keep, self.sequences)
+        occupancy = replace(self.occupancy, position=position, weights=keep)
         hidden = self.hidden.gather(1, rows[..., None].expand(-1, -1, self.hidden.shape[-1]))
-        return NarrowedTokens(hidden, occupancy, self.sequences, self._put_back())
+        return replace(self, hidden=hidden, occupancy=occupancy, left=self._put_back(), memory=None)
+
+    def halt(self, running: Tensor) -> NarrowedTokens:
+        raise SkimError("Halted tokens are still looked at, so no rectangle gets narrower; use execution=packed.")
+
+    def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> NarrowedTokens:
+        batch, positions = self.sequences.real.shape
+        there = self.occupancy.weights
+        rows = torch.arange(there.numel(), device=there.device)
+        if not pads:
+            rows = rows[there.view(-1)]
+        of = rows // there.shape[1]  # the sequence of each row
+        first = torch.ones_like(of, dtype=torch.bool)
+        first[1:] = of[1:] != of[:-1]
+        opens = openings(first, alone.reshape(-1)[rows], stride).nonzero().squeeze(1)
+        size = F.pad(opens, (0, 1), value=len(rows)).diff()
+        states = pooled(self.hidden.reshape(-1, self.hidden.shape[-1])[rows], opens, size, kind)
+        # each sequence's windows side by side at the front of a rectangle; with pads, real if any member is
+        of_window = of[opens]
+        count = of_window.bincount(minlength=batch)
+        slot = torch.arange(len(opens), device=rows.device) - (count.cumsum(0) - count)[of_window]
+        width = max(int(count.max()), 1)
+        place = of_window * width + slot
+        window = torch.arange(len(opens), device=rows.device).repeat_interleave(size, output_size=len(rows))
+        real = torch.zeros_like(opens, dtype=torch.int64).index_add(0, window, there.reshape(-1)[rows].long()) > 0
+        at = self.occupancy.position.reshape(-1)[rows]
+        hidden = states.new_zeros(batch * width, states.shape[-1]).index_copy(0, place, states)
+        position = torch.full((batch * width,), positions, device=rows.device).index_copy(0, place, at[opens])
+        weights = torch.zeros_like(position, dtype=torch.bool).index_copy(0, place, real)
+        here = at < positions  # filler merges with filler
+        merged = merge(self.occupancy, (of * positions + at)[here], (of * positions + at[opens][window])[here])
+        occupancy = NarrowedOccupancy(position.view(batch, width), weights.view(batch, width), self.sequences, merged)
+        return replace(self, hidden=hidden.view(batch, width, -1), occupancy=occupancy)
 
     def _put_back(self) -> Tensor:
         """As in the packed form; out of place, because filler rows share a column and the scatter must not race."""
@@ -395,9 +585,9 @@ class NarrowedTokens(TokenBatch):
         return left.scatter(1, index, self.hidden.to(left.dtype))
 
     def restore(self) -> Tensor:
-        if self.left is None:
+        if self.left is None and self.occupancy.merged is None:
             return self.hidden
-        return self._put_back()[:, : self.sequences.real.shape[1]]
+        return self.occupancy.shared(self._put_back()[:, : self.sequences.real.shape[1]])
 
 
 def last_tokens(alive: Tensor, keep: Tensor) -> Tensor:
@@ -405,3 +595,12 @@ def last_tokens(alive: Tensor, keep: Tensor) -> Tensor:
     lost = alive.any(1) & ~(alive & keep).any(1)
     first = F.one_hot(alive.int().argmax(1), alive.shape[1]).bool()
     return first & lost[:, None]
+
+
+def merge(occupancy: Occupancy, members: Tensor, firsts: Tensor) -> Tensor:
+    """Where each token's row sits, ``(B, N)``, once rows at flat positions ``members`` have joined ``firsts``."""
+    real = occupancy.sequences.real
+    batch, positions = real.shape
+    joined = torch.arange(real.numel(), device=real.device).index_copy(0, members, firsts).view(batch, positions)
+    begins = torch.arange(batch, device=real.device)[:, None] * positions
+    return occupancy.shared(joined - begins) if occupancy.merged is not None else joined - begins

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class LayerTrace:
         cost: the backbone's FLOPs in this layer.
         method_cost: the method's FLOPs per arriving token in this layer.
         sums_cost: FLOPs per pair of tokens for telling the method how much attention each one received.
+        looked_at: who attention looks at; ``None``: those that attend.
+        projected: whose keys and values this layer computed; ``None``: all looked at.
     """
 
     arriving: Occupancy
@@ -34,6 +37,8 @@ class LayerTrace:
     cost: LayerCost
     method_cost: float
     sums_cost: float = 0.0
+    looked_at: Occupancy | None = None
+    projected: Occupancy | None = None
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training.
@@ -42,7 +47,12 @@ class LayerTrace:
             formula: count by this one instead of truly, see :data:`skim.flops.FORMULAS`; the method's own are left out.
         """
         cost = self.cost if formula is None else formula
-        run = cost(self.attending.counts(), self.feeding.counts(), self.attending.sequences.lengths)
+        looked_at = None if self.looked_at is None else self.looked_at.counts()
+        projected = None
+        if self.projected is not None:  # a layer that nobody enters does not run
+            projected = self.projected.counts() * (self.attending.counts().sum() > 0)
+        lengths = self.attending.sequences.lengths
+        run = cost(self.attending.counts(), self.feeding.counts(), lengths, looked_at, projected)
         if formula is not None:
             return run
         own = self.method_cost * precise(self.arriving.counts())
@@ -59,13 +69,15 @@ class Trace:
 
     Attributes:
         sequences: what entered.
-        layers: one entry per layer that ran.
+        layers: one entry per layer; one that did not run, because nobody was left, has no tokens.
+        carry: what the method handed along from layer to layer, at the end.
         execution: ``"masked"``, ``"packed"`` or ``"narrowed"``.
     """
 
     sequences: Sequences
     execution: str
     layers: list[LayerTrace] = field(default_factory=list)
+    carry: Any = None
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copied or pickled model leaves its last trace behind (``None``): graphs of a forward cannot be copied."""

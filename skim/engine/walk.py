@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.attention import AttentionMask
-from skim.engine.tokens import MaskedTokens, NarrowedTokens, PackedTokens, Sequences, TokenBatch
+from skim.engine.tokens import MaskedTokens, NarrowedTokens, Occupancy, PackedTokens, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.errors import SkimError, unknown
 
@@ -55,6 +55,45 @@ class Inputs:
 
 
 INPUTS = tuple(Inputs.__dataclass_fields__)  # what an encoder takes of a batch: no labels, so no loss
+
+
+class Memory:
+    """Keys and values of rows that are looked at, kept while one layer runs again and again.
+
+    A halted token's state does not change, so where layers share their weights neither do its key and value.
+    """
+
+    def __init__(self, backbone: Backbone, base: nn.Module, inputs: Inputs) -> None:
+        self.backbone, self.base, self.inputs = backbone, base, inputs
+        self.layer: nn.Module | None = None  # the one that ran last over a memory
+        self.before: Occupancy | None = None  # who ran in it
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+
+    def projected(self, layer: nn.Module, tokens: TokenBatch) -> Occupancy | None:
+        """Whose keys and values have to be computed; ``None``: everybody's who is looked at."""
+        again = layer is self.layer and tokens.memory is not None
+        projected = self.before if again else None
+        self.again, self.before = again, tokens.occupancy
+        self.layer = layer if tokens.memory is not None else None
+        return projected
+
+    def keys_and_values(self, layer: nn.Module, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Of all rows that are looked at, as the family's attention takes them."""
+        memory: TokenBatch = tokens.memory
+        packed = isinstance(tokens, PackedTokens)
+        again = self.again and packed and self.key is not None and tokens.changed is not None  # type: ignore[attr-defined]
+        some = tokens.fresh() if again else memory  # type: ignore[attr-defined]
+        geometry = self.backbone.geometry(self.base, some, self.inputs)
+        key, value = self.backbone.keys_and_values(layer, some.hidden, geometry)
+        if again:
+            changed = tokens.changed  # type: ignore[attr-defined]
+            key, value = (
+                old.index_copy(2, changed, new) if torch.is_grad_enabled() else old.index_copy_(2, changed, new)
+                for old, new in ((self.key, key), (self.value, value))
+            )
+        self.key, self.value = key, value
+        return key, value
 
 
 class Walk:
@@ -94,6 +133,11 @@ class Walk:
                 f"A mask after the softmax cannot run {value}: it needs the retired tokens in the denominator.\n"
                 "Use execution=masked, or the method without preset=paper."
             )
+        if value in ("packed", "narrowed") and self.method.needs_pads:
+            raise SkimError(
+                f"The published {self.method.name} computes with the padding, so it cannot run {value}.\n"
+                "Use execution=masked, or the method without preset=paper."
+            )
         self._execution = value
 
     def form(self) -> str:
@@ -103,7 +147,7 @@ class Walk:
             return "masked"  # whatever was asked for: tokens that are gone have no gradient to learn from
         if self._execution != "auto":
             return self._execution
-        if method.retired_run_on or not method.inside_softmax:
+        if method.retired_run_on or method.needs_pads or not method.inside_softmax:
             return "masked"  # as published, which is not what removing tokens gives
         return "packed" if self.backbone.packs else "narrowed"
 
@@ -121,19 +165,31 @@ class Walk:
         trace = Trace(sequences, form)
         states = []
         position, geometry = None, None
+        memory = Memory(backbone, base, inputs)
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
                 states.append(tokens.restore())
             arriving = tokens.occupancy
+            if not tokens.hidden.numel() and not torch.is_grad_enabled():  # everyone has halted
+                trace.layers.append(LayerTrace(arriving, arriving, arriving, self.costs[i], 0.0, projected=arriving))
+                continue
             tokens = before = method.before_layer(i, tokens)
             attending = tokens.occupancy
+            looked_at = None if tokens.memory is None else tokens.memory.occupancy
             if attending.position is not position:  # rows moved: so do the biases and rotations that look at positions
                 position, geometry = attending.position, backbone.geometry(base, tokens, inputs)
             asked = method.wants_received(i)
             mask = AttentionMask(
-                attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on
+                attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
             )
-            tokens = tokens.with_hidden(self._half(layer, backbone.attend, tokens.hidden, mask, geometry))
+            projected = memory.projected(layer, tokens)
+            if looked_at is None or isinstance(tokens, MaskedTokens):  # a masked batch has all rows in place
+                mask.occupancy, mask.memory = tokens.looked_at, None
+                hidden = self._half(layer, backbone.attend, tokens.hidden, mask, geometry)
+            else:
+                key, value = memory.keys_and_values(layer, tokens)
+                hidden = self._half(layer, backbone.attend_to, tokens.hidden, key, value, mask, geometry)
+            tokens = tokens.with_hidden(hidden)
             if not mask.used:
                 raise SkimError(
                     f"{type(layer).__name__} ignored its attention mask, so padding would be attended to.\n"
@@ -149,9 +205,11 @@ class Walk:
             tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
             tokens = method.after_layer(i, before, tokens)
             sums = 2.0 * self.heads if asked else 0.0
+            own = method.flops_per_token(i)
             trace.layers.append(
-                LayerTrace(arriving, attending, feeding, self.costs[i], method.flops_per_token(i), sums)
+                LayerTrace(arriving, attending, feeding, self.costs[i], own, sums, looked_at, projected)
             )
+        trace.carry = tokens.carry
         hidden = method.restore(tokens)
         output = backbone.finish(base, hidden)
         if wants_states:

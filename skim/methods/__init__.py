@@ -8,7 +8,9 @@ from skim.errors import unknown
 from skim.methods.base import Method, Spec
 
 METHODS = {
+    "act": "skim.methods.act.ACT",
     "dense": "skim.methods.dense.Dense",
+    "funnel": "skim.methods.funnel.Funnel",
     "ltp": "skim.methods.ltp.LTP",
     "ltp_manual": "skim.methods.threshold.Manual",
     "ltp_relative": "skim.methods.threshold.Relative",

@@ -24,11 +24,13 @@ class Spec:
         layers: layers that run, L.
         width: size of a hidden state, D.
         sep_token_id: id of the separator in the input, ``None`` if the model's config does not say.
+        looks_apart: whether its rows can look at other rows than themselves.
     """
 
     layers: int
     width: int
     sep_token_id: int | None = None
+    looks_apart: bool = True
 
 
 class Method(nn.Module):
@@ -48,6 +50,7 @@ class Method(nn.Module):
         starts_at_target: a target is met before training through decisions as well, by moving ``shift``.
         retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
             narrowed execution is asked for by name.
+        needs_pads: computes with the padding, as published; masked execution only.
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         progress: share of training done, of the present stage if there are several.
@@ -60,6 +63,7 @@ class Method(nn.Module):
     inside_softmax = True
     starts_at_target = False
     retired_run_on = False
+    needs_pads = False
 
     def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
         super().__init__()

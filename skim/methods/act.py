@@ -1,0 +1,266 @@
+r"""Adaptive computation time: each token is updated as often as it needs (Simoulin and Crabbe, ACL-SRW 2021).
+
+After layer :math:`k` a halting unit reads the new state :math:`y` of a token that still runs,
+:math:`p_k = \sigma(w \cdot y + b)`, and the token halts as soon as :math:`\sum_{j \le k} p_j > 1 - \epsilon`. With the
+remainder :math:`R = 1 - \sum_{j < k} p_j` at the halting step,
+
+.. math:: x_k = u_k\, y_k + (1 - u_k)\, x_{k-1}, \qquad u_k = p_k \text{ while it runs, } R \text{ where it halts},
+
+and updates plus remainders, the ponder cost, join the loss. A halted token's state is frozen, and the others go on
+looking at it: only running tokens are computed, and where the layers share their weights (ALBERT) keys and values of
+halted ones are kept as well, with the same outputs.
+
+That is ``mix="act"``. A backbone that was not pretrained so would begin with a blend of its layers;
+``mix="gate"``, the default, takes :math:`x_k = y_k` while a token runs and therefore begins as the pretrained model.
+Its decision is hard, with the gradient of :math:`\sigma((1 - \epsilon - \sum_j p_j) / T)`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skim.engine.tokens import Occupancy, TokenBatch
+from skim.engine.trace import Trace
+from skim.errors import SkimError, unknown
+from skim.methods.base import Method, Spec
+from skim.methods.target import Target
+
+# updates that the published models take at most, and the weight of their ponder cost
+PUBLISHED = {"tiny": (6, 1e-3), "small": (12, 5e-4), "base": (24, 2.5e-4)}
+PRESETS = ("default", *PUBLISHED)
+MIXES = ("act", "gate")
+REDUCTIONS = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class Halting:
+    """How far each token has come; all ``(B, N)`` float32 at input positions, 0 on pads.
+
+    Attributes:
+        probability: halting probability summed up so far; 1 once a token has halted by its remainder.
+        updates: layers that have updated it; carries gradients through relaxed decisions.
+        remainders: what was missing to 1 before the step at which it halted; 0 while it runs.
+    """
+
+    probability: Tensor
+    updates: Tensor
+    remainders: Tensor
+
+    @classmethod
+    def start(cls, real: Tensor) -> Halting:
+        """Nobody has been updated yet."""
+        return cls(*(torch.zeros(real.shape, device=real.device) for _ in range(3)))
+
+    def ponder(self) -> Tensor:
+        """Updates plus remainder of each token, ``(B, N)``."""
+        return self.updates + self.remainders
+
+
+class Step(NamedTuple):
+    """One halting step of some tokens; all of the shape of their probabilities."""
+
+    weight: Tensor  # of the new state in the mix
+    probability: Tensor  # summed up, 1 where a token halts
+    remainder: Tensor  # 0 where it does not
+    halts: Tensor  # bool
+
+
+def halting_step(p: Tensor, before: Tensor, epsilon: float, last: bool = False) -> Step:
+    """Graves' rule for tokens that still run.
+
+    Args:
+        p: halting probabilities of this step.
+        before: probability summed up before it.
+        epsilon: a token halts when the sum exceeds 1 less this.
+        last: everyone halts now, which gives the last step a gradient; the published code never does.
+    """
+    total = before + p
+    halts = torch.ones_like(total, dtype=torch.bool) if last else total > 1 - epsilon
+    remainder = torch.where(halts, 1 - before, 0.0)
+    return Step(torch.where(halts, remainder, p), torch.where(halts, 1.0, total), remainder, halts)
+
+
+def runs_on(total: Tensor, epsilon: float, temperature: float) -> Tensor:
+    """Whether tokens go on, exactly 0 or 1, with the gradient of the relaxed decision (straight-through)."""
+    soft = torch.sigmoid((1 - epsilon - total) / temperature)
+    return (total <= 1 - epsilon).float() + (soft - soft.detach())
+
+
+class ACT(Method):
+    """Halting per token, over layers or over the runs of a shared one.
+
+    An option left at ``None`` is the preset's choice, written behind it as default / published.
+
+    Args:
+        preset: ``default``, or ``tiny``, ``small``, ``base``: the published models of 6, 12 and 24 updates.
+        target: relative FLOPs at which training shall end, in (0, 1]; the weight of the penalty is steered there.
+            ``None`` uses ``tau`` as it is.
+        tau: weight of the ponder cost when there is no target; 1e-2 / 1e-3, 5e-4, 2.5e-4.
+        warmup: share of training over which tau (or the target) sets in; 0.3 / 0.
+        mix: ``gate`` or ``act``, see above; gate / act.
+        epsilon: a token halts when its probabilities sum up to more than 1 less this, in (0, 1).
+        temperature: of the relaxed decision of ``gate``, in units of probability.
+        ponder_reduction: of the ponder cost over a sequence's tokens: ``sum`` (longer inputs press harder) or ``mean``
+            over all real tokens; mean / sum.
+        final_remainder: who still runs after the last layer gets the remainder there, and with it a gradient;
+            ``act`` only; True / False.
+        bias_init: of the halting units; ``None`` lets half of the probability be spent over all layers / 0.
+        share_head: one halting unit for all layers, or one for each.
+    """
+
+    name = "act"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        target: float | None = None,
+        tau: float | None = None,
+        warmup: float | None = None,
+        mix: str | None = None,
+        epsilon: float = 0.01,
+        temperature: float = 0.2,
+        ponder_reduction: str | None = None,
+        final_remainder: bool | None = None,
+        bias_init: float | None = None,
+        share_head: bool = True,
+    ) -> None:
+        super().__init__(())
+        if preset not in PRESETS:
+            raise unknown("method.preset", preset, PRESETS)
+        published = PUBLISHED.get(preset)
+        self.preset = preset
+        self.tau = (published[1] if published else 1e-2) if tau is None else tau
+        self.warmup = (0.0 if published else 0.3) if warmup is None else warmup
+        self.mix = ("act" if published else "gate") if mix is None else mix
+        self.epsilon = epsilon
+        self.temperature = temperature
+        self.ponder_reduction = ("sum" if published else "mean") if ponder_reduction is None else ponder_reduction
+        self.final_remainder = (published is None) if final_remainder is None else final_remainder
+        self.bias_init = 0.0 if bias_init is None and published else bias_init
+        self.share_head = share_head
+        if self.mix not in MIXES:
+            raise unknown("method.mix", self.mix, MIXES)
+        if self.ponder_reduction not in REDUCTIONS:
+            raise unknown("method.ponder_reduction", self.ponder_reduction, REDUCTIONS)
+        if not 0 < epsilon < 1:
+            raise SkimError(f"method.epsilon={epsilon} must be above 0 and below 1; published is 0.01.")
+        if self.tau < 0:
+            raise SkimError(f"method.tau={tau} must not be negative: it would reward pondering.")
+        if temperature <= 0:
+            raise SkimError(f"method.temperature={temperature} must be above 0.")
+        self.target = target
+        self.steering = None if target is None else Target(target, self.warmup)
+        self.shift = torch.zeros(())
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        if not spec.looks_apart:
+            raise SkimError(
+                f"method={self.name} leaves halted tokens to be looked at, and this backbone's attention cannot look "
+                "at tokens that it does not compute.\nUse BERT, RoBERTa, ALBERT or ModernBERT, or method=transkimmer."
+            )
+        if self.preset in PUBLISHED and spec.layers != PUBLISHED[self.preset][0]:
+            raise SkimError(
+                f"method.preset={self.preset} takes {PUBLISHED[self.preset][0]} updates, and this backbone has "
+                f"{spec.layers} layers.\nSet backbone.overrides.num_hidden_layers, or use method.preset=default."
+            )
+        # after the last layer nobody is asked: gate has nothing left to decide, and a remainder follows from the others
+        ends = self.mix == "gate" or self.final_remainder
+        self.asked = spec.layers - 1 if ends else spec.layers
+        self.units = nn.ModuleList(
+            nn.Linear(spec.width, 1) for _ in range(min(self.asked, 1 if self.share_head else self.asked))
+        )
+        bias = self.bias_init
+        if bias is None:
+            spent = 0.5 / spec.layers
+            bias = math.log(spent / (1 - spent))
+        for unit in self.units:
+            nn.init.normal_(unit.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.constant_(unit.bias, bias)  # type: ignore[arg-type]
+
+    @property
+    def trains_masked(self) -> bool:  # type: ignore[override]
+        return self.mix == "gate"  # act has no relaxed decision: what has halted has no gradient to learn from
+
+    def probability(self, i: int, hidden: Tensor) -> Tensor:
+        """Halting probabilities after layer ``i``, one per row, float32, moved by ``shift``."""
+        unit = self.units[0 if self.share_head else i]
+        p = torch.sigmoid(unit(hidden).squeeze(-1).float())
+        return (p * torch.exp(-self.shift).clamp(max=1e30)).clamp(max=1.0)  # type: ignore[operator]
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        occupancy = tokens.occupancy
+        running = occupancy.weights.float()
+        state = tokens.carry or Halting.start(tokens.sequences.real)
+        last = i == self.spec.layers - 1
+        updates = add(occupancy, state.updates, running)
+        summed = occupancy.rows(state.probability)
+        asked = i < self.asked
+        p = self.probability(i, tokens.hidden) if asked else torch.zeros_like(summed)
+        if self.mix == "act":
+            step = halting_step(p, summed, self.epsilon, last=not asked)
+            weight, total, remainder = step.weight * running, step.probability, step.remainder * running
+            goes_on: Tensor = ~step.halts
+        else:
+            weight, total, remainder = running, summed + p, torch.zeros_like(p)
+            goes_on = runs_on(total, self.epsilon, self.temperature) if self.training else total <= 1 - self.epsilon
+        # a row that has halted, or a pad, keeps what it had: masked execution computes it all the same
+        total = torch.where(running > 0.5, total, summed)
+        state = Halting(occupancy.put(total, state.probability), updates, add(occupancy, state.remainders, remainder))
+        hidden = torch.lerp(before.hidden, tokens.hidden, weight[..., None].to(tokens.hidden.dtype))
+        tokens = tokens.with_hidden(hidden).carrying(state)
+        return tokens if last else tokens.halt(goes_on)
+
+    def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        if self.steering is not None and self.mix == "gate":
+            return {"relative_flops": trace.relative_flops().float()}
+        ponder = trace.carry.ponder()
+        if self.steering is not None:
+            return {"ponder": ponder.sum() / trace.lengths.sum() / self.spec.layers}
+        if self.ponder_reduction == "sum":
+            return {"ponder": ponder.sum(1).mean()}
+        return {"ponder": ponder.sum() / trace.lengths.sum()}
+
+    def weights(self) -> dict[str, float | Tensor]:  # type: ignore[override]
+        if self.steering is not None:
+            return {"relative_flops" if self.mix == "gate" else "ponder": self.steering.coefficient}
+        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
+        return {"ponder": self.tau * done}
+
+    def step(self, progress: float, trace: Trace | None = None) -> None:
+        super().step(progress, trace)
+        if self.steering is not None and trace is not None:
+            self.steering.step(progress, trace.relative_flops())
+
+    def flops_per_token(self, i: int) -> float:
+        return 2.0 * self.spec.width if i < self.asked else 0.0
+
+
+def add(occupancy: Occupancy, values: Tensor, rows: Tensor) -> Tensor:
+    """``values`` ``(B, N)`` with those of the present rows raised by ``rows``."""
+    return occupancy.put(occupancy.rows(values) + rows, values)
+
+
+def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A published ALBERT-ACT checkpoint under transformers' names, and the halting unit under ours.
+
+    Args:
+        state: of ``AlbertActModel``, or of one with a head (``albert.`` before each name).
+    """
+    layer = "albert_layer_groups.0.albert_layers.0"
+    backbone, method = {}, {}
+    for name, tensor in state.items():
+        bare = name.removeprefix("albert.")
+        if ".albert_layer.act.dense." in f".{bare}":
+            method[f"units.0.{bare.rpartition('.')[2]}"] = tensor
+        elif not bare.endswith("position_ids"):
+            bare = bare.replace("albert_layer.LayerNorm.", f"{layer}.attention.LayerNorm.")
+            backbone[
+                name[: len(name) - len(name.removeprefix("albert."))] + bare.replace("albert_layer.", f"{layer}.")
+            ] = tensor
+    return backbone, method

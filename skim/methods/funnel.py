@@ -1,0 +1,132 @@
+r"""Funnel pooling: between blocks of layers, neighbouring tokens are merged (Dai et al., NeurIPS 2020).
+
+With blocks of, say, ``[4, 4, 4]`` layers and stride 2, a sequence of :math:`n` tokens has :math:`n`, about :math:`n/2`
+and about :math:`n/4` rows in them. In the first layer of a block only the queries are pooled,
+
+.. math:: h' = \mathrm{Layer}(Q = \mathrm{pool}(h),\; K = V = h),
+
+so that the pooled rows still look at all they came from. [CLS] is a row of its own. For heads that read every token the
+last states are repeated over their windows, the first block's output is added if ``residual``, and the backbone's last
+``decoder_layers`` layers run at full length on that. What is different from the published code, unless
+``preset="paper"`` asks for it back: a window's mean is over its real tokens, so no output depends on the padding.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+from torch import Tensor
+
+from skim.engine.pooling import POOLINGS
+from skim.engine.tokens import TokenBatch
+from skim.errors import SkimError, unknown
+from skim.methods.base import Method, Spec
+
+PRESETS = ("default", "paper")
+
+
+class Funnel(Method):
+    """Merges windows of neighbours between blocks of layers; nothing is learned, so it trains packed.
+
+    Args:
+        preset: ``default``, or ``paper``: windows are laid over pads as well, and average them in (masked execution
+            only; nothing gets cheaper by packing).
+        blocks: layers per block; ``None``: three blocks, as equal as can be, longer ones first.
+        stride: tokens per window, at least 2.
+        pooling: ``mean`` or ``max``.
+        pool_q_only: in a block's first layer only queries are pooled; ``None``: where the backbone can, else all three.
+        separate_cls: what the head reads is never merged.
+        truncate_seq: a sequence's last window is left out if it is not full; its tokens keep their last state.
+        residual: the first block's output is added where tokens are pulled apart again.
+        decoder_layers: layers at the end that run at full length, 0 to 2; not in ``blocks``.
+    """
+
+    name = "funnel"
+
+    def __init__(
+        self,
+        preset: str = "default",
+        blocks: tuple[int, ...] | None = None,
+        stride: int = 2,
+        pooling: str = "mean",
+        pool_q_only: bool | None = None,
+        separate_cls: bool = True,
+        truncate_seq: bool = False,
+        residual: bool = False,
+        decoder_layers: int = 0,
+    ) -> None:
+        super().__init__(("cls",) if separate_cls else ())
+        if preset not in PRESETS:
+            raise unknown("method.preset", preset, PRESETS)
+        if pooling not in POOLINGS:
+            raise unknown("method.pooling", pooling, POOLINGS)
+        if stride < 2:
+            raise SkimError(f"method.stride={stride} merges nothing; use 2 or more.")
+        if not 0 <= decoder_layers <= 2:
+            raise SkimError(f"method.decoder_layers={decoder_layers} must be 0, 1 or 2.")
+        if blocks is not None and (len(blocks) < 1 or min(blocks) < 1):
+            raise SkimError(f"method.blocks={list(blocks)} must be layers per block, each at least 1, such as [4,4,4].")
+        if preset == "paper" and truncate_seq:
+            raise SkimError("method.truncate_seq=true needs windows of real tokens; use method.preset=default.")
+        self.preset = preset
+        self.needs_pads = preset == "paper"
+        self.blocks = None if blocks is None else tuple(blocks)
+        self.stride = stride
+        self.pooling = pooling
+        self.pool_q_only = pool_q_only
+        self.separate_cls = separate_cls
+        self.truncate_seq = truncate_seq
+        self.residual = residual
+        self.decoder_layers = decoder_layers
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.decoder = spec.layers - self.decoder_layers  # the first layer at full length again
+        blocks = thirds(self.decoder) if self.blocks is None else self.blocks
+        if sum(blocks) != self.decoder:
+            apart = f" less {self.decoder_layers} of the decoder" if self.decoder_layers else ""
+            raise SkimError(
+                f"method.blocks={list(blocks)} has {sum(blocks)} layers, and this backbone {spec.layers}{apart}.\n"
+                f"Use blocks that add up to {self.decoder}, such as {list(thirds(self.decoder))}."
+            )
+        if self.pool_q_only and not spec.looks_apart:
+            raise SkimError(
+                "method.pool_q_only=true needs rows that look at other rows, and this backbone's attention cannot.\n"
+                "Use method.pool_q_only=false (queries, keys and values pooled), or another backbone."
+            )
+        self.queries_only = spec.looks_apart if self.pool_q_only is None else self.pool_q_only
+        self.pooled = tuple(accumulate(blocks))[:-1]  # layers before which windows are merged
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        if i == self.decoder and self.pooled:
+            return tokens.unpool(self.restore(tokens)).carrying(None)
+        if i not in self.pooled:
+            return tokens
+        if self.residual and tokens.carry is None:
+            tokens = tokens.carrying(tokens.restore())
+        whole = full_windows(tokens, self.stride) if self.truncate_seq else tokens
+        alone = whole.occupancy.rows(whole.sequences.protected)
+        merged = whole.pool(self.stride, alone, self.pooling, self.needs_pads)
+        return merged.looking_at(tokens if self.queries_only else None)
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        return tokens.looking_at(None)
+
+    def restore(self, tokens: TokenBatch) -> Tensor:
+        states = tokens.restore()
+        return states if tokens.carry is None else states + tokens.carry
+
+
+def full_windows(tokens: TokenBatch, stride: int) -> TokenBatch:
+    """Retire the last tokens of every sequence that do not fill a window."""
+    occupancy, protected = tokens.occupancy, tokens.sequences.protected
+    first = occupancy.rows(protected).float() * 2 * protected.shape[1]
+    place = occupancy.rank(first - occupancy.position)  # protected tokens, then the others in their order
+    counts = occupancy.counts().long()
+    return tokens.retire(place < occupancy.spread(counts - (counts - protected.sum(1)) % stride))
+
+
+def thirds(layers: int) -> tuple[int, ...]:
+    """Three blocks, or fewer if there are not so many layers; longer ones first."""
+    blocks = min(3, layers)
+    return tuple(layers // blocks + (i < layers % blocks) for i in range(blocks))
