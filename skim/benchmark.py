@@ -5,8 +5,9 @@ every round runs every candidate once, each round starts with another one, and o
 
     python -m skim.benchmark --backbone bert-base --batch 32 --length 128 512 --device cuda --dtype bf16
 
-times shapes with random weights: padded Hugging Face (SDPA), the packed dense model, and a method that retires a fixed
-share of the tokens. :func:`compare` does the same for a trained model on real batches, and :func:`compare_training`
+times shapes with random weights: padded Hugging Face (SDPA), the packed dense model, and what a method costs whose
+decisions are scripted: retiring (``--keep``) or halting (``--halt``) a fixed share of the tokens, or pooling
+(``--funnel``). :func:`compare` does the same for a trained model on real batches, and :func:`compare_training`
 for its training steps.
 """
 
@@ -41,11 +42,13 @@ from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 from skim.methods import Method, Spec
+from skim.methods.funnel import Funnel
 
-SHAPES = {  # hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
-    "minilm": (384, 6, 12, 1536),
-    "bert-base": (768, 12, 12, 3072),
-    "bert-large": (1024, 24, 16, 4096),
+SHAPES = {  # family, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
+    "minilm": ("bert", 384, 6, 12, 1536),
+    "bert-base": ("bert", 768, 12, 12, 3072),
+    "bert-large": ("bert", 1024, 24, 16, 4096),
+    "albert-base": ("albert", 768, 12, 12, 3072),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -283,9 +286,37 @@ class KeepShare(Method):
         power = 1 / self.keep - 1
         self.shares = [(1 - (i + 0.5) / spec.layers) ** power for i in range(spec.layers)]
 
+    def stays(self, i: int, tokens: TokenBatch) -> Tensor:
+        """Who is there in layer ``i``, bool, one per row."""
+        return (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac() < self.shares[i]
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        spread = (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac()
-        return tokens.retire((spread < self.shares[i]).float())
+        return tokens.retire(self.stays(i, tokens).float())
+
+
+class HaltShare(Method):
+    """Halts tokens by position as :class:`KeepShare` retires them: they are computed no further, but looked at.
+
+    Args:
+        keep: mean share of tokens that run, over the layers, in (0, 1]; mean updates over layers.
+        masked: compute halted tokens all the same, as published: what halting costs without removing anything.
+    """
+
+    name = "halt_share"
+
+    def __init__(self, keep: float = 0.5, masked: bool = False) -> None:
+        super().__init__(())
+        self.keep, self.needs_pads = keep, masked
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.rule = KeepShare(self.keep)
+        self.rule.build(spec)
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        if i + 1 == self.spec.layers:
+            return tokens
+        return tokens.halt(self.rule.stays(i + 1, tokens) & (tokens.occupancy.weights > 0.5))
 
 
 @dataclass(frozen=True)
@@ -301,11 +332,12 @@ class Row:
 
 
 def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
-    """Time one shape: padded SDPA, packed dense, and every keep ratio, all side by side."""
-    from transformers import BertConfig, BertForSequenceClassification
+    """Time one shape: padded SDPA, packed dense, and every scripted method, all side by side."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    width, layers, heads, inner = SHAPES[options.backbone]
-    config = BertConfig(
+    family, width, layers, heads, inner = SHAPES[options.backbone]
+    config = AutoConfig.for_model(
+        family,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -313,7 +345,7 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
         max_position_embeddings=max(512, length),
     )
     torch.manual_seed(options.seed)
-    model = BertForSequenceClassification(config).to(options.device, DTYPES[options.dtype])
+    model = AutoModelForSequenceClassification.from_config(config).to(options.device, DTYPES[options.dtype])
     lengths = torch.full((batch,), length)
     if options.ragged:  # the first stays whole, so that the padded shape is as named
         lengths[1:] = torch.randint(max(length // 4, 1), length + 1, (batch - 1,))
@@ -322,7 +354,15 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
     inputs = {"input_ids": ids.to(options.device), "attention_mask": mask.long().to(options.device)}
 
     dense = compress(model, "dense").eval()
-    models = {f"packed, keep {keep:g}": compress(plain_twin(dense), KeepShare(keep)).eval() for keep in options.keep}
+    methods: dict[str, Method] = {f"packed, keep {keep:g}": KeepShare(keep) for keep in options.keep}
+    for keep in options.halt:
+        methods[f"masked, halt {keep:g}"] = HaltShare(keep, masked=True)
+        methods[f"packed, halt {keep:g}"] = HaltShare(keep)
+    for blocks in options.funnel:
+        sizes = tuple(int(size) for size in blocks.split(","))
+        methods[f"funnel {blocks} (q)"] = Funnel(blocks=sizes)
+        methods[f"funnel {blocks} (all)"] = Funnel(blocks=sizes, pool_q_only=False)
+    models = {name: compress(plain_twin(dense), method).eval() for name, method in methods.items()}
     models = {"padded SDPA": plain_twin(dense), "packed dense": dense, **models}
     candidates = {name: running(one, [inputs]) for name, one in models.items()}
     timings = time_side_by_side(candidates, options.repeats, options.warmup, title=f"{batch} x {length}")
@@ -358,7 +398,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch", type=int, nargs="+", default=[32], help="sequences per batch")
     options.add_argument("--length", type=int, nargs="+", default=[128], help="tokens per sequence (the longest)")
     options.add_argument("--ragged", action="store_true", help="lengths between a quarter and all of --length")
-    options.add_argument("--keep", type=float, nargs="+", default=[1.0, 0.5, 0.3], help="mean keep ratios over layers")
+    options.add_argument("--keep", type=float, nargs="*", default=[1.0, 0.5, 0.3], help="mean keep ratios over layers")
+    options.add_argument("--halt", type=float, nargs="*", default=[], help="mean shares of tokens that have not halted")
+    options.add_argument("--funnel", nargs="*", default=[], help="layers per block of Funnel pooling, such as 2,2,2")
     options.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     options.add_argument("--repeats", type=int, default=10, help="counted runs of each candidate")
