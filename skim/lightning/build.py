@@ -21,8 +21,10 @@ from skim.backbones import families
 from skim.compression import compress, read_method
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
+from skim.lightning import published
 from skim.lightning.stages import Stage, stages_of
 from skim.methods import Method
+from skim.methods.ltp import LTP
 from tasks.base import Task
 
 NOISE = (
@@ -149,7 +151,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         hub.model_path(cfg.backbone.hub_id, f"backbone={cfg.backbone.name}") if cfg.backbone.hub_id else None
     )
     if source is not None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=published.model_config(source))
     elif hasattr(task, "own_tokenizer"):
         tokenizer = task.own_tokenizer()
     else:
@@ -190,10 +192,10 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
 def continue_method(method: Method, folder: Path) -> bool:
     """Take over what the same method has learned in the run that ``init_from`` names; False if it was another method.
 
-    Not its steering: a budget is steered anew.
+    Not its steering: a budget is steered anew. LTP also goes on from what its published code saved.
     """
     if not (folder / "skim.json").is_file():
-        return False
+        return isinstance(method, LTP) and published.take_thresholds(method, folder)
     before, state = read_method(folder)
     if before.name != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
@@ -236,7 +238,7 @@ def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) 
     if source is None:
         config = transformers.AutoConfig.for_model(overrides.pop("model_type"), vocab_size=len(tokenizer))
     else:
-        config = transformers.AutoConfig.from_pretrained(source)
+        config = published.model_config(source)
     # set one by one: as keywords, what a family's config does not name would go to the model's constructor
     specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
     for name, value in {**overrides, **specials}.items():
@@ -248,10 +250,13 @@ def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Modu
     """The Hugging Face model with the task's head, in float32."""
     if source is None:
         return task.auto_class().from_config(config)
+    state = published.weights(source) or None
+    # with weights instead of a folder only the class itself can be loaded
+    kind = task.auto_class() if state is None else task.auto_class()._model_mapping[type(config)]
     try:
         # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
-        model, found = task.auto_class().from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
+        model, found = kind.from_pretrained(
+            None if state else source, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise SkimError(

@@ -1,0 +1,86 @@
+"""Starting from what LTP's published code saved: ``init_from=<its output folder>`` with ``method=ltp`` or ``ltp_hard``.
+
+Its backbone is RoBERTa, named ``ltp`` in ``config.json`` and ``ibert`` in the names of the weights; beside these lies a
+learned threshold per layer, on top of a ramp that only ``config.json`` knows. Its options do not come along: that its
+thresholds mean the same in this run is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import Tensor
+
+from skim.errors import SkimError
+from skim.methods.ltp import LTP, from_published
+
+MODEL_TYPE = "ltp"
+PREFIX, RENAMED = "ibert.", "roberta."
+PUBLISHED_NORMS = ("fixed", "padded")  # attention received / 128, the length to which its inputs are padded
+
+
+def model_config(folder: str | Path) -> Any:
+    """The transformers config in a folder, also in one that the published code wrote."""
+    path = Path(folder) / "config.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    if told.pop("model_type", None) == MODEL_TYPE:
+        return transformers.RobertaConfig.from_dict(told)
+    return transformers.AutoConfig.from_pretrained(folder)
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    """All weights that the published code saved, under RoBERTa's names; empty for a checkpoint of anything else."""
+    safe, pickled = Path(folder) / "model.safetensors", Path(folder) / "pytorch_model.bin"
+    if safe.is_file():
+        with safe_open(safe, "pt") as file:
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names} if any(map(is_threshold, names)) else {}
+    elif pickled.is_file():
+        try:
+            state = torch.load(pickled, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise SkimError(f"{pickled} cannot be read: it is broken, or holds more than tensors.") from error
+        state = state if any(map(is_threshold, state)) else {}
+    else:
+        return {}
+    return {RENAMED + name.removeprefix(PREFIX) if name.startswith(PREFIX) else name: state[name] for name in state}
+
+
+def is_threshold(name: str) -> bool:
+    """Whether that is what the published code calls a learned threshold."""
+    return name.endswith(".pruner.keep_threshold")
+
+
+def take_thresholds(method: LTP, folder: Path) -> bool:
+    """Take over the thresholds of a published checkpoint; False if the folder holds none.
+
+    Raises:
+        SkimError: they were learned for another ramp, in other units, or for another number of layers.
+    """
+    found = {name: tensor for name, tensor in weights(folder).items() if is_threshold(name)}
+    if not found:
+        return False
+    ramp = json.loads((folder / "config.json").read_text()).get("final_token_threshold", 0.0)
+    if method.final_token_threshold != ramp:
+        raise SkimError(
+            f"init_from={folder} was trained with final_token_threshold={ramp}, this run has "
+            f"{method.final_token_threshold}: what it learned lies on top of that.\n"
+            f"Use method.final_token_threshold={ramp}."
+        )
+    if method.score_norm not in PUBLISHED_NORMS:
+        raise SkimError(
+            f"init_from={folder} learned thresholds for attention received / 128, and method.score_norm="
+            f"{method.score_norm} divides by something else.\nUse method.score_norm=fixed."
+        )
+    delta = from_published(found)["delta"]
+    if delta.shape != method.delta.shape:
+        raise SkimError(f"init_from={folder} has {len(delta)} thresholds for a backbone of {len(method.delta)} layers.")
+    with torch.no_grad():
+        method.delta.copy_(delta)
+    return True
