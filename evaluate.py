@@ -6,6 +6,7 @@ $ python evaluate.py ckpt=... what=latency
 $ python evaluate.py ckpt=... what=throughput
 $ python evaluate.py ckpt=... what=curve targets=[0.3,0.5,0.7]
 $ python evaluate.py ckpt=... what=curve shifts=[-0.7,0,0.7] timed=true
+$ python evaluate.py ckpt=... what=depth
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor, nn
 
+from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, tagged
 from skim.benchmark import compare_training, machine, usable
 from skim.compression import walk_of
 from skim.errors import SkimError, unknown
@@ -27,6 +28,7 @@ from skim.lightning.module import SkimModule
 from skim.lightning.recipe import TOLERANCE, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
+from skim.report.depth import depth_table, write_depth
 from skim.report.heatmap import read, show, write_html
 from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
@@ -309,12 +311,37 @@ def finished(folder: Path) -> dict[str, Any]:
     return results
 
 
+def depth(cfg: DictConfig, console: Console) -> None:
+    """How many layers tokens of each kind go through; writes into ``results.json``, and ``depth.png``, ``depth.svg``."""
+    options = cfg.depth
+    sentences = None
+    if options.tagged.dataset is not None:  # before anything heavy: it may not be there
+        source = options.tagged
+        sentences = tagged(source.dataset, source.config, source.split, source.words, source.tags)[: options.samples]
+    loaded = load(cfg)
+    results = finished(loaded.folder)
+    model, task, tokenizer = loaded.parts.model, loaded.parts.task, loaded.parts.tokenizer
+    batches = task.sample_batches(cfg.batch_size, options.samples)
+    depths = Depths(len(walk_of(model).costs))
+    with console.status("depth of tokens"), trainer_of(loaded, console).precision_plugin.forward_context():
+        by_token(model, tokenizer, batches, depths)
+        by_corruption(model, tokenizer, batches, depths, seed=int(loaded.cfg.seed))
+        if sentences is not None:
+            by_tag(model, tokenizer, sentences, depths, cfg.batch_size, task.max_length)
+    results["depth"] = depths.to_dict()
+    write_json(loaded.folder / "results.json", results)
+    console.print(depth_table(results["depth"]))
+    for file in (loaded.folder / "results.json", *write_depth(results["depth"], loaded.folder)):
+        console.print(Text(str(file)), soft_wrap=True)
+
+
 LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "metrics": metrics,
     "tokens": tokens,
     "latency": time_it,
     "throughput": throughput,
     "curve": curve,
+    "depth": depth,
 }
 
 

@@ -38,6 +38,7 @@ class Results:
         formulas: ``relative_flops``, ``gflops`` and ``baseline_gflops`` by each published formula that was asked for.
         readings: the method's state at the end, such as LTP's thresholds.
         training: training throughput beside dense padded training; ``None`` if not measured.
+        depth: mean layers by kind of token, see :class:`skim.analysis.depth.Depths`; ``None`` if not measured.
         notes: what a reader must know, such as a missed target.
         status: ``done``, or ``failed`` with the reason in ``notes``.
     """
@@ -66,6 +67,7 @@ class Results:
     formulas: dict[str, dict[str, float]] = field(default_factory=dict)
     readings: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] | None = None
+    depth: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     wall_seconds: float = 0.0
     schema: int = SCHEMA

@@ -31,7 +31,7 @@ def runs_table(results: Sequence[Results]) -> Table:
     the model, at a batch size. One task with two batch sizes fits 80 columns.
     """
     settings = aggregate(results)
-    table = _table()
+    table = plain()
     columns = _columns(settings)
     for name in columns:
         words = name in ("task", "backbone", "method")
@@ -83,7 +83,7 @@ def _notes(settings: list[Setting], failed: int) -> list[str]:
 
 def layers_table(keep_ratio: Sequence[float]) -> Table:
     """Keep ratio layer by layer, with a bar each."""
-    table = _table()
+    table = plain()
     table.add_column("layer", justify="right")
     table.add_column("keep ratio", justify="right")
     table.add_column("")
@@ -94,7 +94,7 @@ def layers_table(keep_ratio: Sequence[float]) -> Table:
 
 def latency_table(latency: Latency) -> Table:
     """Measured times: every candidate at every batch size, as milliseconds and as a ratio to the two baselines."""
-    table = _table(caption="one pass over the same batches, in turns; ratios are of medians")
+    table = plain(caption="one pass over the same batches, in turns; ratios are of medians")
     for name in ("batch", "model", "median ms", "min - max", "runs", "time /\ndense", "time /\npadded"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     for row in latency_rows(latency):
@@ -124,7 +124,7 @@ def training_table(training: dict[str, Any]) -> Table:
     """
     timings = training["timings"]
     size, samples = training["batch_size"], training["samples"]
-    table = _table(caption=f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians")
+    table = plain(caption=f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians")
     for name in ("training", "samples\n/ s", "/ padded", "median ms", "min - max", "runs"):
         table.add_column(name, justify="left" if name == "training" else "right", no_wrap=True)
     for name in filter(timings.get, CANDIDATES):
@@ -149,7 +149,7 @@ def curve_table(points: Sequence[Results]) -> Table:
         notes.append(
             "b1 ms: median of one pass at batch size 1, in turns; / dense: over packed dense; / padded: over HF"
         )
-    table = _table(caption="\n".join(notes) or None)
+    table = plain(caption="\n".join(notes) or None)
     first = "target" if points[0].get(MOVED) is None else "shift by"
     metrics = sorted(points[0]["metrics"], key=lambda name: name != points[0]["monitor"])
     times = (name for size in sizes for name in (f"b{size}\nms", "/\ndense", "/\npadded"))
@@ -203,7 +203,8 @@ def masked_gap(results: Results) -> float | None:
     return masked[monitor] - results["metrics"][monitor]
 
 
-def _table(caption: str | None = None) -> Table:
+def plain(caption: str | None = None) -> Table:
+    """An empty table in the look of all of them."""
     return Table(
         caption=caption, box=SIMPLE_HEAD, caption_justify="left", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
     )

@@ -1,0 +1,1 @@
+"""Looking into models: which tokens are given how much computation."""
