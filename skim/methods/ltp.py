@@ -9,7 +9,8 @@ In the soft stage weights and thresholds learn together; in the hard stage thres
 and weights adapt to that. What is different from the published code, unless ``preset="paper"`` asks for it back: scores
 do not depend on the padding, a soft mask weighs the token *inside* the softmax of later layers (published: it scales
 the layer's output and the token goes on being attended to, which is not what the hard stage does), :math:`T` falls
-during the stage, pads are in no loss, the first layer learns, [CLS] stays, and the penalty can be steered to a budget.
+during the stage, pads are in no loss, the first layer learns, [CLS] stays, a layer whose threshold is not above zero
+retires nobody and pays for no scores, and the penalty can be steered to a budget.
 """
 
 from __future__ import annotations
