@@ -22,6 +22,7 @@ _PUBLIC = {
     "compress": "skim.compression",
     "decompress": "skim.compression",
     "execution": "skim.compression",
+    "uncompressed": "skim.compression",
     "save_pretrained": "skim.compression",
     "from_pretrained": "skim.compression",
     "Method": "skim.methods",

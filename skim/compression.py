@@ -16,6 +16,7 @@ from skim import backbones
 from skim.engine.walk import Walk
 from skim.errors import SkimError
 from skim.methods import Method, Spec, method_class
+from skim.methods.dense import Dense
 
 FORMAT = 1  # of skim.json
 
@@ -110,6 +111,20 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
         yield model
     finally:
         walk.execution = before
+
+
+@contextlib.contextmanager
+def uncompressed(model: nn.Module) -> Iterator[nn.Module]:
+    """Run a compressed model as the dense backbone for the length of a ``with``: the same weights, no decisions.
+
+    Its trace is then a dense one. The method stays where it is, with its parameters, its stage and its schedules.
+    """
+    walk = walk_of(model)
+    before, walk.method = walk.method, Dense()
+    try:
+        yield model
+    finally:
+        walk.method = before
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:

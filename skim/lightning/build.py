@@ -22,6 +22,7 @@ from skim.compression import compress, read_method
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
 from skim.lightning import published
+from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
 from skim.methods import Method
 from skim.methods.ltp import LTP
@@ -49,6 +50,7 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "train.warmup": ((int, float), 0, 1),
     "train.clip": ((int, float), 0, INFINITY),
     "train.accumulate": (int, 1, INFINITY),
+    "train.method_after": ((int, float), 0, 1),
     "train.distill": ((int, float), 0, 1),
     "train.distill_temperature": ((int, float), 1e-6, INFINITY),
     "train.calibrate": (int, 0, INFINITY),
@@ -170,9 +172,13 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         setattr(config, name, value)
     plain = load_backbone(task, config, source)
     teacher = None
-    if cfg.train.distill > 0:
+    check_teacher(cfg, method)
+    if cfg.train.distill > 0 and cfg.train.distill_from == "init":
         if start is None:
-            raise SkimError("train.distill needs a teacher: set init_from=<folder of a dense run>, or train.distill=0.")
+            raise SkimError(
+                "train.distill needs a teacher: set init_from=<folder of a dense run>, train.distill_from=self, or "
+                "train.distill=0."
+            )
         if (start.parent / "config.yaml").is_file() and recorded(start.parent).task.name != cfg.task.name:
             raise SkimError(
                 f"train.distill: the teacher, init_from={cfg.init_from}, was trained on "
@@ -187,6 +193,18 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
             f"Set init_from=<a run of method={method.name}>, or train both stages: method={method.name}."
         )
     return Parts(task, tokenizer, model, stages, teacher)
+
+
+def check_teacher(cfg: DictConfig, method: Method) -> None:
+    """Refuse a teacher that is none of those there are, and one that would teach itself."""
+    teacher = cfg.train.get("distill_from", "init")  # older runs have no choice
+    if teacher not in TEACHERS:
+        raise unknown("train.distill_from", teacher, TEACHERS)
+    if cfg.train.distill > 0 and teacher == "self" and method.name == "dense":
+        raise SkimError(
+            "train.distill_from=self: the dense model is its own uncompressed self, and learns nothing from it.\n"
+            "Set init_from=<folder of another dense run> and train.distill_from=init, or train.distill=0."
+        )
 
 
 def continue_method(method: Method, folder: Path) -> bool:

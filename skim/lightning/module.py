@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -14,15 +15,16 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, SumMetric
 
-from skim.compression import walk_of
+from skim.compression import uncompressed, walk_of
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
-from skim.errors import SkimError
+from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
 from skim.lightning.stages import KINDS, Plan, Stage, check_bounds
 from tasks.base import Task
 
+TEACHERS = ("init", "self")
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
 
 
@@ -86,7 +88,9 @@ class SkimModule(pl.LightningModule):
         stages: how to train, one after the other.
         distill: weight of the distance to the teacher's logits, in [0, 1]; the task's loss weighs the rest.
         distill_temperature: both distributions are softened by it.
+        distill_from: ``init``: the teacher is ``teacher``; ``self``: it is the model's own weights, run uncompressed.
         teacher: the dense model to learn from, in evaluation mode; needed if ``distill`` is above 0.
+        method_after: share of training in which the model trains as the plain dense backbone, before the method begins.
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
     """
@@ -98,11 +102,15 @@ class SkimModule(pl.LightningModule):
         stages: Sequence[Stage] = (Stage(),),
         distill: float = 0.0,
         distill_temperature: float = 2.0,
+        distill_from: str = "init",
         teacher: nn.Module | None = None,
+        method_after: float = 0.0,
         calibrate_on: Batches | None = None,
         formulas: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        if distill_from not in TEACHERS:
+            raise unknown("train.distill_from", distill_from, TEACHERS)
         self.model = model
         self.task = task
         self.stages = tuple(stages)
@@ -110,7 +118,10 @@ class SkimModule(pl.LightningModule):
         self._looked_after = -1  # the step of it at which the budget was last thought of
         self._bounds: list[int] | None = None  # the plan's, for checkpoints
         self._bounds_before: list[int] | None = None  # those of the checkpoint that is being resumed
-        self.distill, self.distill_temperature = distill, distill_temperature
+        self._begin = 0  # the method's first step
+        self._begin_before: int | None = None  # in the checkpoint that is being resumed
+        self.distill, self.distill_temperature, self.distill_from = distill, distill_temperature, distill_from
+        self.method_after = method_after
         # in a tuple: the teacher is no parameter of this module, is not trained, saved or moved by Lightning
         self._teacher = (teacher,)
         self.calibrate_on = calibrate_on
@@ -142,16 +153,18 @@ class SkimModule(pl.LightningModule):
                 "peft.get_peft_model freezes all that it finds.\nCall skim.compress after it, or set the stage's "
                 "method_lr=0 (train.method_lr=0) to train without them."
             )
-        bounds = self.plan.bounds
-        empty = [stage.name for stage, begin, end in zip(self.stages, bounds, bounds[1:], strict=False) if begin == end]
-        if empty:
-            raise SkimError(
-                f"Stage {empty[0]} gets none of the {bounds[-1]} steps of this run.\n"
-                "Raise train.max_steps or method.stages.<stage>.epochs, or leave the stage out (null)."
-            )
+        plan = self.plan
+        plan.check()
+        bounds = plan.bounds
         if self._bounds_before is not None:
             check_bounds(self._bounds_before, bounds)
+        if self._begin_before is not None and self._begin_before != plan.begin:
+            raise SkimError(
+                f"resume: the method of the checkpoint begins at step {self._begin_before}, this run's at "
+                f"{plan.begin}.\nUse train.method_after={self._begin_before / plan.steps:.6g}."
+            )
         self._bounds, self._bounds_before = bounds, None
+        self._begin, self._begin_before = plan.begin, None
         # from_pretrained returns a model in eval mode and Lightning keeps it there: no dropout, no relaxed decisions
         self.model.train()
         if self._teacher[0] is not None:
@@ -159,20 +172,32 @@ class SkimModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bounds"] = self._bounds
+        checkpoint["method_begin"] = self._begin
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
+        self._begin_before = checkpoint.get("method_begin")
 
     @property
     def plan(self) -> Plan:
         """The stages over the steps of this run."""
-        return Plan(self.stages, max(int(self.trainer.estimated_stepping_batches), 1))
+        return Plan(self.stages, max(int(self.trainer.estimated_stepping_batches), 1), self.method_after)
+
+    @property
+    def begun(self) -> bool:
+        """Whether the method takes part in the present step."""
+        return self.global_step >= self._begin
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         stage, first, steps = self.plan.at(self.global_step)
         if stage is not self.stage:
             self._enter(stage, first, steps)
-        done = self.global_step - first
+        if not self.begun:
+            return
+        begin, steps = self.plan.of_method(self.global_step)
+        done = self.global_step - begin
+        if done == 0 and begin > first:
+            self._forget(self.method.parameters())  # moments of no gradients
         again = done == self._looked_after  # accumulated batches share a step
         self._looked_after = done
         if again or self.calibrate_on is None or self.method.target is None:
@@ -198,6 +223,12 @@ class SkimModule(pl.LightningModule):
             self.method.enter(stage.name)
             self.print(f"stage {stage.name}: {steps} steps")
 
+    def _forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the optimizer's moments of these."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        for parameter in parameters:
+            optimizer.state.pop(parameter, None)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -213,31 +244,60 @@ class SkimModule(pl.LightningModule):
             torch.nn.utils.clip_grad_norm_(some, gradient_clip_val)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        out = self(batch)
+        begun = self.begun
+        taught = self._taught(batch) if self.distill > 0 else None
+        with nullcontext() if begun else uncompressed(self.model):
+            out = self(batch)
         trace = self.trace
         loss = out.loss
-        if self._teacher[0] is not None and self.distill > 0:
-            loss = (1 - self.distill) * loss + self.distill * self._distance(out.logits, batch)
-        _, first, steps = self.plan.at(self.global_step)
-        self.method.step((self.global_step - first) / steps, trace)
-        weights = self.method.weights()
-        if self.method.stages:  # what a stage does not train needs a gradient all the same: DDP waits for everyone's
+        if taught is not None:
+            loss = (1 - self.distill) * loss + self.distill * self._distance(out.logits, taught)
+        # what a stage does not train needs a gradient all the same: DDP waits for everyone's
+        if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
         self.log("train/loss", out.loss.detach(), prog_bar=True)
-        self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
-        for name, value in self.method.penalties(trace).items():
-            loss = loss + weights[name] * value
-            self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
+        if begun:
+            loss = loss + self._penalties(trace)
         with torch.no_grad():
             self.log("train/keep", trace.keep_ratio().mean(), prog_bar=True)
             self.log("train/flops", trace.relative_flops().float(), prog_bar=True)
         return loss
 
-    def _distance(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def _penalties(self, trace: Trace) -> Tensor | float:
+        """The method's weighted penalties on this step, after its schedules have moved on; logged by name."""
+        begin, steps = self.plan.of_method(self.global_step)
+        self.method.step((self.global_step - begin) / steps, trace)
+        weights, total = self.method.weights(), 0.0
+        self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
+        for name, value in self.method.penalties(trace).items():
+            total = total + weights[name] * value
+            self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
+        return total
+
+    @torch.no_grad()
+    def _taught(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """The teacher's logits; ``None`` while there is nobody to learn from.
+
+        The model's uncompressed self teaches in evaluation mode, as the teacher of ``init`` does: what a student shall
+        imitate is what the dense model says, and not what it says with a random part of it missing. It runs before the
+        student, whose trace is the one to be looked at; and as long as the student is uncompressed too, it teaches
+        nothing.
+        """
+        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        if self.distill_from == "init":
+            return None if self._teacher[0] is None else self._teacher[0](**inputs).logits
+        if not self.begun:
+            return None
+        self.model.eval()
+        try:
+            with uncompressed(self.model):
+                return self.model(**inputs).logits
+        finally:
+            self.model.train()
+            torch.clear_autocast_cache()  # of weights cast without a gradient, which the student would take as they are
+
+    def _distance(self, logits: Tensor, target: Tensor) -> Tensor:
         """To the teacher: KL divergence of the softened distributions, or the squared error of a regression."""
-        with torch.no_grad():
-            inputs = {name: batch[name] for name in INPUTS if name in batch}
-            target = self._teacher[0](**inputs).logits
         if self.task.head == "regression":
             return F.mse_loss(logits, target)
         t = self.distill_temperature

@@ -73,14 +73,14 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 class LastStageStopping(EarlyStopping):
-    """Early stopping that waits for the last stage: an earlier one is not worse for having a worse metric."""
+    """Early stopping that waits for the last stage and for the method: nothing before is worse for a worse metric."""
 
     def __init__(self, monitor: str, patience: int) -> None:
         super().__init__(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(SkimModule, pl_module)
-        if module.stage is module.stages[-1]:
+        if module.stage is module.stages[-1] and module.begun:
             super().on_validation_end(trainer, pl_module)
 
 
@@ -156,7 +156,9 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         parts.stages,
         distill=cfg.train.distill,
         distill_temperature=cfg.train.distill_temperature,
+        distill_from=cfg.train.distill_from,
         teacher=parts.teacher,
+        method_after=cfg.train.method_after,
         calibrate_on=parts.task.sample_batches(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.get("formulas") or (),
     )

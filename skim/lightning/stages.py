@@ -60,10 +60,12 @@ class Plan:
     Attributes:
         stages: in their order, at least one.
         steps: of the whole run.
+        method_after: share of the steps that train the plain dense backbone, before the method begins.
     """
 
     stages: Sequence[Stage]
     steps: int
+    method_after: float = 0.0
 
     @property
     def bounds(self) -> list[int]:
@@ -77,10 +79,43 @@ class Plan:
         index = max(i for i in range(len(self.stages)) if bounds[i] <= step or i == 0)
         return self.stages[index], bounds[index], max(bounds[index + 1] - bounds[index], 1)
 
+    @property
+    def begin(self) -> int:
+        """The first step that the method takes part in."""
+        return round(self.steps * self.method_after)
+
+    def of_method(self, step: int) -> tuple[int, int]:
+        """The first step of the method in the stage of a step, and how many it has there."""
+        _, first, steps = self.at(step)
+        begin = max(first, self.begin)
+        return begin, max(first + steps - begin, 1)
+
     def rate(self, kind: str, step: int) -> float:
-        """Learning rate of one of :data:`KINDS` at a step of the run."""
+        """Learning rate of one of :data:`KINDS` at a step of the run; the method's is 0 until it begins."""
         stage, first, steps = self.at(step)
-        return stage.rate(kind, step - first, steps)
+        if kind == "method":
+            first, steps = self.of_method(step)
+        return stage.rate(kind, step - first, steps) if step >= first else 0.0
+
+    def check(self) -> None:
+        """Refuse a plan in which a stage, or the method in the first one, has no step.
+
+        Raises:
+            SkimError: which it is, and what to change.
+        """
+        bounds = self.bounds
+        empty = [stage.name for stage, begin, end in zip(self.stages, bounds, bounds[1:], strict=False) if begin == end]
+        if empty:
+            raise SkimError(
+                f"Stage {empty[0]} gets none of the {bounds[-1]} steps of this run.\n"
+                "Raise train.max_steps or method.stages.<stage>.epochs, or leave the stage out (null)."
+            )
+        if self.begin >= bounds[1]:
+            first = f"stage {self.stages[0].name}, which ends at step {bounds[1]}," if len(self.stages) > 1 else "it"
+            raise SkimError(
+                f"train.method_after={self.method_after} lets the method begin at step {self.begin} of {self.steps} "
+                f"and so leaves {first} no step to train with it.\nUse a share below {bounds[1] / self.steps:.3g}."
+            )
 
 
 def check_bounds(before: Sequence[int], now: Sequence[int]) -> None:
