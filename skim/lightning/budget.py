@@ -61,10 +61,10 @@ def check_target(model: nn.Module, batches: Batches) -> None:
 
 
 def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True) -> None:
-    """Refuse a method that as configured leaves nothing in the middle layer: little could be learned from the rest.
+    """Refuse a method that as configured leaves nothing behind the first half of the layers: too little to learn from.
 
-    The middle, because nothing may well be left in the last layers: that is what thresholds that rise with the layer
-    are for. What counts is who enters its feed-forward, so that what it decides between its halves is seen as well.
+    Half of them, because nothing may well be left in the last layers: that is what thresholds that rise with the layer
+    are for. What counts is who enters the last feed-forward of that half, behind all that it decides.
 
     Args:
         model: compressed, not trained yet.
@@ -72,11 +72,11 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
         calibrates: whether hard decisions are set to the target before they are trained with.
     """
     method = walk_of(model).method
-    if method.shift is None or (calibrates and method.target is not None and not method.trains_masked):
+    if method.trains_dense or method.shift is None or (calibrates and method.target is not None and not method.trains_masked):
         return
     for trace in traces(model, batches):
-        middle = trace.layers[len(trace.layers) // 2].feeding.counts()
-        if (middle > trace.sequences.protected.sum(1).clamp_min(1)).any():
+        left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()
+        if (left > trace.sequences.protected.sum(1).clamp_min(1)).any():
             return
     raise SkimError(
         f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
