@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from skim import backbones
+from skim.engine.head import ForwardWithLoss, Head
 from skim.engine.walk import Walk
 from skim.errors import SkimError
 from skim.methods import Method, Spec, method_class
@@ -45,17 +46,19 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
         method = method_class(method)()
     if hasattr(method, "spec"):
         raise SkimError("This method object serves another model already; make a new one for each model.")
+    head = Head(whole, base, backbone) if method.reads_head else None
     method.build(
         Spec(
             layers=len(backbone.layers(base)),
             width=base.config.hidden_size,
             sep_token_id=getattr(base.config, "sep_token_id", None),
             looks_apart=backbone.looks_apart,
+            outputs=None if head is None else head.outputs,
         )
     )
     method.train(whole.training)
     parameter = next(whole.parameters())
-    walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution)
+    walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution, head)
     if backbone.packs:
         _own_config(whole)
         walk.attention_before = whole.config._attn_implementation
@@ -63,6 +66,8 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     whole.method = method
     whole.skim_walk = walk
     base.forward = walk
+    if head is not None:
+        whole.forward = ForwardWithLoss(walk)
     return model
 
 
@@ -89,6 +94,8 @@ def decompress(model: nn.Module) -> nn.Module:
     walk = walk_of(model)
     whole = walk.model
     del walk.base.forward, whole.skim_walk, whole.method
+    if walk.head is not None:
+        del whole.forward
     whole.__dict__.pop("trace", None)
     if walk.backbone.packs:
         whole.set_attn_implementation(walk.attention_before)

@@ -57,9 +57,10 @@ class LayerCost:
         attending, feeding, entered = precise(attending), precise(feeding), precise(entered)
         looked_at = attending if looked_at is None else precise(looked_at)
         projected = looked_at if projected is None else precise(projected)
-        per_token = self.attention * attending + self.feed_forward * feeding + self.table * entered
-        keys = self.keys * (projected - attending)
-        return per_token + keys + self.pair * attending * looked_at + self.lookup * attending * entered + self.fixed
+        here = precise(attending > 0)  # a layer that none of a sequence's tokens enters does not run for it
+        rows = self.attention * attending + self.feed_forward * feeding + self.keys * (projected - attending)
+        pairs = self.pair * attending * looked_at + self.lookup * attending * entered
+        return rows + pairs + (self.table * entered + self.fixed) * here
 
 
 def precise(counts: Tensor) -> Tensor:

@@ -158,6 +158,14 @@ class TokenBatch:
         """
         raise NotImplementedError
 
+    def leave(self, gone: Tensor) -> TokenBatch:
+        """Let whole sequences leave the computation: all their rows, protected ones too, with the states they have.
+
+        Args:
+            gone: ``(B,)`` bool.
+        """
+        raise NotImplementedError
+
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> TokenBatch:
         """Merge neighbours: each window of ``stride`` alive rows becomes one row, at its first row's place.
 
@@ -261,6 +269,11 @@ class MaskedTokens(TokenBatch):
         running = running.float() if kept is None else kept * running
         occupancy = MaskedOccupancy(self.sequences, running)
         return replace(self, occupancy=occupancy, settled=self.restore(), memory=memory)
+
+    def leave(self, gone: Tensor) -> MaskedTokens:
+        kept, stay = self.occupancy.kept, (~gone).float()[:, None].expand_as(self.sequences.real)
+        occupancy = MaskedOccupancy(self.sequences, stay if kept is None else kept * stay)
+        return replace(self, occupancy=occupancy, settled=self.restore(), memory=None)
 
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> NarrowedTokens:
         kept = self.occupancy.kept
@@ -402,10 +415,20 @@ class PackedTokens(TokenBatch):
             survivors = F.pad(keep.cumsum(0), (1, 0))[bounds].diff()
             lost = (survivors == 0) & (bounds.diff() > 0)
             keep = keep.index_put((bounds[:-1][lost],), keep.new_ones(()))
+        return self._only(keep)
+
+    def leave(self, gone: Tensor) -> PackedTokens:
+        if self.memory is not None:
+            raise SkimError("Sequences cannot leave where tokens have halted: who has halted is still looked at.")
+        return self._only(~gone[self.occupancy.sequence])
+
+    def _only(self, keep: Tensor) -> PackedTokens:
+        """The rows that ``keep`` ``(T,)`` says; the others' states are put where ``restore`` finds them."""
         rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
-        if len(rows) == len(index):
+        if len(rows) == len(keep):
             return self
-        occupancy = replace(self.occupancy, index=index[rows], bounds=torch.searchsorted(rows, bounds))
+        bounds = torch.searchsorted(rows, self.occupancy.bounds)
+        occupancy = replace(self.occupancy, index=self.occupancy.index[rows], bounds=bounds)
         return replace(self, hidden=self.hidden.index_select(1, rows), occupancy=occupancy, left=self._put_back())
 
     def halt(self, running: Tensor) -> PackedTokens:
@@ -529,13 +552,19 @@ class NarrowedTokens(TokenBatch):
 
     def retire(self, keep: Tensor) -> NarrowedTokens:
         position, alive = self.occupancy.position, self.occupancy.weights
-        positions = self.sequences.real.shape[1]
         keep = keep > 0.5
         stay = F.pad(self.sequences.protected, (0, 1)).gather(1, position)
         if not self.sequences.covered:
             stay = stay | last_tokens(alive, keep | stay)
-        keep = (keep | stay) & alive
-        width = max(int(keep.sum(1).max()), 1)  # the one host sync of a narrowed layer: the new K must be known
+        return self._only((keep | stay) & alive, narrowest=1)
+
+    def leave(self, gone: Tensor) -> NarrowedTokens:
+        return self._only(self.occupancy.weights & ~gone[:, None], narrowest=0)
+
+    def _only(self, keep: Tensor, narrowest: int) -> NarrowedTokens:
+        """The rows that ``keep`` ``(B, K)`` says; the others' states are put where ``restore`` finds them."""
+        position, positions = self.occupancy.position, self.sequences.real.shape[1]
+        width = max(int(keep.sum(1).max()), narrowest)  # the one host sync of a narrowed layer: K must be known
         rows = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
         keep = keep.gather(1, rows)
         position = torch.where(keep, position.gather(1, rows), positions)

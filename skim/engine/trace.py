@@ -29,6 +29,8 @@ class LayerTrace:
         sums_cost: FLOPs per pair of tokens for telling the method how much attention each one received.
         looked_at: who attention looks at; ``None``: those that attend.
         projected: whose keys and values this layer computed; ``None``: all looked at.
+        sequence_cost: FLOPs per sequence that is there behind the layer, for what the method does with it as a whole; a
+            number or ``(B,)``.
     """
 
     arriving: Occupancy
@@ -39,6 +41,7 @@ class LayerTrace:
     sums_cost: float = 0.0
     looked_at: Occupancy | None = None
     projected: Occupancy | None = None
+    sequence_cost: Tensor | float = 0.0
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training.
@@ -56,6 +59,7 @@ class LayerTrace:
         if formula is not None:
             return run
         own = self.method_cost * precise(self.arriving.counts())
+        own = own + self.sequence_cost * precise(self.feeding.counts() > 0)
         return run + own + self.sums_cost * precise(self.attending.counts()) ** 2
 
     def kept(self) -> Tensor | None:

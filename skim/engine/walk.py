@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.attention import AttentionMask
+from skim.engine.head import Head
 from skim.engine.tokens import MaskedTokens, NarrowedTokens, Occupancy, PackedTokens, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.errors import SkimError, unknown
@@ -105,11 +106,21 @@ class Walk:
         backbone: the family's adapter.
         method: the compression method.
         execution: ``auto`` trains masked where gradients pass through decisions and runs packed (or narrowed) else.
+        head: for a method that reads it behind inner layers.
     """
 
-    def __init__(self, model: nn.Module, base: nn.Module, backbone: Backbone, method: Method, execution: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        base: nn.Module,
+        backbone: Backbone,
+        method: Method,
+        execution: str,
+        head: Head | None = None,
+    ) -> None:
         self.model, self.base, self.backbone, self.method = model, base, backbone, method
         self.execution = execution
+        self.head = head
         self.costs = [backbone.cost(layer) for layer in backbone.layers(base)]
         self.heads = int(base.config.num_attention_heads)  # type: ignore[arg-type, union-attr]
         self.names = list(inspect.signature(type(base).forward).parameters)[1:]  # without self
@@ -204,10 +215,17 @@ class Walk:
             feeding = tokens.occupancy
             tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
             tokens = method.after_layer(i, before, tokens)
+            whole: Tensor | float = method.flops_per_sequence(i)
+            if method.wants_reading(i):
+                assert self.head is not None  # of a method that reads_head
+                there = feeding.counts() > 0
+                logits = self.head.of(there, method.restore(tokens), inputs)
+                tokens = method.after_reading(i, tokens, logits)
+                whole = whole + self.head.flops(sequences.lengths)
             sums = 2.0 * self.heads if asked else 0.0
             own = method.flops_per_token(i)
             trace.layers.append(
-                LayerTrace(arriving, attending, feeding, self.costs[i], own, sums, looked_at, projected)
+                LayerTrace(arriving, attending, feeding, self.costs[i], own, sums, looked_at, projected, whole)
             )
         trace.carry = tokens.carry
         hidden = method.restore(tokens)

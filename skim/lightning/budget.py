@@ -72,7 +72,8 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
         calibrates: whether hard decisions are set to the target before they are trained with.
     """
     method = walk_of(model).method
-    if method.trains_dense or method.shift is None or (calibrates and method.target is not None and not method.trains_masked):
+    calibrated = calibrates and method.target is not None and not method.trains_masked
+    if method.shift is None or calibrated or method.trains_dense:
         return
     for trace in traces(model, batches):
         left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()

@@ -200,7 +200,7 @@ class SkimModule(pl.LightningModule):
             self._forget(self.method.parameters())  # moments of no gradients
         again = done == self._looked_after  # accumulated batches share a step
         self._looked_after = done
-        if again or self.calibrate_on is None or self.method.target is None:
+        if again or self.calibrate_on is None or self.method.target is None or self.method.trains_dense:
             return
         # hard decisions are trained at the budget: set when the stage begins, and held while attention changes
         relaxed = self.method.trains_masked
@@ -294,7 +294,7 @@ class SkimModule(pl.LightningModule):
                 return self.model(**inputs).logits
         finally:
             self.model.train()
-            torch.clear_autocast_cache()  # of weights cast without a gradient, which the student would take as they are
+            torch.clear_autocast_cache()  # torch < 2.11 would hand the student weights without a gradient
 
     def _distance(self, logits: Tensor, target: Tensor) -> Tensor:
         """To the teacher: KL divergence of the softened distributions, or the squared error of a regression."""

@@ -10,6 +10,7 @@ from skim.methods.base import Method, Spec
 METHODS = {
     "act": "skim.methods.act.ACT",
     "dense": "skim.methods.dense.Dense",
+    "early_exit": "skim.methods.early_exit.EarlyExit",
     "funnel": "skim.methods.funnel.Funnel",
     "ltp": "skim.methods.ltp.LTP",
     "ltp_manual": "skim.methods.threshold.Manual",

@@ -25,12 +25,14 @@ class Spec:
         width: size of a hidden state, D.
         sep_token_id: id of the separator in the input, ``None`` if the model's config does not say.
         looks_apart: whether its rows can look at other rows than themselves.
+        outputs: logits that its head gives per sequence, 1 for a regression; known to a method that reads it.
     """
 
     layers: int
     width: int
     sep_token_id: int | None = None
     looks_apart: bool = True
+    outputs: int | None = None
 
 
 class Method(nn.Module):
@@ -51,6 +53,8 @@ class Method(nn.Module):
         retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
             narrowed execution is asked for by name.
         needs_pads: computes with the padding, as published; masked execution only.
+        reads_head: asks what the model's head says behind inner layers, and takes part in the task's loss.
+        trains_dense: training runs every layer on every token; decisions are for evaluation only.
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         progress: share of training done, of the present stage if there are several.
@@ -64,6 +68,8 @@ class Method(nn.Module):
     starts_at_target = False
     retired_run_on = False
     needs_pads = False
+    reads_head = False
+    trains_dense = False
 
     def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
         super().__init__()
@@ -111,6 +117,30 @@ class Method(nn.Module):
         """After layer ``i``; ``before`` is what entered its attention."""
         return tokens
 
+    def wants_reading(self, i: int) -> bool:
+        """Whether :meth:`after_reading` shall be told what the head says behind layer ``i``; needs ``reads_head``."""
+        return False
+
+    def after_reading(self, i: int, tokens: TokenBatch, logits: Tensor) -> TokenBatch:
+        """After layer ``i`` and :meth:`after_layer`.
+
+        Args:
+            i: the layer.
+            tokens: after it.
+            logits: ``(B, C)`` what the model's head says of the present states; 0 for sequences that have left.
+        """
+        return tokens
+
+    def task_loss(self, logits: Tensor, labels: Tensor, trace: Trace) -> Tensor:
+        """The task's loss in training, a scalar, for a method that ``reads_head``; it takes the place of the head's.
+
+        Args:
+            logits: ``(B, C)`` what the head says behind the last layer.
+            labels: ``(B,)`` classes, or numbers of a regression.
+            trace: of this forward.
+        """
+        raise NotImplementedError
+
     def restore(self, tokens: TokenBatch) -> Tensor:
         """What the head reads, ``(B, N, D)``: by default every token's last state at its input position."""
         return tokens.restore()
@@ -154,6 +184,10 @@ class Method(nn.Module):
 
     def flops_per_token(self, i: int) -> float:
         """The method's own FLOPs in layer ``i`` per token arriving there."""
+        return 0.0
+
+    def flops_per_sequence(self, i: int) -> float:
+        """The method's own FLOPs behind layer ``i`` per sequence that is there, readings of the head not included."""
         return 0.0
 
     @property
