@@ -454,15 +454,26 @@ class PackedTokens(TokenBatch):
             return replace(self, memory=None, carry=None)
         return replace(self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden))
 
-    def fresh(self) -> PackedTokens:
-        """Those rows of the memory that are new since the layer before."""
+    def wanting(self, known: bool) -> tuple[PackedTokens, Tensor | None]:
+        """Rows of the memory whose keys and values are missing, those of sequences in which nobody runs left out.
+
+        Args:
+            known: those of rows that did not run in the layer before are there already.
+
+        Returns:
+            The rows, and where they are among the memory's; ``None``: they are all of them.
+        """
         memory = self.memory
         assert memory is not None
-        if self.changed is None:
-            return memory
-        bounds = torch.searchsorted(self.changed, memory.occupancy.bounds)
-        occupancy = replace(memory.occupancy, index=memory.occupancy.index[self.changed], bounds=bounds)
-        return replace(memory, hidden=memory.hidden.index_select(1, self.changed), occupancy=occupancy)
+        looks = (self.occupancy.bounds.diff() > 0)[memory.occupancy.sequence]
+        if known and self.changed is not None:
+            looks = looks & torch.zeros_like(looks).index_fill(0, self.changed, True)
+        rows = looks.nonzero().squeeze(1)
+        if len(rows) == len(looks):
+            return memory, None
+        bounds = torch.searchsorted(rows, memory.occupancy.bounds)
+        occupancy = replace(memory.occupancy, index=memory.occupancy.index[rows], bounds=bounds)
+        return replace(memory, hidden=memory.hidden.index_select(1, rows), occupancy=occupancy), rows
 
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> PackedTokens:
         if pads:

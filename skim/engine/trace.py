@@ -51,9 +51,9 @@ class LayerTrace:
         """
         cost = self.cost if formula is None else formula
         looked_at = None if self.looked_at is None else self.looked_at.counts()
-        projected = None
-        if self.projected is not None:  # a layer that nobody enters does not run
-            projected = self.projected.counts() * (self.attending.counts().sum() > 0)
+        made = self.looked_at if self.projected is None else self.projected
+        # where nobody of a sequence runs, nobody looks: no keys and values are made
+        projected = None if made is None else made.counts() * (self.attending.counts() > 0)
         lengths = self.attending.sequences.lengths
         run = cost(self.attending.counts(), self.feeding.counts(), lengths, looked_at, projected)
         if formula is not None:

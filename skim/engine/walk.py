@@ -80,21 +80,28 @@ class Memory:
         return projected
 
     def keys_and_values(self, layer: nn.Module, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Of all rows that are looked at, as the family's attention takes them."""
+        """Of all rows that are looked at, as the family's attention takes them; zeros where nobody looks."""
         memory: TokenBatch = tokens.memory
-        packed = isinstance(tokens, PackedTokens)
-        again = self.again and packed and self.key is not None and tokens.changed is not None  # type: ignore[attr-defined]
-        some = tokens.fresh() if again else memory  # type: ignore[attr-defined]
+        some, rows, again = memory, None, False
+        if isinstance(tokens, PackedTokens):
+            again = self.again and self.key is not None and tokens.changed is not None
+            some, rows = tokens.wanting(again)
         geometry = self.backbone.geometry(self.base, some, self.inputs)
         key, value = self.backbone.keys_and_values(layer, some.hidden, geometry)
-        if again:
-            changed = tokens.changed  # type: ignore[attr-defined]
+        if rows is not None:
             key, value = (
-                old.index_copy(2, changed, new) if torch.is_grad_enabled() else old.index_copy_(2, changed, new)
+                put_in(old if again else None, new, rows, memory.hidden.shape[1])
                 for old, new in ((self.key, key), (self.value, value))
             )
         self.key, self.value = key, value
         return key, value
+
+
+def put_in(old: Tensor | None, new: Tensor, rows: Tensor, total: int) -> Tensor:
+    """Keys or values of ``rows``, ``(1, H, n, d)``, among all others, ``(1, H, total, d)``: the old ones, or zeros."""
+    if old is None:
+        old = new.new_zeros(*new.shape[:2], total, new.shape[3])
+    return old.index_copy(2, rows, new) if torch.is_grad_enabled() else old.index_copy_(2, rows, new)
 
 
 class Walk:
