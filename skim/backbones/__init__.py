@@ -26,6 +26,7 @@ FAMILIES = (
     "skim.backbones.megatron_bert.MegatronBert",
     "skim.backbones.rembert.RemBert",
     "skim.backbones.roformer.RoFormer",
+    "skim.backbones.funnel.Funnel",
 )
 
 

@@ -27,6 +27,8 @@ class Backbone:
         feed_forward_parts: names of a layer's modules that make up its feed-forward half; for FLOPs.
         key_parts: names of a layer's modules that make keys and values; for FLOPs.
         looks_apart: whether rows can look at other rows than themselves, by the two functions that say so.
+        shortens: whether the architecture itself changes its rows on the way, in :meth:`before_layer`; it then takes no
+            method that does so as well.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -36,6 +38,7 @@ class Backbone:
     feed_forward_parts: ClassVar[tuple[str, ...]] = ("intermediate", "output")
     key_parts: ClassVar[tuple[str, ...]] = ("attention.self.key", "attention.self.value")
     looks_apart: ClassVar[bool] = True
+    shortens: ClassVar[bool] = False
 
     def refuses(self, config: Any) -> str | None:
         """Why a model of this family with this config cannot be compressed; ``None`` if it can."""
@@ -59,10 +62,14 @@ class Backbone:
             inputs_embeds=inputs.inputs_embeds,
         )
 
+    def before_layer(self, base: Module, i: int, tokens: TokenBatch) -> TokenBatch:
+        """What the architecture itself does to its rows before layer ``i``, ahead of the method."""
+        return tokens
+
     def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
         """What attention needs to know about where the rows of ``tokens`` sit (rotations, relative biases).
 
-        Called again whenever rows have moved; handed to :meth:`attend`.
+        Called again whenever rows have moved, or look at others than before; handed to :meth:`attend`.
         """
         return None
 
@@ -100,7 +107,7 @@ class Backbone:
             last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden)
         )
 
-    def hidden_states(self, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
+    def hidden_states(self, base: Module, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
         """``output_hidden_states`` as the family reports them: what entered each layer, and the model's output."""
         return (*states, output.last_hidden_state)
 

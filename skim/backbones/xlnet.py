@@ -90,7 +90,7 @@ class XLNet(Narrowed):
 
         return XLNetModelOutput(last_hidden_state=base.dropout(hidden))
 
-    def hidden_states(self, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
+    def hidden_states(self, base: Module, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
         return (*states, hidden)  # as they are before the last dropout
 
     def cost(self, layer: Module) -> LayerCost:

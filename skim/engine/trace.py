@@ -31,6 +31,7 @@ class LayerTrace:
         projected: whose keys and values this layer computed; ``None``: all looked at.
         sequence_cost: FLOPs per sequence that is there behind the layer, for what the method does with it as a whole; a
             number or ``(B,)``.
+        shortened: the architecture itself, and nothing else, has chosen these rows.
     """
 
     arriving: Occupancy
@@ -42,6 +43,7 @@ class LayerTrace:
     looked_at: Occupancy | None = None
     projected: Occupancy | None = None
     sequence_cost: Tensor | float = 0.0
+    shortened: bool = False
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training.
@@ -61,6 +63,13 @@ class LayerTrace:
         own = self.method_cost * precise(self.arriving.counts())
         own = own + self.sequence_cost * precise(self.feeding.counts() > 0)
         return run + own + self.sums_cost * precise(self.attending.counts()) ** 2
+
+    def dense_flops(self) -> Tensor:
+        """FLOPs of this layer of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
+        if self.shortened:
+            return self.flops()
+        lengths = self.attending.sequences.lengths
+        return self.cost(lengths, lengths, lengths)
 
     def kept(self) -> Tensor | None:
         """The running product of decisions with gradients, ``(B, N)`` (pads included), in masked execution."""
@@ -111,7 +120,7 @@ class Trace:
     @cached_property
     def dense_flops(self) -> Tensor:
         """FLOPs of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
-        return torch.stack([layer.cost(self.lengths, self.lengths, self.lengths) for layer in self.layers]).sum(0)
+        return torch.stack([layer.dense_flops() for layer in self.layers]).sum(0)
 
     def relative_flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar."""

@@ -23,13 +23,14 @@ from skim.engine.head import Head
 from skim.engine.tokens import MaskedTokens, NarrowedTokens, Occupancy, PackedTokens, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.errors import SkimError, unknown
+from skim.methods.base import Method
 
 if TYPE_CHECKING:
     from skim.backbones.base import Backbone
-    from skim.methods.base import Method
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
+HOOKS = ("before_layer", "after_attention", "after_layer", "restore")  # by which a method changes rows or states
 
 
 @dataclass
@@ -125,6 +126,11 @@ class Walk:
         execution: str,
         head: Head | None = None,
     ) -> None:
+        if backbone.shortens and any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
+            raise SkimError(
+                f"{type(base).__name__} shortens its sequences by itself, so it takes no method={method.name}.\n"
+                "Use method=dense, or another backbone."
+            )
         self.model, self.base, self.backbone, self.method = model, base, backbone, method
         self.execution = execution
         self.head = head
@@ -182,7 +188,7 @@ class Walk:
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
         states = []
-        position, geometry = None, None
+        position, seen, geometry = None, None, None
         memory = Memory(backbone, base, inputs)
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
@@ -191,11 +197,12 @@ class Walk:
             if not tokens.hidden.numel() and not torch.is_grad_enabled():  # everyone has halted
                 trace.layers.append(LayerTrace(arriving, arriving, arriving, self.costs[i], 0.0, projected=arriving))
                 continue
-            tokens = before = method.before_layer(i, tokens)
+            tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens))
             attending = tokens.occupancy
             looked_at = None if tokens.memory is None else tokens.memory.occupancy
-            if attending.position is not position:  # rows moved: so do the biases and rotations that look at positions
-                position, geometry = attending.position, backbone.geometry(base, tokens, inputs)
+            if attending.position is not position or looked_at is not seen:
+                # rows moved, or look at others: so do the biases and rotations that look at positions
+                position, seen, geometry = attending.position, looked_at, backbone.geometry(base, tokens, inputs)
             asked = method.wants_received(i)
             mask = AttentionMask(
                 attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
@@ -232,13 +239,24 @@ class Walk:
             sums = 2.0 * self.heads if asked else 0.0
             own = method.flops_per_token(i)
             trace.layers.append(
-                LayerTrace(arriving, attending, feeding, self.costs[i], own, sums, looked_at, projected, whole)
+                LayerTrace(
+                    arriving,
+                    attending,
+                    feeding,
+                    self.costs[i],
+                    own,
+                    sums,
+                    looked_at,
+                    projected,
+                    whole,
+                    backbone.shortens,
+                )
             )
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
         output = backbone.finish(base, hidden)
         if wants_states:
-            output.hidden_states = backbone.hidden_states(states, hidden, output)
+            output.hidden_states = backbone.hidden_states(base, states, hidden, output)
         self.model.trace = trace  # type: ignore[assignment]
         return output.to_tuple() if wants_tuple else output
 

@@ -150,14 +150,14 @@ def test_xlnet_reads_token_types_and_does_without() -> None:
 
 
 def test_the_table_of_tests_is_the_list_of_families() -> None:
-    assert set(backbones.families()) == {config_of(name).model_type for name in FAMILIES}
+    """But for Funnel, which takes no method that drops tokens: test_funnel.py has its laws."""
+    assert set(backbones.families()) - {"funnel"} == {config_of(name).model_type for name in FAMILIES}
 
 
 @pytest.mark.parametrize(
     ("config", "options"),
     [
         ("FNetConfig", {}),
-        ("FunnelConfig", {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 32}),
         ("ConvBertConfig", {}),
         ("DebertaConfig", {}),
         ("GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 2}),
