@@ -59,7 +59,7 @@ def looks_apart(model: str) -> bool:
 
 
 def applies(model: str, name: str) -> bool:
-    """Where rows cannot look apart there is no ACT, and Funnel pools keys and values anyway; variants run here and there."""
+    """No ACT where rows cannot look apart, and Funnel pools keys and values anyway; variants run here and there."""
     if name in ("act_published", "funnel_all"):
         return model in ("bert", "albert-shared", "modernbert", "esm")
     return looks_apart(model) or name.startswith("funnel")
