@@ -44,6 +44,24 @@ class RandomInside(Random):
         return super().before_layer(i, tokens)
 
 
+class RandomHalts(Random):
+    """The same after a layer, where ACT decides: whoever leaves is still looked at."""
+
+    name = "random_halts"
+
+    def __init__(self, keep: tuple[float, ...] = ()) -> None:
+        super().__init__(keep)
+        self.protect = ()
+
+    def before_layer(self, i, tokens):
+        return tokens
+
+    def after_layer(self, i, before, tokens):
+        if i == len(self.keep) - 1:
+            return tokens
+        return tokens.halt(torch.rand(tokens.hidden.shape[:-1]) < self.keep[i + 1] / self.keep[i])
+
+
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("learning") / "dense"
@@ -141,6 +159,41 @@ def test_attention_tells_what_matters_and_chance_does_not(pruned) -> None:
     blind = accuracy(model, parts.task.sample_batches(32, 200))
     print(f"by chance: {blind}")
     assert blind < 0.85
+
+
+def test_tokens_that_matter_halt_later(dense: Path) -> None:
+    """Halted tokens are still looked at, so the answer is easy to keep; who goes on is what halting has to learn."""
+    overrides = ["method=act", "method.target=0.6", "train.method_lr=1e-2", "train.epochs=1", f"init_from={dense}"]
+    done = train(composed(*DEMO, *overrides, "task.max_train_samples=2000"), dense.parent / "act", "")
+    results = done.results
+    assert results.metrics["accuracy"] >= 0.95
+    assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
+    assert results.relative_flops == pytest.approx(0.6, abs=0.03)
+    parts = load(composed(f"ckpt={done.folder}", "device=cpu", config="evaluate")).parts
+    salient, alive = kept(parts)
+    print(f"act: of the salient tokens {salient} go on, of all {alive}")
+    assert salient[2] >= 4 * alive[2] > 0
+    model = skim.decompress(parts.model)
+    skim.compress(model, RandomHalts(tuple(results.keep_ratio))).eval()
+    torch.manual_seed(0)
+    by_chance, as_many = kept(parts)
+    assert as_many[2] == pytest.approx(alive[2], abs=0.02)
+    assert by_chance[2] < 2 * as_many[2]
+
+
+def test_merging_keeps_what_dropping_as_much_loses(dense: Path) -> None:
+    overrides = ["method=funnel", "method.blocks=[1,1,2]", "train.epochs=1", f"init_from={dense}"]
+    done = train(composed(*DEMO, *overrides, "task.max_train_samples=1500"), dense.parent / "funnel", "")
+    results = done.results
+    assert results.metrics["accuracy"] >= 0.92
+    assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
+    assert 0.5 < results.relative_flops < 0.6
+    parts = load(composed(f"ckpt={done.folder}", "device=cpu", config="evaluate")).parts
+    batches = parts.task.sample_batches(32, 200)
+    model = skim.decompress(parts.model)
+    skim.compress(model, Random(tuple(results.keep_ratio))).eval()
+    torch.manual_seed(0)
+    assert accuracy(model, batches) < 0.85
 
 
 def test_the_default_has_no_leak_and_the_published_mask_has_one(dense: Path, skimmed) -> None:

@@ -281,6 +281,23 @@ def test_a_layer_that_nobody_enters_costs_nothing() -> None:
         assert not LayerTrace(nobody, nobody, nobody, cost, 5.0, 0.0, looked_at).flops().any()
 
 
+def test_layers_that_nobody_enters_get_a_gradient_in_training() -> None:
+    """Of zero: with several processes, a gradient that one of them does not make hangs the others."""
+    model, batch = plain("bert"), batch_of("bert")
+    inputs = batch | labels_of("classification", batch)
+    plainly = copy.deepcopy(model).train()
+    plainly(**inputs).loss.backward()
+    compressed = skim.compress(model, ACT(mix="act")).train()
+    compressed.method.shift.fill_(-1e4)
+    (compressed(**inputs).loss + compressed.method.loss(compressed.trace)).backward()
+    assert compressed.trace.execution == "packed"
+    assert compressed.trace.counts().sum(1).tolist() == [39, 0, 0]
+    parameters = dict(compressed.named_parameters())
+    for name, parameter in plainly.named_parameters():
+        assert parameter.grad is None or torch.isfinite(parameters[name].grad).all(), name
+    assert all(parameter.grad is not None for parameter in compressed.method.parameters())
+
+
 @pytest.mark.parametrize("mix", ["gate", "act"])
 def test_gradient_checkpointing_changes_no_gradient(mix: str) -> None:
     model, batch = plain("bert", "tokens"), batch_of("bert")
