@@ -194,7 +194,8 @@ class Walk:
             if wants_states:
                 states.append(tokens.restore())
             arriving = tokens.occupancy
-            if not tokens.hidden.numel() and not torch.is_grad_enabled():  # everyone has halted
+            learns = self.model.training and torch.is_grad_enabled()  # then every weight has to take part
+            if not tokens.hidden.numel() and not learns:  # everyone has halted, or left
                 trace.layers.append(LayerTrace(arriving, arriving, arriving, self.costs[i], 0.0, projected=arriving))
                 continue
             tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens))

@@ -29,6 +29,7 @@ from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.methods.base import Method, Spec
+from skim.methods.precision import Precise
 from skim.methods.target import check_share
 
 HALTINGS = ("patience", "entropy", "pondernet")
@@ -81,7 +82,7 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels.view(-1), reduction="none")
 
 
-class EarlyExit(Method):
+class EarlyExit(Precise, Method):
     """Ends a sequence at the layer whose answer is settled; the head's final answer is that layer's.
 
     Args:
@@ -196,13 +197,14 @@ class EarlyExit(Method):
         losses = torch.stack([sequence_losses(one, labels) for one in (*exits.logits, logits)])
         if self.halting == "pondernet":
             return (self.log_exits(trace).exp() * losses).sum(0).mean()
-        weights = torch.arange(1, len(losses) + 1, device=losses.device)
-        return (weights @ losses / weights.sum()).mean()
+        weights = torch.arange(1.0, len(losses) + 1, device=losses.device)[:, None]
+        return (weights * losses).sum(0).mean() / weights.sum()
 
     def log_exits(self, trace: Trace) -> Tensor:
         """Of the exits in training, ``(L, B)``."""
         units = trace.carry.units if trace.carry else ()
-        return log_exit_distribution(torch.stack(units) if units else torch.zeros(0, len(trace.lengths)))
+        none = torch.zeros(0, len(trace.lengths), device=trace.lengths.device)
+        return log_exit_distribution(torch.stack(units) if units else none)
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         if self.halting != "pondernet":
