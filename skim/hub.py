@@ -3,6 +3,7 @@
     export SKIM_MIRROR=/data/mirror
     python -m skim.hub fetch task=sst2 backbone=minilm    # on a machine with internet: fill the mirror
     python -m skim.hub list                               # what the mirror holds
+    python -m skim.hub convert <in> <out>                 # a published Funnel or ALBERT-ACT, see skim/convert.py
 
 A mirror holds ``datasets/<hub id>/<config>/<split>.parquet`` and ``models/<hub id>/``. Compute nodes without internet
 need nothing else, and never wait for the hub: it is asked once, briefly, before anything is downloaded from it.
@@ -283,16 +284,23 @@ def show() -> None:
 
 
 NOTHING = "needs no download"
-USAGE = "python -m skim.hub fetch task=<name> backbone=<name>   |   python -m skim.hub list"
+USAGE = (
+    "python -m skim.hub fetch task=<name> backbone=<name>   |   python -m skim.hub list   |   "
+    "python -m skim.hub convert <in> <out> [--preset tiny|small|base]"
+)
 
 
 def main(arguments: list[str]) -> None:
-    """``fetch ...`` or ``list``."""
+    """``fetch ...``, ``list`` or ``convert ...``."""
     match arguments:
         case ["fetch", *overrides]:
             fetch(overrides)
         case ["list"]:
             show()
+        case ["convert", source, target, *preset] if preset[:1] in ([], ["--preset"]) and len(preset) in (0, 2):
+            from skim.convert import convert
+
+            print(convert(Path(source), Path(target), preset[1] if preset else None))
         case _:
             raise SkimError(USAGE)
 

@@ -1,0 +1,232 @@
+"""Published checkpoints of other code, written as transformers and skim read them.
+
+    python -m skim.hub convert B4-4-4H768-ELEC-PT funnel-small-base            # PyTorch: the encoder
+    python -m skim.hub convert B4-4-4H768-ELEC-FULL-TF funnel-small            # TensorFlow: with the decoder
+    python -m skim.hub convert albert-act-tiny act-tiny --preset tiny
+
+Funnel-Transformer becomes a model of transformers, to be named as ``backbone.hub_id=<out>``; ALBERT-ACT a model with
+its method, as :func:`skim.save_pretrained` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from skim import tensorflow
+from skim.errors import SkimError
+
+TF_INPUT = {
+    "model/input/word_embedding/lookup_table": "input_layer.0.lookup_table",
+    "model/input/layer_norm/gamma": "input_layer.1.weight",
+    "model/input/layer_norm/beta": "input_layer.1.bias",
+}
+TF_LAYER = re.compile(r"model/(encoder|decoder)/layer_(\d+)/(rel_attn|ff)/(\w+)(?:/(kernel|bias|gamma|beta))?")
+TF_HALVES = {"rel_attn": "attn_layers", "ff": "pffn_layers"}
+TF_PARTS = {
+    **{"q": "q_head", "k": "k_head", "v": "v_head", "o": "post_proj", "r": "r_kernel"},
+    **{"layer_1": "pffn.0", "layer_2": "pffn.3"},
+}
+TF_ENDS = {"kernel": ".weight", "gamma": ".weight", "beta": ".bias", "bias": ".bias", None: ""}
+
+
+def convert(source: Path, target: Path, preset: str | None = None) -> str:
+    """Convert the checkpoint in a folder; returns what was done, in words.
+
+    Args:
+        source: what was published: weights beside ``net_config*.json`` (Funnel) or ``config.json`` (ALBERT-ACT).
+        target: the folder to write.
+        preset: of ALBERT-ACT: ``tiny``, ``small`` or ``base``.
+
+    Raises:
+        SkimError: there is nothing in ``source`` that can be converted, or something is in ``target``.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise SkimError(f"{target} is not empty; name a new folder.")
+    if any(source.glob("net_config*.json")):
+        if preset is not None:
+            raise SkimError("--preset is for ALBERT-ACT; Funnel's sizes stand in its net_config.")
+        return convert_funnel(source, target)
+    if (source / "config.json").is_file():
+        return convert_act(source, target, preset)
+    raise SkimError(
+        f"{source} holds no checkpoint that can be converted: neither net_config*.json (Funnel-Transformer) nor "
+        "config.json (ALBERT-ACT) is in it."
+    )
+
+
+# --- Funnel-Transformer -----------------------------------------------------------------------------------------------
+
+
+def convert_funnel(source: Path, target: Path) -> str:
+    """Write a published Funnel checkpoint, PyTorch's or TensorFlow's, as a model of transformers."""
+    import transformers
+
+    about = sorted(source.glob("net_config*.json"))[0]
+    state = pytorch_weights(source) or from_tensorflow(tensorflow_weights(source))
+    config = funnel_config(json.loads(about.read_text()), about)
+    blocks = [f"encoder.blocks.{b}.{i}" for b, size in enumerate(config.block_sizes) for i in range(size)]
+    places = {str(number): place for number, place in enumerate(blocks)}
+    decoder = sorted({int(name.split(".")[2]) for name in state if name.startswith("decoder.")})
+    places |= {f"decoder.{number}": f"decoder.layers.{i}" for i, number in enumerate(decoder)}
+    name = "FunnelBaseModel"
+    if decoder:
+        name, config.num_decoder_layers = "FunnelModel", len(decoder)
+    if "cls_head.3.bias" in state:
+        name, config.num_labels = "FunnelForSequenceClassification", len(state["cls_head.3.bias"])
+    model = getattr(transformers, name)(config)
+    prefix = "funnel." if hasattr(model, "funnel") else ""
+    load(model, {renamed(name, places, prefix): oriented(name, x.float()) for name, x in state.items()}, source)
+    model.save_pretrained(target)
+    said = f"wrote {target}: {name}"
+    for vocabulary in source.glob("vocab*.txt"):
+        words = vocabulary.read_text(encoding="utf-8").splitlines()
+        transformers.FunnelTokenizer({word: i for i, word in enumerate(words)}).save_pretrained(target)
+        return f"{said} and its tokenizer"
+    return f"{said}; no tokenizer, because there is no vocab*.txt in {source}"
+
+
+def funnel_config(told: dict[str, Any], path: Path) -> Any:
+    """The config of transformers from ``net_config.json`` or ``net_config.pytorch.json``."""
+    import transformers
+
+    if told.get("d_embed", told["d_model"]) != told["d_model"] or told.get("pooling_size", 2) != 2:
+        raise SkimError(f"{path} has an embedding of another width, or windows of more than two; transformers cannot.")
+    blocks = [[int(n) for n in block.split("x")] for block in str(told["block_size"]).split("_")]
+    same = {key: told[key] for key in ("vocab_size", "d_model", "n_head", "d_head", "d_inner")}
+    return transformers.FunnelConfig(
+        **same,
+        block_sizes=[block[0] for block in blocks],
+        block_repeats=[block[1] if len(block) > 1 else 1 for block in blocks],
+        hidden_dropout=told["dropout"],
+        attention_dropout=told["dropatt"],
+        activation_dropout=told["dropact"],
+        pooling_type=told["pooling_type"],
+        separate_cls=told["separate_cls"],
+        pool_q_only=told["pool_q_only"],
+    )
+
+
+def pytorch_weights(source: Path) -> dict[str, Tensor]:
+    """The tensors of the one ``*.pt`` in a folder, by their published names; empty if there is none."""
+    files = sorted(source.glob("*.pt"))
+    return unpickled(files[0]) if files else {}
+
+
+def tensorflow_weights(source: Path) -> dict[str, Tensor]:
+    """The variables of the one TensorFlow checkpoint in a folder."""
+    files = sorted(source.glob("*.index"))
+    if not files:
+        raise SkimError(f"{source} holds a config and no weights: neither *.pt nor *.index with *.data-* is in it.")
+    return tensorflow.read(files[0].with_suffix(""))
+
+
+def from_tensorflow(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The model's variables under published PyTorch's names; those of the optimizer and of heads are left out.
+
+    The shapes are the same. Published PyTorch has no decoder: here its layers have ``decoder.`` before their names.
+    """
+    found = {TF_INPUT[path]: tensor for path, tensor in state.items() if path in TF_INPUT}
+    for path, tensor in state.items():
+        matched = TF_LAYER.fullmatch(path)
+        if matched:
+            scope, number, half, part, end = matched.groups()
+            end = "" if part == "r" else TF_ENDS[end]
+            decoder = "decoder." if scope == "decoder" else ""
+            found[f"{decoder}{TF_HALVES[half]}.{number}.{TF_PARTS.get(part, part)}{end}"] = tensor
+    return found
+
+
+def renamed(name: str, places: dict[str, str], prefix: str) -> str:
+    """What transformers calls a published PyTorch parameter; a layer that the config does not have keeps its name."""
+    bare = name.removeprefix("decoder.")
+    part, number, *rest = bare.split(".")
+    if part == "input_layer":
+        return prefix + ("embeddings.word_embeddings.weight" if number == "0" else f"embeddings.layer_norm.{rest[0]}")
+    if part == "cls_head":
+        return f"classifier.{'linear_hidden' if number == '0' else 'linear_out'}.{rest[0]}"
+    place = places.get(number if bare == name else f"decoder.{number}")
+    if place is None:
+        return name
+    if part == "attn_layers":
+        return f"{prefix}{place}.attention.{'.'.join(rest)}"
+    end = ".".join(rest).replace("pffn.0", "linear_1").replace("pffn.3", "linear_2")
+    return f"{prefix}{place}.ffn.{end}"
+
+
+def oriented(name: str, tensor: Tensor) -> Tensor:
+    """A published parameter as transformers has it: outputs first, heads side by side."""
+    part, _, end = name.rpartition(".")
+    if part.endswith("_head") and part != "cls_head":
+        return tensor.flatten(-2).mT if end == "weight" else tensor.flatten()
+    if end == "weight" and part.endswith("post_proj"):
+        return tensor.flatten(0, 1).mT
+    return tensor.mT if end == "weight" and tensor.dim() == 2 else tensor
+
+
+# --- ALBERT-ACT -------------------------------------------------------------------------------------------------------
+
+
+def convert_act(source: Path, target: Path, preset: str | None) -> str:
+    """Write a published ALBERT-ACT checkpoint as a model that skim loads with its method."""
+    import transformers
+
+    from skim.compression import compress, save_pretrained
+    from skim.methods.act import ACT, PUBLISHED, from_published
+
+    if preset not in PUBLISHED:
+        raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PUBLISHED)}.")
+    told = json.loads((source / "config.json").read_text())
+    epsilon = told.pop("act_epsilon", 0.01)
+    name = told.get("architectures", ["AlbertModel"])[0].replace("AlbertAct", "Albert")
+    if not (name.startswith("Albert") and hasattr(transformers, name)):
+        raise SkimError(f"{source}/config.json is of {name}, which is no ALBERT that transformers has.")
+    files = sorted(source.glob("*.safetensors")) + sorted(source.glob("*.bin"))
+    if not files:
+        raise SkimError(f"{source} holds a config and no weights: neither *.safetensors nor *.bin is in it.")
+    backbone, units = from_published(unpickled(files[0]))
+    model = getattr(transformers, name)(transformers.AlbertConfig.from_dict({**told, "model_type": "albert"}))
+    load(model, backbone, source)
+    method = ACT(preset=preset, epsilon=epsilon)
+    compress(model, method)
+    load(method, {"shift": torch.zeros(()), **units}, source)
+    save_pretrained(model.eval(), target)
+    for file in (*source.glob("tokenizer*"), *source.glob("spiece.model"), *source.glob("special_tokens_map.json")):
+        shutil.copy(file, target)
+    return f"wrote {target}: {name} with method=act, preset={preset}"
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors in a file, by name; whatever else a pickle holds is refused and not run."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SkimError(f"{path} cannot be read: it is broken, or holds more than tensors.") from error
+
+
+def load(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Load all weights of a module; tied ones may be missing."""
+    try:
+        report = module.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SkimError(
+            f"{source}: the weights do not fit the config:\n{str(error).splitlines()[1].strip()}"
+        ) from error
+    tied = getattr(module, "all_tied_weights_keys", {})
+    missing = [name for name in report.missing_keys if name not in tied]
+    if missing or report.unexpected_keys:
+        wrong = f"{missing[0]} is missing" if missing else f"{report.unexpected_keys[0]} is not known"
+        raise SkimError(f"{source}: the weights do not fit the config, such as: {wrong}.")
