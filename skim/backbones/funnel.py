@@ -205,13 +205,16 @@ class Funnel(Backbone):
         separate, count, size = attention.config.separate_cls, attention.config.n_head, attention.config.d_head
         mask.used = True  # the pads are in geometry.keys
         query = heads(attention.q_head(hidden), size).transpose(0, 1)  # (H, B, Q, d): what heads share is not copied
-        content, position, segment = (
-            (query + bias[:, None, None]) * attention.scale
-            for bias in (attention.r_w_bias, attention.r_r_bias, attention.r_s_bias)
+        scale = attention.scale
+        content, position = (
+            torch.add(scale * bias[:, None, None], query, alpha=scale)
+            for bias in (attention.r_w_bias, attention.r_r_bias)
         )
         # one score for keys of another segment and one for those of the same, chosen by a product with the key's type
-        other, same = (segment.flatten(1, 2) @ attention.seg_embed.permute(1, 2, 0)).chunk(2, -1)
-        other, same = (score.view(*query.shape[:3], 1) for score in (other, same))
+        segment = scale * attention.seg_embed.permute(1, 2, 0)  # (H, d, 2)
+        anyway = (attention.r_s_bias[..., None] * segment).sum(1)[:, None, None]
+        scores = (query.flatten(1, 2) @ segment).view(*query.shape[:3], 2) + anyway
+        other, same = scores.chunk(2, -1)
         segments = torch.where(geometry.same, same, other)
         if separate:  # [CLS] looks at contents only
             apart = torch.arange(query.shape[2], device=query.device)[:, None] > 0
@@ -223,7 +226,7 @@ class Funnel(Backbone):
         context = relative_attention(
             query, position, key, value.transpose(0, 1), distances, geometry.step, separate, dropout
         )
-        out = attention.hidden_dropout(attention.post_proj(context.permute(1, 2, 0, 3).flatten(2)))
+        out = attention.hidden_dropout(attention.post_proj(context))
         return attention.layer_norm(hidden + out)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
@@ -327,7 +330,7 @@ def relative_attention(
     separate: bool,
     dropout: float,
 ) -> Tensor:
-    """Attention whose scores are a product with the key plus one with the distance to it, ``(H, B, Q, d)``.
+    """Attention whose scores are a product with the key plus one with the distance to it, ``(B, Q, H d)``.
 
     Each query meets every distance once. In the product of a chunk of queries with the distances that any of them has
     to a key, a query's distances to all keys lie side by side, ``step`` places further back than those of the query
@@ -353,8 +356,8 @@ def relative_attention(
         some = slice(h, h + heads_at_once)
         parts = zip(*(x[some].split(sequences_at_once, 1) for x in (query, position, key, value)), strict=True)
         groups = [chunked(q, p, k, v, distances[some], step, separate, dropout) for q, p, k, v in parts]
-        contexts.append(torch.cat(groups, 1))
-    return torch.cat(contexts)
+        contexts.append(torch.cat(groups, 1).permute(1, 2, 0, 3).flatten(2))
+    return torch.cat(contexts, -1)
 
 
 def chunked(
