@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
-from skim.engine.tokens import MaskedOccupancy, Occupancy, PackedOccupancy
+from skim.engine.masked import MaskedOccupancy
+from skim.engine.packed import PackedOccupancy
+from skim.engine.tokens import Occupancy
 from skim.errors import SkimError
 
 try:  # torch >= 2.10; FlashAttention on CUDA, no kernel for the CPU
@@ -372,7 +374,9 @@ def memory_attention(
             q, k, v = query[:, :, rows], key[:, :, looked], value[:, :, looked]
             contexts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling))
         begin, first = end, last
-    return torch.cat(contexts, 2) if contexts else query
+    if not contexts:  # no rows, but a gradient of zero for everyone: DDP waits for it
+        return query + (key.sum() + value.sum())
+    return torch.cat(contexts, 2)
 
 
 def rectangle_attention(

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skim.engine.tokens import MaskedOccupancy, Occupancy, Sequences
+from skim.engine.masked import MaskedOccupancy
+from skim.engine.tokens import Occupancy, Sequences
 from skim.flops import LayerCost, precise
 
 

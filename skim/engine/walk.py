@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 from skim.engine.attention import AttentionMask
 from skim.engine.head import Head
-from skim.engine.tokens import MaskedTokens, NarrowedTokens, Occupancy, PackedTokens, Sequences, TokenBatch
+from skim.engine.masked import MaskedTokens
+from skim.engine.narrowed import NarrowedTokens
+from skim.engine.packed import PackedTokens
+from skim.engine.tokens import Occupancy, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.errors import SkimError, unknown
 from skim.methods.base import Method

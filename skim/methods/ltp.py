@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from skim.engine.tokens import MaskedOccupancy, MaskedTokens, Occupancy, TokenBatch
+from skim.engine.masked import MaskedOccupancy, MaskedTokens
+from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Spec

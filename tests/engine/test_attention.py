@@ -20,7 +20,9 @@ from skim.engine.attention import (
     rectangle_attention,
     skim_attention,
 )
-from skim.engine.tokens import MaskedTokens, PackedTokens, Sequences
+from skim.engine.masked import MaskedTokens
+from skim.engine.packed import PackedTokens
+from skim.engine.tokens import Sequences
 from skim.engine.walk import FORMS
 
 seeds = st.integers(0, 10_000)

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skim.engine.tokens import MaskedTokens, NarrowedTokens, PackedTokens, Sequences
+from skim.engine.masked import MaskedTokens
+from skim.engine.narrowed import NarrowedTokens
+from skim.engine.packed import PackedTokens
+from skim.engine.tokens import Sequences
 from skim.engine.walk import FORMS
 
 

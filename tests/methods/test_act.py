@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import skim
 import skim.engine.trace
 import skim.methods.act
-from skim.engine.tokens import PackedTokens, Sequences
+from skim.engine.packed import PackedTokens
+from skim.engine.tokens import Sequences
 from skim.engine.trace import LayerTrace
 from skim.engine.walk import FORMS
 from skim.errors import SkimError

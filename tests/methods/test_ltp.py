@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 import skim
-from skim.engine.tokens import MaskedTokens, Sequences
+from skim.engine.masked import MaskedTokens
+from skim.engine.tokens import Sequences
 from skim.methods import Spec
 from skim.methods.ltp import LOWEST, LTP, hard_keep, ramp, soft_keep
 from skim.methods.threshold import Manual

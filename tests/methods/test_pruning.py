@@ -16,7 +16,8 @@ from torch import Tensor
 
 import skim
 import skim.engine.attention
-from skim.engine.tokens import MaskedTokens, Occupancy, Sequences
+from skim.engine.masked import MaskedTokens
+from skim.engine.tokens import Occupancy, Sequences
 from skim.engine.walk import FORMS
 from skim.errors import SkimError
 from skim.methods import Spec

@@ -1,0 +1,234 @@
+"""Packed execution: one row of all alive tokens of the batch, no pads; who leaves is gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skim.engine.pooling import openings, pooled
+from skim.engine.tokens import Occupancy, Sequences, TokenBatch, merge
+from skim.errors import SkimError
+
+
+@dataclass(frozen=True)
+class PackedOccupancy(Occupancy):
+    """Rows of all sequences behind one another, without pads.
+
+    Attributes:
+        index: ``(T,)`` flat input position of each row, ``sequence * N + position``; rising.
+        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        sequences: what entered.
+    """
+
+    index: Tensor
+    bounds: Tensor
+    sequences: Sequences
+    merged: Tensor | None = None
+
+    @cached_property
+    def position(self) -> Tensor:  # type: ignore[override]
+        """``(1, T)``."""
+        return (self.index % self.sequences.real.shape[1])[None]
+
+    @property
+    def weights(self) -> Tensor:  # type: ignore[override]
+        """``(1, T)``, all alike: who does not count is not here."""
+        return torch.ones_like(self.position, dtype=torch.bool)
+
+    @cached_property
+    def sequence(self) -> Tensor:
+        """Which sequence each row is of, ``(T,)``."""
+        return self.index // self.sequences.real.shape[1]
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Each row's place among its sequence's rows, ``(T,)``."""
+        return torch.arange(len(self.index), device=self.index.device) - self.bounds[self.sequence]
+
+    @cached_property
+    def rectangle(self) -> tuple[Tensor, Tensor]:
+        """Where each row sits in ``B`` rows of N places, ``(T,)`` flat, and which places are taken, ``(B, N)`` bool.
+
+        N and not the longest survivor, because knowing that one would wait for the device.
+        """
+        positions = self.sequences.real.shape[1]
+        taken = torch.arange(positions, device=self.index.device) < self.bounds.diff()[:, None]
+        return self.sequence * positions + self.place, taken
+
+    @cached_property
+    def by_length(self) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """Sequences of equal length side by side, so that one attention call serves them all.
+
+        Returns:
+            The rows in that order ``(T,)``, the way back ``(T,)``, and the groups as (sequences, length).
+        """
+        counts, order = self.bounds.diff().sort(stable=True)
+        total = torch.arange(len(self.index), device=self.index.device)
+        shift = self.bounds[:-1][order] - (counts.cumsum(0) - counts)
+        rows = total + shift.repeat_interleave(counts, output_size=len(self.index))
+        lengths, sizes = counts.unique_consecutive(return_counts=True)
+        groups = [(size, length) for size, length in zip(sizes.tolist(), lengths.tolist(), strict=True) if length]
+        return rows, torch.empty_like(rows).index_copy_(0, rows, total), groups
+
+    def counts(self) -> Tensor:
+        return self.bounds.diff()
+
+    def alive(self) -> Tensor:
+        alive = torch.zeros_like(self.sequences.real)
+        alive.view(-1)[self.index] = True
+        return self.shared(alive)
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values.reshape(1, -1)[:, self.index]
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        return into.reshape(-1).index_copy(0, self.index, values[0].to(into.dtype)).view_as(into)
+
+    def spread(self, values: Tensor) -> Tensor:
+        return values[self.sequence][None]
+
+    def largest(self, values: Tensor) -> Tensor:
+        lowest = values.new_full((len(self.bounds) - 1,), -torch.inf)
+        return lowest.scatter_reduce(0, self.sequence, values[0], "amax")
+
+    def rank(self, values: Tensor) -> Tensor:
+        falling = values[0].argsort(descending=True, stable=True)
+        order = falling[self.sequence[falling].argsort(stable=True)]  # sequence by sequence, falling in each
+        return torch.empty_like(order).scatter_(0, order, self.place)[None]
+
+
+@dataclass(frozen=True)
+class PackedTokens(TokenBatch):
+    """Alive states only, ``(1, T, D)``."""
+
+    hidden: Tensor
+    occupancy: PackedOccupancy
+    sequences: Sequences
+    left: Tensor | None = None  # (B * N, D): last states of rows that left; None while nobody has
+    memory: PackedTokens | None = None
+    carry: Any = None
+    within: Tensor | None = None  # (T,) where the rows are among the memory's, if others have halted
+    changed: Tensor | None = None  # rows of the memory that are new since the layer before; None: all
+
+    @classmethod
+    def start(cls, hidden: Tensor, sequences: Sequences) -> PackedTokens:
+        index = sequences.real.reshape(-1).nonzero().squeeze(1)
+        bounds = F.pad(sequences.lengths.cumsum(0), (1, 0))
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        if len(index) < rows.shape[1]:
+            rows = rows[:, index]
+        return cls(rows, PackedOccupancy(index, bounds, sequences), sequences)
+
+    def retire(self, keep: Tensor) -> PackedTokens:
+        if self.memory is not None:
+            raise SkimError("Tokens cannot retire where others have halted: who has halted is still looked at.")
+        index, bounds = self.occupancy.index, self.occupancy.bounds
+        keep = (keep.view(-1) > 0.5) | self.sequences.protected.view(-1)[index]
+        if not self.sequences.covered:
+            survivors = F.pad(keep.cumsum(0), (1, 0))[bounds].diff()
+            lost = (survivors == 0) & (bounds.diff() > 0)
+            keep = keep.index_put((bounds[:-1][lost],), keep.new_ones(()))
+        return self._only(keep)
+
+    def leave(self, gone: Tensor) -> PackedTokens:
+        if self.memory is not None:
+            raise SkimError("Sequences cannot leave where tokens have halted: who has halted is still looked at.")
+        return self._only(~gone[self.occupancy.sequence])
+
+    def _only(self, keep: Tensor) -> PackedTokens:
+        """The rows that ``keep`` ``(T,)`` says; the others' states are put where ``restore`` finds them."""
+        rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
+        if len(rows) == len(keep):
+            return self
+        bounds = torch.searchsorted(rows, self.occupancy.bounds)
+        occupancy = replace(self.occupancy, index=self.occupancy.index[rows], bounds=bounds)
+        return replace(self, hidden=self.hidden.index_select(1, rows), occupancy=occupancy, left=self._put_back())
+
+    def halt(self, running: Tensor) -> PackedTokens:
+        rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
+        memory, within = self._memory(), self.within
+        occupancy = replace(
+            self.occupancy,
+            index=self.occupancy.index[rows],
+            bounds=torch.searchsorted(rows, self.occupancy.bounds),
+        )
+        return replace(
+            self,
+            hidden=self.hidden.index_select(1, rows),
+            occupancy=occupancy,
+            memory=memory,
+            within=rows if within is None else within[rows],
+            changed=within,
+        )
+
+    def _memory(self) -> PackedTokens:
+        """All rows, halted ones included, as they are now."""
+        if self.memory is None or self.within is None:
+            return replace(self, memory=None, carry=None)
+        return replace(self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden))
+
+    def wanting(self, known: bool) -> tuple[PackedTokens, Tensor | None]:
+        """Rows of the memory whose keys and values are missing, those of sequences in which nobody runs left out.
+
+        Args:
+            known: those of rows that did not run in the layer before are there already.
+
+        Returns:
+            The rows, and where they are among the memory's; ``None``: they are all of them.
+        """
+        memory = self.memory
+        assert memory is not None
+        looks = (self.occupancy.bounds.diff() > 0)[memory.occupancy.sequence]
+        if known and self.changed is not None:
+            looks = looks & torch.zeros_like(looks).index_fill(0, self.changed, True)
+        rows = looks.nonzero().squeeze(1)
+        if len(rows) == len(looks):
+            return memory, None
+        bounds = torch.searchsorted(rows, memory.occupancy.bounds)
+        occupancy = replace(memory.occupancy, index=memory.occupancy.index[rows], bounds=bounds)
+        return replace(memory, hidden=memory.hidden.index_select(1, rows), occupancy=occupancy), rows
+
+    def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> PackedTokens:
+        if pads:
+            raise SkimError("Windows over pads need pads; use execution=masked, or the method without preset=paper.")
+        if self.memory is not None:
+            raise SkimError("Halted tokens cannot be merged; pool first.")
+        index, bounds = self.occupancy.index, self.occupancy.bounds
+        first = torch.zeros_like(index, dtype=torch.bool).index_fill(0, bounds[:-1][bounds.diff() > 0], True)
+        opening = openings(first, alone.view(-1), stride)
+        opens = opening.nonzero().squeeze(1)
+        size = F.pad(opens, (0, 1), value=len(index)).diff()
+        hidden = pooled(self.hidden[0], opens, size, kind)[None]
+        merged = merge(self.occupancy, index, index[opens].repeat_interleave(size, output_size=len(index)))
+        occupancy = PackedOccupancy(index[opens], torch.searchsorted(opens, bounds), self.sequences, merged)
+        return replace(self, hidden=hidden, occupancy=occupancy)
+
+    def _put_back(self) -> Tensor:
+        """The buffer of last states with the current states written into it.
+
+        In place, although an earlier batch may hold the same buffer: that batch still has every row it would read from
+        here among its own states, and writes those first.
+        """
+        if self.left is None:
+            left = self.hidden.new_zeros(self.sequences.real.numel(), self.hidden.shape[-1])
+        else:
+            left = self.left
+        return left.index_copy_(0, self.occupancy.index, self.hidden[0].to(left.dtype))
+
+    def restore(self) -> Tensor:
+        if self.within is not None:
+            return self._memory().restore()
+        if self.left is None:
+            states = self.hidden[0] if self._full else self._put_back()
+        else:  # a copy: what is handed out must not change under a later retirement
+            states = self.left.index_copy(0, self.occupancy.index, self.hidden[0].to(self.left.dtype))
+        return self.occupancy.shared(states.view(*self.sequences.real.shape, -1))
+
+    @property
+    def _full(self) -> bool:
+        return len(self.occupancy.index) == self.sequences.real.numel()
