@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import skim
 from skim.engine.trace import Trace
-from skim.methods.early_exit import HALTINGS, EarlyExit
+from skim.methods.early_exit import HALTINGS, EarlyExit, entropy
 from tests.families import FAMILIES, batch_of, enliven, has, labels_of, plain
 from tests.ragged import assert_flops, assert_same
 
@@ -25,21 +25,35 @@ def depths(trace: Trace) -> Tensor:
     return torch.stack([layer.feeding.counts() > 0 for layer in trace.layers]).sum(0)
 
 
+@torch.no_grad()
+def shifts(compressed: nn.Module, batch: dict) -> list[float]:
+    """What to move the decisions by: for entropy, to in between those that there are, which can lie close together."""
+    method = compressed.method
+    if method.halting != "entropy":
+        return [0.0, *(sign * step / 4 for step in range(1, 12) for sign in (1, -1))]
+    method.shift.fill_(200.0)
+    compressed(**batch)
+    found = torch.cat([entropy(logits) for logits in compressed.trace.carry.logits]).sort().values
+    return (method.threshold / ((found[1:] + found[:-1]) / 2)).log().tolist()
+
+
 @functools.cache
 def found(family: str, halting: str) -> nn.Module:
-    """A model whose sequences leave at different layers, one of them at the end; seeds are tried until they do."""
+    """A model whose sequences leave at different layers, one of them at the end; seeds and shifts are tried."""
     batch = batch_of(family)
-    for seed in range(60):
-        model = plain(family, seed=seed)
-        method = EarlyExit(halting, patience=1, threshold=0.35 + 0.05 * (seed % 12))
-        compressed = skim.compress(model, method).eval()
+    for seed in range(30):
+        method = EarlyExit(halting, patience=1, threshold=0.7)
+        compressed = skim.compress(plain(family, seed=seed), method).eval()
         enliven(method, seed)
-        with torch.no_grad():
-            compressed(**batch)
-        left = depths(compressed.trace)
-        if len(left.unique()) > 1 and left.max() == len(compressed.trace.layers):
-            return compressed
-    raise AssertionError("no seed in 60 gave exits at different layers")
+        for shift in shifts(compressed, batch):
+            if method.shift is not None:
+                method.shift.fill_(shift)
+            with torch.no_grad():
+                compressed(**batch)
+            left = depths(compressed.trace)
+            if len(left.unique()) > 1 and left.max() == len(compressed.trace.layers):
+                return compressed
+    raise AssertionError("no seed in 30 gave exits at different layers")
 
 
 def exiting(family: str, halting: str, device: str = "cpu") -> tuple[nn.Module, dict]:
