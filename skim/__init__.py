@@ -30,6 +30,9 @@ _PUBLIC = {
     "Transkimmer": "skim.methods.transkimmer",
     "LTP": "skim.methods.ltp",
     "TopK": "skim.methods.topk",
+    "ACT": "skim.methods.act",
+    "Funnel": "skim.methods.funnel",
+    "EarlyExit": "skim.methods.early_exit",
 }
 
 __all__ = ["SkimError", "__version__", *_PUBLIC]

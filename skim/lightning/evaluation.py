@@ -312,7 +312,7 @@ def finished(folder: Path) -> dict[str, Any]:
 
 
 def depth(cfg: DictConfig, console: Console) -> None:
-    """How many layers tokens of each kind go through; writes into ``results.json``, and ``depth.png``, ``depth.svg``."""
+    """How many layers tokens of each kind go through; writes into ``results.json``, ``depth.png`` and ``depth.svg``."""
     options = cfg.depth
     sentences = None
     if options.tagged.dataset is not None:  # before anything heavy: it may not be there
