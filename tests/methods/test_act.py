@@ -205,6 +205,38 @@ def test_a_target_is_steered_to(mix: str) -> None:
 # what is computed
 
 
+@st.composite
+def halts(draw: st.DrawFn) -> tuple[Tensor, list[Tensor]]:
+    """Who is real, ``(B, N)``, and some rounds of who runs on."""
+    batch, positions = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    bits = st.lists(st.booleans(), min_size=batch * positions, max_size=batch * positions)
+    real, *rounds = (torch.tensor(draw(bits)).view(batch, positions) for _ in range(draw(st.integers(2, 5))))
+    return real, rounds
+
+
+@given(halts())
+@settings(max_examples=80, deadline=None)
+def test_forms_halt_alike(story: tuple[Tensor, list[Tensor]]) -> None:
+    """Whoever has halted stays so, whatever is said of it later; all are looked at, with their last states."""
+    real, rounds = story
+    hidden = torch.arange(real.numel(), dtype=torch.float).view(*real.shape, 1) + 1
+    masked, packed = (FORMS[form].start(hidden, Sequences(real, real)) for form in ("masked", "packed"))
+    last, running = hidden.clone(), real
+    for flags in rounds:
+        running = running & flags
+        masked, packed = (tokens.halt(tokens.occupancy.rows(flags.float())) for tokens in (masked, packed))
+        looked_at = packed.memory.hidden[0, :, 0]
+        assert torch.equal(looked_at, last[real].squeeze(1))
+        masked, packed = (tokens.with_hidden(tokens.hidden * 2) for tokens in (masked, packed))
+        last = torch.where(running[..., None], last * 2, last)
+        for tokens in (masked, packed):
+            assert torch.equal(tokens.occupancy.alive(), running)
+            assert tokens.occupancy.counts().long().tolist() == running.sum(1).tolist()
+            assert torch.equal(tokens.looked_at.alive(), real)
+            assert torch.equal(tokens.restore()[real], last[real])
+        assert packed.hidden.shape[1] == running.sum()
+
+
 @contextmanager
 def rows_into(module: nn.Module) -> Iterator[list[int]]:
     """How many rows each call of a module gets."""
@@ -295,7 +327,9 @@ def test_layers_that_nobody_enters_get_a_gradient_in_training() -> None:
     assert compressed.trace.counts().sum(1).tolist() == [39, 0, 0]
     parameters = dict(compressed.named_parameters())
     for name, parameter in plainly.named_parameters():
-        assert parameter.grad is None or torch.isfinite(parameters[name].grad).all(), name
+        if parameter.grad is not None:
+            assert parameters[name].grad is not None, name
+            assert torch.isfinite(parameters[name].grad).all(), name
     assert all(parameter.grad is not None for parameter in compressed.method.parameters())
 
 
