@@ -5,9 +5,9 @@ every round runs every candidate once, each round starts with another one, and o
 
     python -m skim.benchmark --backbone bert-base --batch 32 --length 128 512 --device cuda --dtype bf16
 
-times shapes with random weights: padded Hugging Face (SDPA), the packed dense model, and what a method costs whose
-decisions are scripted: retiring (``--keep``) or halting (``--halt``) a fixed share of the tokens, or pooling
-(``--funnel``). :func:`compare` does the same for a trained model on real batches, and :func:`compare_training`
+times shapes with random weights: padded Hugging Face (SDPA where it has it), the packed dense model, and what a method
+costs whose decisions are scripted: retiring (``--keep``) or halting (``--halt``) a fixed share of the tokens, or
+pooling (``--funnel``). :func:`compare` does the same for a trained model on real batches, and :func:`compare_training`
 for its training steps.
 """
 
@@ -44,11 +44,31 @@ from skim.errors import SkimError
 from skim.methods import Method, Spec
 from skim.methods.funnel import Funnel
 
-SHAPES = {  # family, hidden_size, num_hidden_layers, num_attention_heads, intermediate_size
-    "minilm": ("bert", 384, 6, 12, 1536),
-    "bert-base": ("bert", 768, 12, 12, 3072),
-    "bert-large": ("bert", 1024, 24, 16, 4096),
-    "albert-base": ("albert", 768, 12, 12, 3072),
+
+def layered(family: str, width: int, layers: int, heads: int) -> dict[str, Any]:
+    """A shape of BERT's kind, as ``AutoConfig.for_model`` takes it."""
+    return {
+        "model_type": family,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+
+
+def pooling(width: int, heads: int, blocks: list[int]) -> dict[str, Any]:
+    """A Funnel-Transformer's shape."""
+    sizes = {"d_model": width, "n_head": heads, "d_head": width // heads, "d_inner": 4 * width}
+    return {"model_type": "funnel", "block_sizes": blocks, **sizes}
+
+
+SHAPES = {
+    "minilm": layered("bert", 384, 6, 12),
+    "bert-base": layered("bert", 768, 12, 12),
+    "bert-large": layered("bert", 1024, 24, 16),
+    "albert-base": layered("albert", 768, 12, 12),
+    "funnel-mini": pooling(384, 6, [2, 2, 2]),
+    "funnel-small": pooling(768, 12, [4, 4, 4]),
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -332,18 +352,13 @@ class Row:
 
 
 def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
-    """Time one shape: padded SDPA, packed dense, and every scripted method, all side by side."""
+    """Time one shape: padded Hugging Face, packed dense, and every scripted method, all side by side."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    family, width, layers, heads, inner = SHAPES[options.backbone]
-    config = AutoConfig.for_model(
-        family,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=inner,
-        max_position_embeddings=max(512, length),
-    )
+    shape = dict(SHAPES[options.backbone])
+    if shape["model_type"] != "funnel":  # which has no table of positions
+        shape["max_position_embeddings"] = max(512, length)
+    config = AutoConfig.for_model(**shape)
     torch.manual_seed(options.seed)
     model = AutoModelForSequenceClassification.from_config(config).to(options.device, DTYPES[options.dtype])
     lengths = torch.full((batch,), length)
@@ -363,7 +378,8 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
         methods[f"funnel {blocks} (q)"] = Funnel(blocks=sizes)
         methods[f"funnel {blocks} (all)"] = Funnel(blocks=sizes, pool_q_only=False)
     models = {name: compress(plain_twin(dense), method).eval() for name, method in methods.items()}
-    models = {"padded SDPA": plain_twin(dense), "packed dense": dense, **models}
+    own = f"{walk_of(dense).form()} dense"
+    models = {"padded HF": plain_twin(dense), own: dense, **models}
     candidates = {name: running(one, [inputs]) for name, one in models.items()}
     timings = time_side_by_side(candidates, options.repeats, options.warmup, title=f"{batch} x {length}")
     rows = []

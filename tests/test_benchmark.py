@@ -13,10 +13,13 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 
 import skim
 from skim.benchmark import (
+    SHAPES,
+    HaltShare,
     KeepShare,
     Timing,
     compare,
     compare_training,
+    layered,
     main,
     plain_twin,
     time_side_by_side,
@@ -24,6 +27,7 @@ from skim.benchmark import (
     usable,
 )
 from skim.errors import SkimError
+from tests.families import batch_of, plain
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 6, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -262,22 +266,44 @@ def test_keep_share_keeps_its_share_alike_in_every_execution(model, batch, keep)
 
 
 def test_the_command_prints_flops_beside_time_and_writes_numbers(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("skim.benchmark", fromlist=["SHAPES"]).SHAPES, "minilm", (16, 4, 2, 32))
+    monkeypatch.setitem(SHAPES, "minilm", layered("bert", 16, 4, 2))
     path = tmp_path / "numbers.json"
     arguments = "--batch 2 --length 16 32 --keep 1.0 0.4 --ragged --repeats 2 --warmup 0 --json"
     assert main([*arguments.split(), str(path)]) == 0
     out = capsys.readouterr().out
     assert "FLOPs" in out
     rows = json.loads(path.read_text())["rows"]
-    names = ["padded SDPA", "packed dense", "packed, keep 1", "packed, keep 0.4"]
+    names = ["padded HF", "packed dense", "packed, keep 1", "packed, keep 0.4"]
     assert [(row["length"], row["candidate"]) for row in rows] == [(n, name) for n in (16, 32) for name in names]
     assert all(row["timing"]["runs"] == 2 for row in rows)
     assert [row["relative_flops"] for row in rows[:3]] == [1.0, 1.0, 1.0]
     assert 0.3 < rows[3]["relative_flops"] < 0.5
 
 
+def test_scripted_halting_and_pooling_cost_what_they_say(tmp_path, monkeypatch):
+    monkeypatch.setitem(SHAPES, "minilm", layered("albert", 16, 4, 2))
+    path = tmp_path / "numbers.json"
+    arguments = "--batch 2 --length 32 --keep --halt 0.5 --funnel 2,2 --repeats 1 --warmup 0 --json"
+    assert main([*arguments.split(), str(path)]) == 0
+    rows = {row["candidate"]: row for row in json.loads(path.read_text())["rows"]}
+    masked, packed = rows["masked, halt 0.5"], rows["packed, halt 0.5"]
+    assert masked["relative_flops"] == pytest.approx(packed["relative_flops"])
+    assert 0.4 < packed["relative_flops"] < 0.6
+    assert rows["funnel 2,2 (all)"]["relative_flops"] < rows["funnel 2,2 (q)"]["relative_flops"] < 0.85
+
+
+def test_halted_tokens_are_computed_only_where_masked() -> None:
+    batch = batch_of("albert")
+    for masked, execution in ((True, "masked"), (False, "packed")):
+        compressed = skim.compress(plain("albert"), HaltShare(0.5, masked=masked)).eval()
+        with torch.no_grad():
+            compressed(**batch)
+        assert compressed.trace.execution == execution
+        assert (compressed.trace.counts()[-1] < compressed.trace.lengths).all()
+
+
 @pytest.mark.parametrize("wrong", [["--device", "nonsense"], ["--keep", "0"], ["--repeats", "0"]])
 def test_the_command_ends_with_two_on_what_a_user_can_mend(wrong, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("skim.benchmark", fromlist=["SHAPES"]).SHAPES, "minilm", (16, 1, 2, 32))
+    monkeypatch.setitem(SHAPES, "minilm", layered("bert", 16, 1, 2))
     assert main([*wrong, "--batch", "1", "--length", "8"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
