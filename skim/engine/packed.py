@@ -151,6 +151,8 @@ class PackedTokens(TokenBatch):
 
     def halt(self, running: Tensor) -> PackedTokens:
         rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
+        if self.memory is None and len(rows) == running.numel():
+            return self
         memory, within = self._memory(), self.within
         occupancy = replace(
             self.occupancy,
@@ -170,7 +172,9 @@ class PackedTokens(TokenBatch):
         """All rows, halted ones included, as they are now."""
         if self.memory is None or self.within is None:
             return replace(self, memory=None, carry=None)
-        return replace(self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden))
+        return replace(
+            self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden.to(self.memory.hidden.dtype))
+        )
 
     def wanting(self, known: bool) -> tuple[PackedTokens, Tensor | None]:
         """Rows of the memory whose keys and values are missing, those of sequences in which nobody runs left out.

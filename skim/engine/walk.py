@@ -62,7 +62,7 @@ class Inputs:
 INPUTS = tuple(Inputs.__dataclass_fields__)  # what an encoder takes of a batch: no labels, so no loss
 
 
-class Memory:
+class KeyValues:
     """Keys and values of rows that are looked at, kept while one layer runs again and again.
 
     A halted token's state does not change, so where layers share their weights neither do its key and value.
@@ -72,6 +72,7 @@ class Memory:
         self.backbone, self.base, self.inputs = backbone, base, inputs
         self.layer: nn.Module | None = None  # the one that ran last over a memory
         self.before: Occupancy | None = None  # who ran in it
+        self.again = False  # whether the present layer is that one
         self.key: Tensor | None = None
         self.value: Tensor | None = None
 
@@ -83,7 +84,7 @@ class Memory:
         self.layer = layer if tokens.memory is not None else None
         return projected
 
-    def keys_and_values(self, layer: nn.Module, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    def of(self, layer: nn.Module, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
         """Of all rows that are looked at, as the family's attention takes them; zeros where nobody looks."""
         memory: TokenBatch = tokens.memory
         some, rows, again = memory, None, False
@@ -192,7 +193,7 @@ class Walk:
         trace = Trace(sequences, form)
         states = []
         position, seen, geometry = None, None, None
-        memory = Memory(backbone, base, inputs)
+        key_values = KeyValues(backbone, base, inputs)
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
                 states.append(tokens.restore())
@@ -211,12 +212,12 @@ class Walk:
             mask = AttentionMask(
                 attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
             )
-            projected = memory.projected(layer, tokens)
+            projected = key_values.projected(layer, tokens)
             if looked_at is None or isinstance(tokens, MaskedTokens):  # a masked batch has all rows in place
                 mask.occupancy, mask.memory = tokens.looked_at, None
                 hidden = self._half(layer, backbone.attend, tokens.hidden, mask, geometry)
             else:
-                key, value = memory.keys_and_values(layer, tokens)
+                key, value = key_values.of(layer, tokens)
                 hidden = self._half(layer, backbone.attend_to, tokens.hidden, key, value, mask, geometry)
             tokens = tokens.with_hidden(hidden)
             if not mask.used:

@@ -73,7 +73,7 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
     """
     method = walk_of(model).method
     calibrated = calibrates and method.target is not None and not method.trains_masked
-    if method.shift is None or calibrated or method.trains_dense:
+    if method.shift is None or calibrated or method.trains_dense or not method.retires:
         return
     for trace in traces(model, batches):
         left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()

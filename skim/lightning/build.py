@@ -217,7 +217,7 @@ def continue_method(method: Method, folder: Path) -> bool:
     before, state = read_method(folder)
     if before.name != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
-    for option in ("preset", "score_norm", "protect"):
+    for option in method.means:
         was, now = getattr(before, option, None), getattr(method, option, None)
         if was != now:
             raise SkimError(

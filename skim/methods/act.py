@@ -28,6 +28,7 @@ from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.methods.base import Method, Spec
+from skim.methods.precision import Precise
 from skim.methods.target import Target
 
 # updates that the published models take at most, and the weight of their ponder cost
@@ -91,7 +92,7 @@ def runs_on(total: Tensor, epsilon: float, temperature: float) -> Tensor:
     return (total <= 1 - epsilon).float() + (soft - soft.detach())
 
 
-class ACT(Method):
+class ACT(Precise, Method):
     """Halting per token, over layers or over the runs of a shared one.
 
     An option left at ``None`` is the preset's choice, written behind it as default / published.
@@ -101,7 +102,7 @@ class ACT(Method):
         target: relative FLOPs at which training shall end, in (0, 1]; the weight of the penalty is steered there.
             ``None`` uses ``tau`` as it is.
         tau: weight of the ponder cost when there is no target; 1e-2 / 1e-3, 5e-4, 2.5e-4.
-        warmup: share of training over which tau (or the target) sets in; 0.3 / 0.
+        warmup: share of training over which tau (or, with ``gate``, the target) sets in; 0.3 / 0.
         mix: ``gate`` or ``act``, see above; gate / act.
         epsilon: a token halts when its probabilities sum up to more than 1 less this, in (0, 1).
         temperature: of the relaxed decision of ``gate``, in units of probability.
@@ -114,6 +115,8 @@ class ACT(Method):
     """
 
     name = "act"
+    means = ("preset", "mix", "epsilon")
+    retires = False
 
     def __init__(
         self,
@@ -154,8 +157,10 @@ class ACT(Method):
         if temperature <= 0:
             raise SkimError(f"method.temperature={temperature} must be above 0.")
         self.target = target
-        self.steering = None if target is None else Target(target, self.warmup)
-        self.shift = torch.zeros(())
+        # act trains with hard decisions, which are held at the target from the start: a goal that is still on its way
+        # there would reward pondering
+        self.steering = None if target is None else Target(target, self.warmup if self.mix == "gate" else 0.0)
+        self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -167,7 +172,8 @@ class ACT(Method):
         if self.preset in PUBLISHED and spec.layers != PUBLISHED[self.preset][0]:
             raise SkimError(
                 f"method.preset={self.preset} takes {PUBLISHED[self.preset][0]} updates, and this backbone has "
-                f"{spec.layers} layers.\nSet backbone.overrides.num_hidden_layers, or use method.preset=default."
+                f"{spec.layers} layers.\nUse backbone=albert_act_{self.preset} (in Python: a config with "
+                f"num_hidden_layers={PUBLISHED[self.preset][0]}), or method.preset=default."
             )
         # after the last layer nobody is asked: gate has nothing left to decide, and a remainder follows from the others
         ends = self.mix == "gate" or self.final_remainder
@@ -180,7 +186,8 @@ class ACT(Method):
             spent = 0.5 / spec.layers
             bias = math.log(spent / (1 - spent))
         for unit in self.units:
-            nn.init.normal_(unit.weight, std=0.02)  # type: ignore[arg-type]
+            # gate: zero, so that nothing halts however large a state is, and training starts at the pretrained model
+            nn.init.normal_(unit.weight, std=0.02 if self.mix == "act" else 0.0)  # type: ignore[arg-type]
             nn.init.constant_(unit.bias, bias)  # type: ignore[arg-type]
 
     @property
@@ -212,7 +219,9 @@ class ACT(Method):
         # a row that has halted, or a pad, keeps what it had: masked execution computes it all the same
         total = torch.where(running > 0.5, total, summed)
         state = Halting(occupancy.put(total, state.probability), updates, add(occupancy, state.remainders, remainder))
-        hidden = torch.lerp(before.hidden, tokens.hidden, weight[..., None].to(tokens.hidden.dtype))
+        # autocast may leave the first layer's input in half precision and its output not
+        was, now = before.hidden.to(tokens.hidden.dtype), tokens.hidden
+        hidden = torch.lerp(was, now, weight[..., None].to(now.dtype))
         tokens = tokens.with_hidden(hidden).carrying(state)
         return tokens if last else tokens.halt(goes_on)
 

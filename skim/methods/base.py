@@ -55,6 +55,8 @@ class Method(nn.Module):
         needs_pads: computes with the padding, as published; masked execution only.
         reads_head: asks what the model's head says behind inner layers, and takes part in the task's loss.
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
+        means: options that give what was learned its meaning: a run that goes on from another has the same.
+        retires: tokens are gone when it is done with them, so that it could leave too few.
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         progress: share of training done, of the present stage if there are several.
@@ -68,6 +70,8 @@ class Method(nn.Module):
     starts_at_target = False
     retired_run_on = False
     needs_pads = False
+    means: ClassVar[tuple[str, ...]] = ("preset", "protect")
+    retires: ClassVar[bool] = True
     reads_head = False
     trains_dense = False
 

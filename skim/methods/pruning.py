@@ -45,6 +45,8 @@ class Pruner(Precise, Method):
         protect: special tokens that never retire, of ``cls`` and ``sep``; ``None`` is ``cls`` / none.
     """
 
+    means = ("preset", "score_norm", "protect")
+
     def __init__(
         self,
         preset: str = "default",

@@ -23,8 +23,9 @@ from skim.engine.trace import LayerTrace
 from skim.engine.walk import FORMS
 from skim.errors import SkimError
 from skim.flops import LayerCost
+from skim.lightning.budget import check_survivors
 from skim.methods import Spec
-from skim.methods.act import ACT, halting_step, runs_on
+from skim.methods.act import ACT, PUBLISHED, halting_step, runs_on
 from tests.families import batch_of, labels_of, plain
 from tests.ragged import assert_same
 
@@ -225,7 +226,7 @@ def test_forms_halt_alike(story: tuple[Tensor, list[Tensor]]) -> None:
     for flags in rounds:
         running = running & flags
         masked, packed = (tokens.halt(tokens.occupancy.rows(flags.float())) for tokens in (masked, packed))
-        looked_at = packed.memory.hidden[0, :, 0]
+        looked_at = (packed.memory or packed).hidden[0, :, 0]  # nobody has halted: no memory
         assert torch.equal(looked_at, last[real].squeeze(1))
         masked, packed = (tokens.with_hidden(tokens.hidden * 2) for tokens in (masked, packed))
         last = torch.where(running[..., None], last * 2, last)
@@ -405,3 +406,38 @@ def test_halted_tokens_neither_retire_nor_merge(form: str) -> None:
         assert isinstance(halted, PackedTokens)
         with pytest.raises(SkimError, match="still looked at"):
             halted.retire(torch.tensor([[True, False, True]]))
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "base"])
+def test_published_presets_may_halt_early(preset: str) -> None:
+    """With a bias of zero nearly all tokens halt within three updates: nobody retires by that, so nobody objects."""
+    updates = PUBLISHED[preset][0]
+    model = plain("albert", num_hidden_layers=updates, inner_group_num=1, num_hidden_groups=1)
+    compressed = skim.compress(model, ACT(preset=preset)).eval()
+    check_survivors(compressed, [batch_of("albert")])
+
+
+def test_hard_decisions_held_at_the_target_are_not_rewarded_for_pondering() -> None:
+    method = ACT(mix="act", target=0.6)
+    skim.compress(plain("bert"), method)
+    for step in range(10):
+        method.steering.step(step / 10, torch.tensor(0.6))
+        assert abs(float(method.steering.coefficient)) < 1e-6
+
+
+@pytest.mark.parametrize("mix", ["act", "gate"])
+def test_half_precision_keeps_the_shift(mix: str) -> None:
+    model = skim.compress(plain("bert").half(), ACT(mix=mix)).eval()
+    assert model.method.shift.dtype == torch.float32
+    with torch.no_grad():
+        assert torch.isfinite(model(**batch_of("bert")).logits).all()
+
+
+def test_a_first_state_in_half_precision_meets_a_layer_that_is_not() -> None:
+    """As CUDA's autocast leaves them for ALBERT."""
+    sequences = Sequences(torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3, dtype=torch.bool))
+    method = ACT()
+    method.build(Spec(layers=2, width=4))
+    before = PackedTokens.start(torch.randn(1, 3, 4).bfloat16(), sequences)
+    after = method.after_layer(0, before, before.with_hidden(torch.randn(1, 3, 4)))
+    assert after.hidden.dtype == torch.float32
