@@ -1,4 +1,4 @@
-"""A sentence with each token shaded by the layer at which it retired: on a terminal and as HTML.
+"""A sentence with each token shaded by the layers that computed it: on a terminal and as HTML.
 
 A :class:`SkimmedText` is what one forward did to one text; :func:`read` makes them from a compressed model, and every
 picture is a pure function of them. SVG, for pages that take no styles of their own, is in :mod:`skim.report.svg`.
@@ -33,21 +33,22 @@ class SkimmedText:
 
     Attributes:
         tokens: as BERT writes them, whatever the tokenizer: ``##`` joins a piece to the one before it.
-        survived: layers each token took part in, 0 to ``layers``.
-        layers: layers that ran, L.
+        survived: layers each token took part in, by itself or in a row that it was merged into, 0 to ``layers``.
+        rows: rows that entered each layer's attention, L numbers: where tokens are merged, fewer than tokens.
         prediction: the label, or the number of a regression; ``None`` if the head gives no single answer.
         truncated: whether the text was longer than the model takes, and these are only its first tokens.
     """
 
     tokens: list[str]
     survived: list[int]
-    layers: int
+    rows: list[int]
     prediction: str | None = None
     truncated: bool = False
 
-    def counts(self) -> list[int]:
-        """Tokens alive in each layer, L numbers."""
-        return [sum(survived > layer for survived in self.survived) for layer in range(self.layers)]
+    @property
+    def layers(self) -> int:
+        """Layers of the model, L."""
+        return len(self.rows)
 
     def size(self) -> str:
         """How many tokens there are, and whether those are all, in words."""
@@ -66,10 +67,8 @@ class SkimmedText:
         return words
 
     def fate(self, survived: int) -> str:
-        """What became of a token, in words."""
-        if survived >= self.layers:
-            return f"alive through all {self.layers} layers"
-        return f"retired before layer {survived + 1} of {self.layers}"
+        """What became of a token, in words that are true of retired, halted, merged and left ones."""
+        return f"computed in {survived} of {self.layers} layers"
 
 
 def read(
@@ -78,7 +77,7 @@ def read(
     texts: Sequence[str | tuple[str, str]],
     label_names: Sequence[str] | None = None,
 ) -> list[SkimmedText]:
-    """Run a compressed model on texts, in evaluation mode, and note where each token retired.
+    """Run a compressed model on texts, in evaluation mode, and note which layers computed each token.
 
     Args:
         model: a compressed model.
@@ -107,13 +106,13 @@ def read(
     finally:
         model.train(training)
     trace: Trace = walk.model.trace  # type: ignore[assignment]  # what every forward of a walk leaves
-    survived, real = trace.layers_survived().cpu(), trace.sequences.real.cpu()
+    survived, real, rows = trace.layers_survived().cpu(), trace.sequences.real.cpu(), trace.counts().cpu()
     predictions = _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
     return [
         SkimmedText(
             tokens=_pieces(tokenizer, encoded["input_ids"][i][real[i]].tolist()),
             survived=survived[i][real[i]].tolist(),
-            layers=len(trace.layers),
+            rows=[round(count) for count in rows[:, i].tolist()],
             prediction=predictions[i] if predictions else None,
             truncated=len(whole[i]) > limit,
         )
@@ -169,7 +168,7 @@ def terminal(text: SkimmedText, marks: bool = False) -> Text:
 
 
 def show(texts: Sequence[SkimmedText], console: Console) -> None:
-    """Print texts with a legend, their predictions, and how many tokens each layer computed."""
+    """Print texts with a legend, their predictions, and how many rows each layer computed."""
     marks = console.color_system in (None, "standard")  # 16 colours cannot hold the ramp
     for layers in sorted({text.layers for text in texts}):
         legend = Text.assemble(("layers computed ", "dim"))
@@ -177,16 +176,16 @@ def show(texts: Sequence[SkimmedText], console: Console) -> None:
             background, ink = colors(step(survived, layers))
             legend.append(f" {survived} ", Style(color=ink, bgcolor=background))
         legend.append(
-            "  raised: layers before it retired; unmarked: alive to the end" if marks else "  alive to the end",
+            "  raised: layers computed; unmarked: computed to the end" if marks else "  computed to the end",
             style="dim",
         )
         console.print(legend)
     for text in texts:
         console.print()
         console.print(terminal(text, marks))
-        counts = " ".join(map(str, text.counts()))
+        counts = " ".join(map(str, text.rows))
         prediction = "" if text.prediction is None else f"{text.prediction} · "
-        console.print(Text(f"{prediction}{text.size()}, by layer: {counts}", style="dim"))
+        console.print(Text(f"{prediction}{text.size()}, rows by layer: {counts}", style="dim"))
 
 
 STYLE = """
@@ -206,7 +205,7 @@ STYLE = """
 
 
 def figure(text: SkimmedText) -> str:
-    """One text as an HTML fragment: the words, what was predicted, and a bar of tokens per layer."""
+    """One text as an HTML fragment: the words, what was predicted, and a bar of rows per layer."""
     words = []
     for word in text.words():
         pieces = (
@@ -215,18 +214,18 @@ def figure(text: SkimmedText) -> str:
         )
         words.append(f"<span>{''.join(pieces)}</span>")
     bars = ""
-    for layer, count in enumerate(text.counts(), 1):
+    for layer, count in enumerate(text.rows, 1):
         height = 2.4 * count / max(len(text.tokens), 1)
-        bars += f'<div title="layer {layer}: {count} tokens">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
+        bars += f'<div title="layer {layer}: {count} rows">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
     prediction = "" if text.prediction is None else f"<b>{html.escape(text.prediction)}</b><br>"
-    label = f"<p>{prediction}{text.size()};<br>computed in layer:</p>"
+    label = f"<p>{prediction}{text.size()};<br>rows by layer:</p>"
     return f'<div class="skimmed"><p class="words">{" ".join(words)}</p><div class="bars">{label}{bars}</div></div>'
 
 
 def legend(layers: int) -> str:
     """The ramp of an L-layer model as an HTML fragment."""
     steps = "".join(f'<span class="s{step(i, layers)}">{i}</span>' for i in range(layers + 1))
-    return f'<p class="legend">layers a token took part in: {steps} alive to the end</p>'
+    return f'<p class="legend">layers a token took part in: {steps} computed to the end</p>'
 
 
 def fragment(texts: Sequence[SkimmedText]) -> str:

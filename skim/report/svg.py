@@ -46,8 +46,8 @@ def sentence(text: SkimmedText, width: float = 820) -> str:
     for survived in range(text.layers + 1):
         parts.append(_token(x, y, str(survived), step(survived, text.layers), text.fate(survived), PAD, PAD))
         x += len(str(survived)) * ADVANCE + 2 * PAD
-    counts = " ".join(map(str, text.counts()))
-    parts.append(_label(x + 4, y + 15, f"alive to the end; tokens by layer: {counts}"))
+    counts = " ".join(map(str, text.rows))
+    parts.append(_label(x + 4, y + 15, f"computed to the end; rows by layer: {counts}"))
     if text.prediction is not None:
         y += LINE
         parts.append(_label(MARGIN, y + 15, f"prediction: {text.prediction}"))
@@ -55,7 +55,7 @@ def sentence(text: SkimmedText, width: float = 820) -> str:
 
 
 def grid(text: SkimmedText, cell: float = 20) -> str:
-    """Layers down, tokens across; a filled cell is a token that this layer computes."""
+    """Layers down, tokens across, rows behind; a filled cell is a token that this layer computes, merged or by itself."""
     pieces = [piece for word in text.words() for piece, _ in word]
     top = MARGIN + ADVANCE * min(max((cell_len(piece) for piece in pieces), default=0), 24) + 6
     left = MARGIN + ADVANCE * len("layer 00")
@@ -64,7 +64,7 @@ def grid(text: SkimmedText, cell: float = 20) -> str:
         x, y = left + (column + 0.5) * cell + 5, top - 6
         shown = piece if cell_len(piece) <= 24 else piece[:23] + "…"
         parts.append(f'<text x="{x:.1f}" y="{y:.1f}" transform="rotate(-90 {x:.1f} {y:.1f})">{escape(shown)}</text>')
-    for layer, count in enumerate(text.counts()):
+    for layer, count in enumerate(text.rows):
         y = top + layer * cell
         parts.append(_label(MARGIN, y + cell / 2 + 4, f"layer {layer + 1}"))
         for column, survived in enumerate(text.survived):

@@ -19,15 +19,18 @@ from transformers import (
 
 import skim
 from skim.benchmark import KeepShare
+from skim.methods.act import ACT
+from skim.methods.early_exit import EarlyExit
+from skim.methods.funnel import Funnel
 from skim.report import svg
 from skim.report.heatmap import SkimmedText, _pieces, figure, read, show, terminal, write_html
 from skim.report.shades import DARK, LIGHT, STEPS, colors, contrast, step
 
 EVIL = "<script>alert('x')</script>"
-TEXT = SkimmedText(["[CLS]", "un", "##for", "##gettable", "!", "[SEP]"], [4, 0, 4, 2, 1, 0], 4, "positive")
-EMPTY = SkimmedText(["[CLS]", "[SEP]"], [4, 0], 4)
-LONG = SkimmedText(["[CLS]", *["word"] * 300, *["##piece"] * 100], [1] * 401, 4, "label")
-ODD = SkimmedText([EVIL, "&", '"', "naïve", "日本語", "🎬", "\x1b[31m", "##", "#"], [1] * 9, 2, EVIL)
+TEXT = SkimmedText(["[CLS]", "un", "##for", "##gettable", "!", "[SEP]"], [4, 0, 4, 2, 1, 0], [4, 3, 2, 2], "positive")
+EMPTY = SkimmedText(["[CLS]", "[SEP]"], [4, 0], [1] * 4)
+LONG = SkimmedText(["[CLS]", *["word"] * 300, *["##piece"] * 100], [1] * 401, [401, 0, 0, 0], "label")
+ODD = SkimmedText([EVIL, "&", '"', "naïve", "日本語", "🎬", "\x1b[31m", "##", "#"], [1] * 9, [9, 0], EVIL)
 ALL = pytest.mark.parametrize("text", [TEXT, EMPTY, LONG, ODD], ids=["text", "empty", "long", "odd"])
 
 
@@ -47,11 +50,6 @@ class Seen(HTMLParser):
         self.text += data
 
 
-def test_counts_are_of_tokens_alive_in_each_layer():
-    assert TEXT.counts() == [4, 3, 2, 2]
-    assert EMPTY.counts() == [1, 1, 1, 1]
-
-
 def test_pieces_are_joined_to_the_word_they_continue():
     assert [[piece for piece, _ in word] for word in TEXT.words()] == [
         ["[CLS]"],
@@ -69,10 +67,9 @@ def test_a_text_of_hash_signs_keeps_them():
     assert [word[0][0] for word in ODD.words()][-2:] == ["##", "#"]
 
 
-def test_fate_names_the_layer():
-    assert TEXT.fate(0) == "retired before layer 1 of 4"
-    assert TEXT.fate(3) == "retired before layer 4 of 4"
-    assert TEXT.fate(4) == "alive through all 4 layers"
+def test_fate_counts_layers():
+    assert TEXT.fate(0) == "computed in 0 of 4 layers"
+    assert TEXT.fate(4) == "computed in 4 of 4 layers"
 
 
 @ALL
@@ -86,7 +83,7 @@ def test_html_shows_every_token_and_adds_no_tag(text, tmp_path):
         assert "".join(piece for piece, _ in word) in seen.text
     assert "<script" not in page
     assert not re.search(r"https?://|url\(|@import", page)
-    assert page.count('title="retired') + page.count('title="alive') == len(text.tokens)
+    assert page.count('title="computed') == len(text.tokens)
 
 
 def test_html_reads_in_light_and_dark():
@@ -119,7 +116,7 @@ def test_svg_is_xml_with_every_piece_inside_its_width(text, draw):
 
 
 def test_svg_grid_fills_a_cell_per_computed_token():
-    assert svg.grid(TEXT).count(f'<rect class="s{STEPS}"') == sum(TEXT.counts())
+    assert svg.grid(TEXT).count(f'<rect class="s{STEPS}"') == sum(TEXT.rows)
     assert svg.grid(TEXT).count("<rect") == 4 * len(TEXT.tokens)
 
 
@@ -139,7 +136,7 @@ def test_terminal_shows_words_counts_and_prediction(text, colours):
     )
     show([text], console)
     out = console.export_text()
-    assert " ".join(map(str, text.counts())) in " ".join(out.split())
+    assert " ".join(map(str, text.rows)) in " ".join(out.split())
     assert "\x1b" not in out
     if text.prediction is not None and text is not ODD:
         assert text.prediction in out
@@ -176,10 +173,39 @@ def test_read_drops_pads_and_agrees_with_the_trace(model, tokenizer):
     assert long.tokens == "[CLS] a café for ##get ##table < script > ! [SEP]".split()
     assert {text.layers for text in (short, empty, long)} == {4}
     assert short.survived[0] == empty.survived[0] == 4
-    assert sum(long.counts()) == int(model.trace.counts()[:, 2].sum())
-    assert sum(long.counts()) < 4 * len(long.tokens)
+    assert sum(long.rows) == int(model.trace.counts()[:, 2].sum())
+    assert sum(long.rows) < 4 * len(long.tokens)
     assert {text.prediction for text in (short, empty, long)} <= {"bad", "good"}
     assert model.training
+
+
+def compressed(method):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=32, pad_token_id=0
+    )
+    return skim.compress(BertForSequenceClassification(config), method)
+
+
+def test_merged_tokens_are_counted_as_rows(tokenizer):
+    """[CLS] alone and 15 others in pairs; every token goes on in its window's row."""
+    model = compressed(Funnel())
+    text, _ = read(model, tokenizer, ["film " * 14, "film"])
+    assert (len(text.tokens), text.rows) == (16, [16, 16, 9, 9, 5, 5])
+    assert text.survived == [6] * 16
+    assert "rows by layer: 16 16 9 9 5 5" in printed(text)
+    assert "rows by layer: 16 16 9 9 5 5" in svg.sentence(text)
+    assert re.findall(r"layer \d: (\d+) rows", figure(text)) == ["16", "16", "9", "9", "5", "5"]
+    with skim.execution(model, "masked"):
+        assert read(model, tokenizer, ["film " * 14])[0].rows == text.rows
+
+
+@pytest.mark.parametrize("method", [ACT(bias_init=0.0), EarlyExit(patience=1)], ids=["halted", "left"])
+def test_halted_and_left_tokens_are_not_called_retired(method, tokenizer):
+    (text,) = read(compressed(method), tokenizer, ["a film"])
+    assert text.rows[0] == 4 > text.rows[-1]
+    assert text.rows == [sum(survived > layer for survived in text.survived) for layer in range(6)]
+    assert "retired" not in figure(text) + svg.sentence(text) + svg.grid(text) + printed(text)
 
 
 def test_read_takes_pairs_no_texts_and_what_exceeds_the_model(model, tokenizer):
