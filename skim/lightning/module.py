@@ -90,7 +90,8 @@ class SkimModule(pl.LightningModule):
         distill_temperature: both distributions are softened by it.
         distill_from: ``init``: the teacher is ``teacher``; ``self``: it is the model's own weights, run uncompressed.
         teacher: the dense model to learn from, in evaluation mode; needed if ``distill`` is above 0.
-        method_after: share of training in which the model trains as the plain dense backbone, before the method begins.
+        method_after: share of training in which the model trains as the plain dense backbone, before the method begins; as
+            such it is validated then.
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
     """
@@ -187,6 +188,11 @@ class SkimModule(pl.LightningModule):
     def begun(self) -> bool:
         """Whether the method takes part in the present step."""
         return self.global_step >= self._begin
+
+    @property
+    def has_run(self) -> bool:
+        """Whether the method has taken part in a step of training; from the start, if nothing precedes it."""
+        return self._begin == 0 or self.global_step > self._begin
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         stage, first, steps = self.plan.at(self.global_step)
@@ -339,7 +345,9 @@ class SkimModule(pl.LightningModule):
             metric.reset()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._evaluate(batch)
+        # while it is fitted, what is looked at is what was trained
+        with uncompressed(self.model) if self.trainer.state.fn == "fit" and not self.has_run else nullcontext():
+            self._evaluate(batch)
 
     def on_validation_epoch_end(self) -> None:
         self._report("val")

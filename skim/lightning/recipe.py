@@ -80,7 +80,7 @@ class LastStageStopping(EarlyStopping):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module = cast(SkimModule, pl_module)
-        if module.stage is module.stages[-1] and module.begun:
+        if module.stage is module.stages[-1] and module.has_run:
             super().on_validation_end(trainer, pl_module)
 
 

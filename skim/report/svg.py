@@ -55,7 +55,7 @@ def sentence(text: SkimmedText, width: float = 820) -> str:
 
 
 def grid(text: SkimmedText, cell: float = 20) -> str:
-    """Layers down, tokens across, rows behind; a filled cell is a token that this layer computes, merged or by itself."""
+    """Layers down, tokens across, rows behind; a filled cell is a token that this layer computes, alone or merged."""
     pieces = [piece for word in text.words() for piece, _ in word]
     top = MARGIN + ADVANCE * min(max((cell_len(piece) for piece in pieces), default=0), 24) + 6
     left = MARGIN + ADVANCE * len("layer 00")

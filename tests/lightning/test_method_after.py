@@ -177,6 +177,18 @@ def test_penalties_are_logged_from_there_on(late: tuple[Path, list]) -> None:
     assert [bool(row["train/relative_flops"]) for row in rows] == [False] * 3 + [True] * 5
 
 
+def test_what_is_trained_is_validated(tmp_path: Path) -> None:
+    """Funnel pools whatever has been learned; 8 steps with 4 evaluations, the second just before it begins."""
+    quick = ["callbacks.log_every=1", "train.evals_per_epoch=4", "train.method_after=0.5"]
+    run = recipe.train(small("method=funnel", *quick), tmp_path / "run", "")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        spent = [float(row["val/relative_flops"]) for row in csv.DictReader(file) if row["val/relative_flops"]]
+    assert spent[:2] == [1.0, 1.0]
+    assert len(spent[2:]) >= 2
+    assert max(spent[2:]) < 1.0
+    assert run.results.relative_flops < 1.0
+
+
 def test_within_the_first_of_several_stages(tmp_path: Path) -> None:
     """LTP's soft stage begins late, at its target; the hard one is as ever."""
     run, steps = recorded(tmp_path / "run", *LTP, "train.method_after=0.125", "train.epochs=1", "train.lr=1e-3")
