@@ -90,8 +90,8 @@ class SkimModule(pl.LightningModule):
         distill_temperature: both distributions are softened by it.
         distill_from: ``init``: the teacher is ``teacher``; ``self``: it is the model's own weights, run uncompressed.
         teacher: the dense model to learn from, in evaluation mode; needed if ``distill`` is above 0.
-        method_after: share of training in which the model trains as the plain dense backbone, before the method begins; as
-            such it is validated then.
+        method_after: share of training in which the model trains, and is validated, as the plain dense backbone, before
+            the method begins.
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
     """
