@@ -2,7 +2,8 @@
 
 A checkpoint is ``<prefix>.index``, a sorted table in LevelDB's format that says where each variable lies, and the
 variables' bytes in ``<prefix>.data-00000-of-00001`` and its like. Facts: LevelDB's doc/table_format.md, and
-tensorflow/core/protobuf/tensor_bundle.proto.
+tensorflow/core/protobuf/tensor_bundle.proto. Checksums (CRC32C, of the index's blocks and of each variable's bytes) are
+not checked: a file that is cut short is refused, but a flipped bit becomes a wrong weight.
 """
 
 from __future__ import annotations
