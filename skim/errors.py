@@ -14,15 +14,15 @@ class SkimError(Exception):
     """
 
 
-def unknown(kind: str, name: str, options: Iterable[str]) -> SkimError:
+def unknown(kind: str, name: object, options: Iterable[str]) -> SkimError:
     """The error for a name that is not in a closed list: names the nearest option, then all of them.
 
     Args:
         kind: what was looked up, in the user's words ("method", "task", "backbone family").
-        name: what the user wrote.
+        name: what the user wrote; ``None`` for null.
         options: every name that would have worked.
     """
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
     hint = f" Did you mean '{near[0]}'?" if near else ""
-    return SkimError(f"Unknown {kind} '{name}'.{hint}\nAvailable: {', '.join(options)}.")
+    return SkimError(f"Unknown {kind} '{'null' if name is None else name}'.{hint}\nAvailable: {', '.join(options)}.")

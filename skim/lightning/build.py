@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import json
 import logging
 import warnings
 from collections.abc import Mapping
@@ -24,7 +26,8 @@ from skim.flops import FORMULAS
 from skim.lightning import published
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
-from skim.methods import Method
+from skim.methods import METHODS, Method, method_class, method_name
+from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
 from tasks.base import Task
 
@@ -73,6 +76,15 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "method.token_threshold": ((int, float), -INFINITY, INFINITY),
     "method.token_keep_rate": ((int, float), -1, 1),
     "method.start": (int, 0, INFINITY),
+    # their bounds are the methods' own affair
+    **dict.fromkeys(
+        (
+            *("method.margin", "method.tau", "method.epsilon", "method.bias_init"),
+            *("method.tolerance", "method.threshold", "method.prior", "method.beta"),
+        ),
+        ((int, float), -INFINITY, INFINITY),
+    ),
+    **dict.fromkeys(("method.stride", "method.decoder_layers", "method.patience"), (int, -INFINITY, INFINITY)),
     "hardware.threads": (int, 1, INFINITY),
     "hardware.num_workers": (int, 0, INFINITY),
     "callbacks.log_every": (int, 1, INFINITY),
@@ -81,12 +93,29 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "benchmark.repeats": (int, 1, INFINITY),
     "benchmark.train_batch_size": (int, 1, INFINITY),
 }
+FLAGS = (
+    *("method.share_head", "method.final_remainder", "method.eval_noise"),
+    *("method.separate_cls", "method.residual", "method.truncate_seq", "method.pool_q_only"),
+)
+LISTS = ("method.blocks", "method.layers")
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse numbers that no run can use, before anything is loaded; ``null`` is always allowed where it composes."""
+    """Refuse values that no run can use, before anything is loaded.
+
+    ``null`` is allowed wherever it composes, but for a method's options only where it is their default.
+    """
+    check_nulls(cfg.get("method") or {})
     for path, limits in LIMITS.items():
         check_limits(path, OmegaConf.select(cfg, path), *limits)
+    for path in FLAGS:
+        value = OmegaConf.select(cfg, path)
+        if value is not None and not isinstance(value, bool):
+            raise SkimError(f"{path}={value} must be true or false.")
+    for path in LISTS:
+        value = OmegaConf.select(cfg, path)
+        if value is not None and not (OmegaConf.is_list(value) and all(type(item) is int for item in value)):
+            raise SkimError(f"{path}={value} must be a list of whole numbers, such as {path}=[1,2].")
     stages = OmegaConf.select(cfg, "method.stages") or {}
     if not isinstance(stages, Mapping):
         raise SkimError(f"method.stages={stages} must be a group of stages, such as method.stages.soft.epochs=2.")
@@ -103,14 +132,24 @@ def check(cfg: DictConfig) -> None:
         raise SkimError(f"benchmark.batch_sizes={list(sizes)} must be whole numbers, at least 1.")
 
 
+def check_nulls(options: Mapping[Any, Any]) -> None:
+    """Refuse ``null`` for what has a default: only where that is ``None`` does it stand for something."""
+    if options.get("_target_") not in METHODS.values():  # what a user's own method makes of it is not known here
+        return
+    for name, parameter in inspect.signature(method_class(method_name(options["_target_"]))).parameters.items():
+        if name in options and options[name] is None and parameter.default is not None:
+            default = json.dumps(parameter.default)  # as one would write it: true, not True
+            raise SkimError(f"method.{name}=null says nothing; its default is {default}.")
+
+
 def check_limits(path: str, value: Any, kind: type | tuple[type, ...], low: float, high: float) -> None:
     """Refuse a value that is no number of this kind or out of bounds; ``None`` passes."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         what = "a whole number" if kind is int else "a number"
-        bounds = f"at least {low:g}" if high == INFINITY else f"from {low:g} to {high:g}"
-        raise SkimError(f"{path}={value} must be {what}, {bounds}.")
+        bounds = f", at least {low:g}" if high == INFINITY else f", from {low:g} to {high:g}"
+        raise SkimError(f"{path}={value} must be {what}{bounds if low > -INFINITY else ''}.")
 
 
 def check_stage(name: str, options: Any) -> None:
@@ -186,6 +225,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
     model = compress(plain, method, cfg.execution)
+    if purpose == "fit" and isinstance(method, Funnel) and not method.merged_before:
+        raise SkimError("method=funnel with one block of layers merges nothing; use more blocks, or method=dense.")
     continued = purpose == "fit" and start is not None and continue_method(method, start)
     if purpose == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
         raise SkimError(

@@ -158,7 +158,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         distill_temperature=cfg.train.distill_temperature,
         distill_from=cfg.train.distill_from,
         teacher=parts.teacher,
-        method_after=cfg.train.method_after,
+        method_after=cfg.train.method_after or 0.0,
         calibrate_on=parts.task.sample_batches(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.get("formulas") or (),
     )

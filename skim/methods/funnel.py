@@ -13,7 +13,9 @@ last states are repeated over their windows, the first block's output is added i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 from torch import Tensor
 
@@ -60,12 +62,14 @@ class Funnel(Method):
             raise unknown("method.preset", preset, PRESETS)
         if pooling not in POOLINGS:
             raise unknown("method.pooling", pooling, POOLINGS)
+        if not is_whole(stride):
+            raise SkimError(f"method.stride={stride} must be a whole number, at least 2.")
         if stride < 2:
             raise SkimError(f"method.stride={stride} merges nothing; use 2 or more.")
-        if not 0 <= decoder_layers <= 2:
+        if not is_whole(decoder_layers) or not 0 <= decoder_layers <= 2:
             raise SkimError(f"method.decoder_layers={decoder_layers} must be 0, 1 or 2.")
-        if blocks is not None and (len(blocks) < 1 or min(blocks) < 1):
-            raise SkimError(f"method.blocks={list(blocks)} must be layers per block, each at least 1, such as [4,4,4].")
+        if blocks is not None and not are_sizes(blocks):
+            raise SkimError(f"method.blocks={blocks} must be layers per block, each at least 1, such as [4,4,4].")
         if preset == "paper" and truncate_seq:
             raise SkimError("method.truncate_seq=true needs windows of real tokens; use method.preset=default.")
         self.preset = preset
@@ -95,12 +99,12 @@ class Funnel(Method):
                 "Use method.pool_q_only=false (queries, keys and values pooled), or another backbone."
             )
         self.queries_only = spec.looks_apart if self.pool_q_only is None else self.pool_q_only
-        self.pooled = tuple(accumulate(blocks))[:-1]  # layers before which windows are merged
+        self.merged_before = tuple(accumulate(blocks))[:-1]  # layers; none if there is one block
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        if i == self.decoder and self.pooled:
+        if i == self.decoder and self.merged_before:
             return tokens.unpool(self.restore(tokens)).carrying(None)
-        if i not in self.pooled:
+        if i not in self.merged_before:
             return tokens
         if self.residual and tokens.carry is None:
             tokens = tokens.carrying(tokens.restore())
@@ -124,6 +128,17 @@ def full_windows(tokens: TokenBatch, stride: int) -> TokenBatch:
     place = occupancy.rank(first - occupancy.position)  # protected tokens, then the others in their order
     counts = occupancy.counts().long()
     return tokens.retire(place < occupancy.spread(counts - (counts - protected.sum(1)) % stride))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number; ``True`` is none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def are_sizes(blocks: Any) -> bool:
+    """Whether these are layers per block."""
+    listed = isinstance(blocks, Sequence) and len(blocks) > 0
+    return listed and all(is_whole(size) and size >= 1 for size in blocks)
 
 
 def thirds(layers: int) -> tuple[int, ...]:

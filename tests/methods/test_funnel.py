@@ -350,10 +350,10 @@ def built(method: Funnel, layers: int = 6, looks_apart: bool = True) -> Funnel:
 
 
 def test_blocks_say_where_windows_are_merged() -> None:
-    assert built(Funnel()).pooled == (2, 4)
-    assert built(Funnel(blocks=[1, 2, 3])).pooled == (1, 3)
-    assert built(Funnel(blocks=(6,))).pooled == ()
-    assert (built(Funnel(decoder_layers=2)).pooled, built(Funnel(decoder_layers=2)).decoder) == ((2, 3), 4)
+    assert built(Funnel()).merged_before == (2, 4)
+    assert built(Funnel(blocks=[1, 2, 3])).merged_before == (1, 3)
+    assert built(Funnel(blocks=(6,))).merged_before == ()
+    assert (built(Funnel(decoder_layers=2)).merged_before, built(Funnel(decoder_layers=2)).decoder) == ((2, 3), 4)
     assert built(Funnel()).queries_only
     assert not built(Funnel(), looks_apart=False).queries_only
     assert not built(Funnel(pool_q_only=False)).queries_only
@@ -365,9 +365,19 @@ def test_blocks_say_where_windows_are_merged() -> None:
         ({"preset": "papr"}, "paper"),
         ({"pooling": "sum"}, "mean"),
         ({"stride": 1}, "2 or more"),
+        ({"stride": 2.5}, "whole number"),
+        ({"stride": None}, "whole number"),
+        ({"stride": True}, "whole number"),
+        ({"decoder_layers": 1.0}, "0, 1 or 2"),
+        ({"decoder_layers": None}, "0, 1 or 2"),
         ({"decoder_layers": 3}, "0, 1 or 2"),
         ({"decoder_layers": -1}, "0, 1 or 2"),
         ({"blocks": []}, "at least 1"),
+        ({"blocks": 3}, "at least 1"),
+        ({"blocks": "33"}, "at least 1"),
+        ({"blocks": ["a", "b"]}, "at least 1"),
+        ({"blocks": [2, 2.5, 1.5]}, "at least 1"),
+        ({"blocks": [True, 2]}, "at least 1"),
         ({"blocks": [3, 0]}, "at least 1"),
         ({"truncate_seq": True, "preset": "paper"}, "preset=default"),
     ],

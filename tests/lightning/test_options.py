@@ -1,0 +1,77 @@
+"""What a method's options may not be ends in a few words, before anything is loaded; null where it means something."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from skim.errors import SkimError, unknown
+from skim.lightning.build import FLAGS, LIMITS, LISTS, build, check
+from skim.lightning.recipe import train
+from tests.runs import CONF, composed, small
+
+WRONG = {
+    "act": "epsilon=null epsilon=abc tau=abc temperature=null temperature=abc warmup=abc bias_init=abc bias_init=true "
+    "target=abc share_head=null share_head=abc share_head=1 final_remainder=abc preset=null",
+    "funnel": "stride=null stride=abc stride=2.5 stride=true decoder_layers=null decoder_layers=1.5 blocks=3 "
+    "blocks=abc blocks=[a,b] blocks=[2,2.5,1.5] blocks=[true,3] separate_cls=null residual=abc pool_q_only=abc "
+    "truncate_seq=null truncate_seq=abc pooling=null preset=null",
+    "early_exit": "patience=null patience=abc patience=true patience=2.5 tolerance=null tolerance=abc threshold=abc "
+    "threshold=null prior=null prior=abc beta=null beta=abc halting=null target=abc",
+    "transkimmer": "margin=abc temperature=null eval_noise=abc layers=3 layers=[a] protect=null coefficient=null",
+    "ltp": "coefficient=null final_token_threshold=null temperature=abc",
+    "topk": "token_keep_rate=null start=abc",
+}
+MAY_BE_NULL = {
+    "act": "target tau warmup ponder_reduction final_remainder bias_init mix",
+    "early_exit": "target",
+    "funnel": "blocks pool_q_only",
+    "ltp": "target warmup temperature temperature_start score_norm protect",
+    "topk": "target start protect",
+    "transkimmer": "target warmup noise_until eval_noise margin bottleneck layers",
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "option"), [(m, option) for m, options in WRONG.items() for option in options.split()]
+)
+def test_what_an_option_cannot_be(method: str, option: str) -> None:
+    with pytest.raises(SkimError) as caught:
+        check(composed(f"method={method}", f"method.{option}"))
+    name, _, value = option.partition("=")
+    said = str(caught.value)
+    assert said.startswith(f"method.{name}=")
+    assert value.strip("[]").partition(",")[0].lower() in said.lower()
+    assert len(said) < 120
+    assert "inf" not in said
+
+
+@pytest.mark.parametrize("method", MAY_BE_NULL)
+def test_null_where_it_is_the_default(method: str) -> None:
+    check(composed(f"method={method}", *(f"method.{name}=null" for name in MAY_BE_NULL[method].split())))
+
+
+def test_every_number_and_flag_of_a_method_has_a_check() -> None:
+    known = {*LIMITS, *FLAGS, *LISTS}
+    for path in (CONF / "method").glob("*.yaml"):
+        for name, value in OmegaConf.load(path).items():
+            if isinstance(value, bool):
+                assert f"method.{name}" in FLAGS
+            elif isinstance(value, (int, float)):
+                assert f"method.{name}" in known, f"{path.stem}: {name}"
+
+
+def test_one_block_merges_nothing() -> None:
+    with pytest.raises(SkimError, match="merges nothing"):
+        build(small("method=funnel", "method.blocks=[4]"))
+
+
+def test_null_is_a_name_like_any_other() -> None:
+    assert str(unknown("colour", None, ["red"])).startswith("Unknown colour 'null'.")
+
+
+def test_method_after_null_is_from_the_beginning(tmp_path) -> None:
+    run = train(
+        small("method=topk", "method.start=1", "train.method_after=null", "train.max_steps=1"), tmp_path / "run", ""
+    )
+    assert run.results.status == "done"
