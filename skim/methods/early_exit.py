@@ -79,6 +79,11 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """The task's loss of each sequence, ``(B,)``: squared error of one number, or cross-entropy of classes."""
     if logits.shape[-1] == 1:
         return (logits.squeeze(-1) - labels.view(-1)).float() ** 2
+    if labels.is_floating_point():
+        raise SkimError(
+            f"method=early_exit takes one class for each sequence, and these labels are {labels.dtype} beside "
+            f"{logits.shape[-1]} logits: several labels, or several numbers.\nUse class numbers, or another method."
+        )
     return F.cross_entropy(logits.float(), labels.view(-1), reduction="none")
 
 
@@ -169,9 +174,10 @@ class EarlyExit(Precise, Method):
 
     def unit(self, i: int, tokens: TokenBatch) -> Tensor:
         """What layer ``i``'s halting unit says of each sequence that is there, ``(B,)`` float32; 0 of the others."""
-        there = (tokens.occupancy.counts() > 0).nonzero().squeeze(1)
-        cls = tokens.sequences.protected.int().argmax(1)[there]
-        x = self.units[i](tokens.restore()[there, cls]).squeeze(-1).float()
+        occupancy = tokens.occupancy
+        there = (occupancy.counts() > 0).nonzero().squeeze(1)
+        cls = occupancy.rows(tokens.sequences.protected) & (occupancy.weights > 0.5)  # one row of each, in that order
+        x = self.units[i](tokens.hidden[cls]).squeeze(-1).float()
         return x.new_zeros(len(tokens.sequences.real)).index_copy(0, there, x)
 
     def left(self, units: Tensor) -> Tensor:

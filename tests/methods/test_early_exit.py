@@ -257,6 +257,16 @@ def test_other_models_without_one_answer_are_refused() -> None:
         skim.compress(plain("bert", "regression"), EarlyExit("entropy"))
 
 
+@pytest.mark.parametrize("halting", ["patience", "pondernet"])
+def test_several_labels_are_refused_where_only_the_labels_tell(halting: str) -> None:
+    """transformers learns of them in the first forward."""
+    model = skim.compress(plain("bert"), EarlyExit(halting)).train()
+    batch = batch_of("bert")
+    several = torch.ones(len(batch["input_ids"]), model.config.num_labels)
+    with pytest.raises(SkimError, match="one class for each sequence"):
+        model(**batch, labels=several)
+
+
 # ---- runs ----
 
 
