@@ -326,6 +326,8 @@ class HaltShare(Method):
 
     def __init__(self, keep: float = 0.5, masked: bool = False) -> None:
         super().__init__(())
+        if not 0 < keep <= 1:
+            raise SkimError(f"halt={keep} must be above 0 and at most 1: the share of tokens that has not halted.")
         self.keep, self.needs_pads = keep, masked
 
     def build(self, spec: Spec) -> None:
@@ -374,7 +376,7 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
         methods[f"masked, halt {keep:g}"] = HaltShare(keep, masked=True)
         methods[f"packed, halt {keep:g}"] = HaltShare(keep)
     for blocks in options.funnel:
-        sizes = tuple(int(size) for size in blocks.split(","))
+        sizes = sizes_of(blocks)
         methods[f"funnel {blocks} (q)"] = Funnel(blocks=sizes)
         methods[f"funnel {blocks} (all)"] = Funnel(blocks=sizes, pool_q_only=False)
     models = {name: compress(plain_twin(dense), method).eval() for name, method in methods.items()}
@@ -389,6 +391,14 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
         flops = 1.0 if trace is None else float(trace.relative_flops())
         rows.append(Row(batch, length, name, kept, flops, timing))
     return rows
+
+
+def sizes_of(blocks: str) -> tuple[int, ...]:
+    """Layers per block as the command takes them: ``2,2,2``."""
+    try:
+        return tuple(int(size) for size in blocks.split(","))
+    except ValueError:
+        raise SkimError(f"--funnel {blocks} must be layers per block, such as 2,2,2.") from None
 
 
 def shape_table(rows: list[Row], title: str) -> Table:
@@ -430,9 +440,17 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     options = parser().parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    threads = [] if options.threads is None else [options.threads]
     try:
+        for name, numbers in (
+            ("batch", options.batch),
+            ("length", options.length),
+            ("threads", threads),
+        ):
+            if any(number < 1 for number in numbers):
+                raise SkimError(f"--{name} {min(numbers)} must be at least 1.")
+        for number in threads:
+            torch.set_num_threads(number)
         options.device = usable(options.device)
         rows = [row for b in options.batch for n in options.length for row in timed(options, b, n)]
     except SkimError as error:

@@ -302,8 +302,15 @@ def test_halted_tokens_are_computed_only_where_masked() -> None:
         assert (compressed.trace.counts()[-1] < compressed.trace.lengths).all()
 
 
-@pytest.mark.parametrize("wrong", [["--device", "nonsense"], ["--keep", "0"], ["--repeats", "0"]])
+WRONG = [
+    *(["--device", "nonsense"], ["--keep", "0"], ["--repeats", "0"], ["--halt", "0"], ["--halt", "1.5"]),
+    *(["--keep", "--halt", "0"], ["--funnel", "2,x"], ["--funnel", ""], ["--funnel", "2,2"], ["--funnel", "0,1"]),
+    *(["--batch", "0"], ["--length", "0"], ["--threads", "0"]),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_the_command_ends_with_two_on_what_a_user_can_mend(wrong, capsys, monkeypatch):
     monkeypatch.setitem(SHAPES, "minilm", layered("bert", 16, 1, 2))
-    assert main([*wrong, "--batch", "1", "--length", "8"]) == 2
+    assert main(["--batch", "1", "--length", "8", *wrong]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -19,6 +19,7 @@ from skim import hub
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 
+FILES = (".conllu", ".conll", ".iob", ".txt", ".tsv")  # of a name that ends so, that it is a file can be said
 CHOSEN = 0.15  # share of tokens that masked language modelling chooses; of those 8 in 10 are masked, 1 replaced, 1 kept
 
 
@@ -166,12 +167,12 @@ def tagged(source: str, config: str | None, split: str, words: str, tags: str) -
         tags: its column of tags, names or classes.
 
     Raises:
-        SkimError: no such data set or column, or a line that is neither.
+        SkimError: no such data set or column, a line that is neither, or a row with more words than tags or fewer.
     """
     path = Path(source)
     if path.is_file():
         return list(_columns(path))
-    if path.suffix:
+    if path.suffix in FILES:
         raise SkimError(f"depth.tagged.dataset={source}: there is no such file.")
     table = hub.dataset(source, config or "default", split)
     for column in (words, tags):
@@ -179,8 +180,13 @@ def tagged(source: str, config: str | None, split: str, words: str, tags: str) -
             raise SkimError(f"{source} has no column '{column}'; it has {', '.join(table.column_names)}.")
     feature = getattr(table.features[tags], "feature", None)
     names = getattr(feature, "names", None)
-    rows = zip(table[words], table[tags], strict=True)
-    return [(list(some), [names[tag] if names else str(tag) for tag in found]) for some, found in rows]
+    rows = list(zip(table[words], table[tags], strict=True))
+    for number, (some, found) in enumerate(rows):
+        if not isinstance(some, list) or not isinstance(found, list) or len(some) != len(found):
+            raise SkimError(
+                f"{source}, row {number}: '{words}' and '{tags}' must be lists of the same length, a tag for each word."
+            )
+    return [(some, [names[tag] if names else str(tag) for tag in found]) for some, found in rows]
 
 
 def _columns(path: Path) -> Iterator[tuple[list[str], list[str]]]:

@@ -280,8 +280,7 @@ def throughput(cfg: DictConfig, console: Console) -> None:
         SkimError: no training data, or such without labels.
     """
     size = cfg.benchmark.train_batch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise SkimError(f"benchmark.train_batch_size={size} must be a whole number, at least 1.")
+    whole("benchmark.train_batch_size", size)
     loaded = load(cfg)
     results = finished(loaded.folder)
     model, task = loaded.parts.model, loaded.parts.task
@@ -302,6 +301,12 @@ def throughput(cfg: DictConfig, console: Console) -> None:
     print_run(results, loaded.folder)
 
 
+def whole(option: str, value: Any) -> None:
+    """Refuse what is no whole number from 1; null is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SkimError(f"{option}={'null' if value is None else value} must be a whole number, at least 1.")
+
+
 def finished(folder: Path) -> dict[str, Any]:
     """The ``results.json`` of a run, to be added to."""
     path = folder / "results.json"
@@ -314,6 +319,7 @@ def finished(folder: Path) -> dict[str, Any]:
 def depth(cfg: DictConfig, console: Console) -> None:
     """How many layers tokens of each kind go through; writes into ``results.json``, ``depth.png`` and ``depth.svg``."""
     options = cfg.depth
+    whole("depth.samples", options.samples)
     sentences = None
     if options.tagged.dataset is not None:  # before anything heavy: it may not be there
         source = options.tagged

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import BertTokenizerFast
 
 import skim
+from skim import hub
 from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, survived, tagged
 from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
@@ -99,6 +101,30 @@ def test_tagged_files(tmp_path: Path) -> None:
         tagged(str(columns), None, "", "", "")
     with pytest.raises(SkimError, match="no such file"):
         tagged(str(tmp_path / "other.txt"), None, "", "", "")
+
+
+def test_tagged_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dot in a hub id makes no file of it; each word needs a tag."""
+    asked = []
+
+    def dataset(hub_id: str, config: str, split: str) -> datasets.Dataset:
+        asked.append(hub_id)
+        return datasets.Dataset.from_dict({"tokens": [["a", "dog"], ["bark"]], "upos": [["DET", "NOUN"], tags]})
+
+    monkeypatch.setattr(hub, "dataset", dataset)
+    tags = ["VERB"]
+    found = tagged("org/ud-2.14", None, "train", "tokens", "upos")
+    assert found == [(["a", "dog"], ["DET", "NOUN"]), (["bark"], ["VERB"])]
+    assert asked == ["org/ud-2.14"]
+    tags = []
+    with pytest.raises(SkimError, match=r"row 1: .* a tag for each word"):
+        tagged("org/ud-2.14", None, "train", "tokens", "upos")
+
+
+@pytest.mark.parametrize("samples", ["null", "abc", "-1", "0", "true"])
+def test_samples_are_a_number(samples: str, tmp_path: Path) -> None:
+    with pytest.raises(SkimError, match="(?i)depth.samples=" + samples):
+        evaluate(composed(f"ckpt={tmp_path}", "what=depth", f"depth.samples={samples}", config="evaluate"))
 
 
 def test_the_command_writes_a_table_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
