@@ -2,7 +2,7 @@
 
     python -m skim.hub convert B4-4-4H768-ELEC-PT funnel-small-base            # PyTorch: the encoder
     python -m skim.hub convert B4-4-4H768-ELEC-FULL-TF funnel-small            # TensorFlow: with the decoder
-    python -m skim.hub convert albert-act-tiny act-tiny --preset tiny
+    python -m skim.hub convert asi/albert-act-tiny act-tiny --preset tiny      # a folder, or a model of the hub
 
 Funnel-Transformer becomes a model of transformers, to be named as ``backbone.hub_id=<out>``; ALBERT-ACT a model with
 its method, as :func:`skim.save_pretrained` writes it.
@@ -18,39 +18,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skim import tensorflow
+from skim import hub, tensorflow
 from skim.errors import SkimError
 
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 TF_INPUT = {
     "model/input/word_embedding/lookup_table": "input_layer.0.lookup_table",
     "model/input/layer_norm/gamma": "input_layer.1.weight",
     "model/input/layer_norm/beta": "input_layer.1.bias",
 }
 TF_LAYER = re.compile(r"model/(encoder|decoder)/layer_(\d+)/(rel_attn|ff)/(\w+)(?:/(kernel|bias|gamma|beta))?")
+DECODER = re.compile(r"decoder\.\w+\.(\d+)\.")
 TF_HALVES = {"rel_attn": "attn_layers", "ff": "pffn_layers"}
 TF_PARTS = {
     **{"q": "q_head", "k": "k_head", "v": "v_head", "o": "post_proj", "r": "r_kernel"},
     **{"layer_1": "pffn.0", "layer_2": "pffn.3"},
 }
+NET_KEYS = (
+    *("vocab_size", "d_model", "n_head", "d_head", "d_inner"),
+    *("block_size", "dropout", "dropatt", "dropact", "pooling_type", "separate_cls", "pool_q_only"),
+)
 TF_ENDS = {"kernel": ".weight", "gamma": ".weight", "beta": ".bias", "bias": ".bias", None: ""}
 
 
 def convert(source: Path, target: Path, preset: str | None = None) -> str:
-    """Convert the checkpoint in a folder; returns what was done, in words.
+    """Convert a checkpoint; returns what was done, in words.
 
     Args:
-        source: what was published: weights beside ``net_config*.json`` (Funnel) or ``config.json`` (ALBERT-ACT).
+        source: a folder with what was published: weights beside ``net_config*.json`` (Funnel) or ``config.json``
+            (ALBERT-ACT); or the hub id of such a model.
         target: the folder to write.
         preset: of ALBERT-ACT: ``tiny``, ``small`` or ``base``.
 
     Raises:
         SkimError: there is nothing in ``source`` that can be converted, or something is in ``target``.
     """
-    if target.exists() and any(target.iterdir()):
+    there = next((path for path in (target, *target.absolute().parents) if path.exists()), target)
+    if not there.is_dir():
+        raise SkimError(f"{there} is a file; name a new folder.")
+    if there == target and any(target.iterdir()):
         raise SkimError(f"{target} is not empty; name a new folder.")
+    source = folder_of(source)
     if any(source.glob("net_config*.json")):
         if preset is not None:
             raise SkimError("--preset is for ALBERT-ACT; Funnel's sizes stand in its net_config.")
@@ -63,6 +76,30 @@ def convert(source: Path, target: Path, preset: str | None = None) -> str:
     )
 
 
+def folder_of(source: Path) -> Path:
+    """A folder, or that of a model of the hub, whose weights may be pickled: only tensors are read from them."""
+    if source.is_dir():
+        return source
+    if source.exists() or not HUB_ID.fullmatch(str(source)):
+        raise SkimError(f"{source} is no folder; name one with a published checkpoint, or a model of the hub.")
+    try:
+        return Path(hub.model_path(str(source), pickled=True))
+    except SkimError as error:
+        what, looked = str(error).splitlines()[:2]
+        raise SkimError(f"{what}\n{looked}\nName the folder of a downloaded one, or run this with internet.") from None
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a JSON file says."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise SkimError(f"{path} is broken: {error}") from None
+    if not isinstance(told, dict):
+        raise SkimError(f"{path} is broken: it holds no options.")
+    return told
+
+
 # --- Funnel-Transformer -----------------------------------------------------------------------------------------------
 
 
@@ -72,10 +109,10 @@ def convert_funnel(source: Path, target: Path) -> str:
 
     about = sorted(source.glob("net_config*.json"))[0]
     state = pytorch_weights(source) or from_tensorflow(tensorflow_weights(source))
-    config = funnel_config(json.loads(about.read_text()), about)
+    config = funnel_config(described(about), about)
     blocks = [f"encoder.blocks.{b}.{i}" for b, size in enumerate(config.block_sizes) for i in range(size)]
     places = {str(number): place for number, place in enumerate(blocks)}
-    decoder = sorted({int(name.split(".")[2]) for name in state if name.startswith("decoder.")})
+    decoder = sorted({int(found[1]) for name in state if (found := DECODER.match(name))})
     places |= {f"decoder.{number}": f"decoder.layers.{i}" for i, number in enumerate(decoder)}
     name = "FunnelBaseModel"
     if decoder:
@@ -84,7 +121,7 @@ def convert_funnel(source: Path, target: Path) -> str:
         name, config.num_labels = "FunnelForSequenceClassification", len(state["cls_head.3.bias"])
     model = getattr(transformers, name)(config)
     prefix = "funnel." if hasattr(model, "funnel") else ""
-    load(model, {renamed(name, places, prefix): oriented(name, x.float()) for name, x in state.items()}, source)
+    load(model, dict(placed(name, x, places, prefix, source) for name, x in state.items()), source)
     model.save_pretrained(target)
     said = f"wrote {target}: {name}"
     for vocabulary in source.glob("vocab*.txt"):
@@ -96,14 +133,29 @@ def convert_funnel(source: Path, target: Path) -> str:
 
 def funnel_config(told: dict[str, Any], path: Path) -> Any:
     """The config of transformers from ``net_config.json`` or ``net_config.pytorch.json``."""
-    import transformers
-
+    missing = [key for key in NET_KEYS if key not in told]
+    if missing:
+        raise SkimError(f"{path} is incomplete: it lacks {', '.join(missing)}.")
     if told.get("d_embed", told["d_model"]) != told["d_model"] or told.get("pooling_size", 2) != 2:
         raise SkimError(f"{path} has an embedding of another width, or windows of more than two; transformers cannot.")
+    wrong = [key for key in NET_KEYS[:5] if type(told[key]) is not int or told[key] < 1]
+    if wrong:
+        raise SkimError(f"{path} has {wrong[0]}={told[wrong[0]]}, which must be a whole number, at least 1.")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?(_[1-9]\d*(x[1-9]\d*)?)*", str(told["block_size"])):
+        raise SkimError(f"{path} has block_size={told['block_size']}; expected layers per block, such as 4_4_4.")
+    try:
+        return config_of(told)
+    except (TypeError, ValueError, StrictDataclassError) as error:
+        raise SkimError(f"{path} is not what transformers takes: {' '.join(str(error).split())[:200]}") from None
+
+
+def config_of(told: dict[str, Any]) -> Any:
+    """The same config in transformers' words."""
+    import transformers
+
     blocks = [[int(n) for n in block.split("x")] for block in str(told["block_size"]).split("_")]
-    same = {key: told[key] for key in ("vocab_size", "d_model", "n_head", "d_head", "d_inner")}
     return transformers.FunnelConfig(
-        **same,
+        **{key: told[key] for key in NET_KEYS[:5]},
         block_sizes=[block[0] for block in blocks],
         block_repeats=[block[1] if len(block) > 1 else 1 for block in blocks],
         hidden_dropout=told["dropout"],
@@ -145,6 +197,15 @@ def from_tensorflow(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def placed(name: str, tensor: Tensor, places: dict[str, str], prefix: str, source: Path) -> tuple[str, Tensor]:
+    """A published parameter under transformers' name and in its shape."""
+    try:
+        return renamed(name, places, prefix), oriented(name, tensor.float())
+    except (IndexError, RuntimeError, ValueError):
+        shape = " x ".join(map(str, tensor.shape))
+        raise SkimError(f"{source}: {name} ({shape}) is no weight of a published Funnel.") from None
+
+
 def renamed(name: str, places: dict[str, str], prefix: str) -> str:
     """What transformers calls a published PyTorch parameter; a layer that the config does not have keeps its name."""
     bare = name.removeprefix("decoder.")
@@ -184,12 +245,16 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
 
     if preset not in PUBLISHED:
         raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PUBLISHED)}.")
-    told = json.loads((source / "config.json").read_text())
+    told = described(source / "config.json")
     epsilon = told.pop("act_epsilon", 0.01)
-    name = told.get("architectures", ["AlbertModel"])[0].replace("AlbertAct", "Albert")
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
+        raise SkimError(f"{source}/config.json has act_epsilon={epsilon}, which must be a number, such as 0.01.")
+    names = told.get("architectures") or ["AlbertModel"]
+    name = str(names[0] if isinstance(names, list) else names).replace("AlbertAct", "Albert")
     if not (name.startswith("Albert") and hasattr(transformers, name)):
         raise SkimError(f"{source}/config.json is of {name}, which is no ALBERT that transformers has.")
-    files = sorted(source.glob("*.safetensors")) + sorted(source.glob("*.bin"))
+    usual = [path for path in (source / "model.safetensors", source / "pytorch_model.bin") if path.is_file()]
+    files = usual + sorted(source.glob("*.safetensors")) + sorted(source.glob("*.bin"))
     if not files:
         raise SkimError(f"{source} holds a config and no weights: neither *.safetensors nor *.bin is in it.")
     backbone, units = from_published(unpickled(files[0]))
@@ -209,12 +274,15 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
 
 def unpickled(path: Path) -> dict[str, Tensor]:
     """The tensors in a file, by name; whatever else a pickle holds is refused and not run."""
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
         raise SkimError(f"{path} cannot be read: it is broken, or holds more than tensors.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise SkimError(f"{path} holds something else than tensors by their names.")
+    return state
 
 
 def load(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:

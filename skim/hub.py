@@ -90,12 +90,13 @@ def parquet(path: Path) -> Dataset:
         raise SkimError(f"{path} cannot be read as parquet: {_first_line(error.__cause__ or error)}") from error
 
 
-def model_path(name: str, fetch: str = "backbone=<name>") -> str:
+def model_path(name: str, fetch: str = "backbone=<name>", pickled: bool = False) -> str:
     """A folder with a model's config, weights (safetensors) and tokenizer.
 
     Args:
         name: hub id, or a folder.
         fetch: what to give ``python -m skim.hub fetch`` to get it; stands in the error.
+        pickled: weights in ``*.bin`` will do as well.
 
     Raises:
         SkimError: it can be had nowhere; says where it was looked for and which command gets it.
@@ -111,13 +112,13 @@ def model_path(name: str, fetch: str = "backbone=<name>") -> str:
         looked.append("SKIM_MIRROR is not set")
     else:
         path = folder / "models" / name
-        if complete(path):
+        if complete(path, pickled):
             return str(path)
         state = "is incomplete (needs config.json and *.safetensors)" if path.is_dir() else "is not there"
         looked.append(f"the mirror's {path} {state}")
     try:
         cached = snapshot_download(name, local_files_only=True)
-        if complete(Path(cached)):
+        if complete(Path(cached), pickled):
             return cached
         looked.append(f"the cache has only parts of it ({cached})")
     except (LocalEntryNotFoundError, ValueError) as error:
@@ -125,19 +126,20 @@ def model_path(name: str, fetch: str = "backbone=<name>") -> str:
     problem = _hub_problem(name, "model")
     if problem is None:
         try:
-            downloaded = snapshot_download(name, allow_patterns=list(MODEL_FILES))
-            if complete(Path(downloaded)):
+            downloaded = snapshot_download(name, allow_patterns=[*MODEL_FILES, *(["*.bin"] if pickled else [])])
+            if complete(Path(downloaded), pickled):
                 return downloaded
-            problem = "it has no safetensors weights there, and skim does not unpickle"
+            problem = "it has no weights there" + ("" if pickled else " as safetensors, and skim does not unpickle")
         except (HfHubHTTPError, OSError) as error:
             problem = _first_line(error)
     looked.append(f"the hub: {problem}")
     raise _nowhere(f"Model {name}", looked, fetch)
 
 
-def complete(folder: Path) -> bool:
-    """Whether transformers can load a model from this folder without unpickling."""
-    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+def complete(folder: Path, pickled: bool = False) -> bool:
+    """Whether this folder has a model's config and its weights, such that nothing has to be unpickled, or else so."""
+    weights = any(folder.glob("*.safetensors")) or (pickled and any(folder.glob("*.bin")))
+    return (folder / "config.json").is_file() and weights
 
 
 def _nowhere(what: str, looked: list[str], fetch: str) -> SkimError:

@@ -256,6 +256,80 @@ def test_refusals(tmp_path: Path) -> None:
         hub.main(["convert", str(funnel)])
 
 
+NO_JSON, NO_DICT = "{", "[]"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("net_config.pytorch.json", NO_JSON, "is broken"),
+        ("net_config.pytorch.json", NO_DICT, "no options"),
+        ("net_config.pytorch.json", json.dumps({"d_model": 32}), "lacks vocab_size, n_head"),
+        ("net_config.pytorch.json", json.dumps(NET | {"n_head": None}), "n_head=None"),
+        ("net_config.pytorch.json", json.dumps(NET | {"block_size": "2_x"}), "such as 4_4_4"),
+        ("net_config.pytorch.json", json.dumps(NET | {"pooling_type": "sum"}), "pooling_type"),
+        ("model.pt", "no weights", "cannot be read"),
+        ("config.json", NO_JSON, "is broken"),
+        ("config.json", json.dumps({"act_epsilon": None}), "act_epsilon=None"),
+        ("config.json", json.dumps({"architectures": [3]}), "is of 3"),
+        ("model.safetensors", "no weights", "cannot be read"),
+        ("pytorch_model.bin", "no weights", "cannot be read"),
+    ],
+)
+def test_broken_files(file: str, content: str, says: str, tmp_path: Path) -> None:
+    act = file in ("config.json", "model.safetensors", "pytorch_model.bin")
+    source = act_folder(tmp_path / "in") if act else funnel_folder(tmp_path / "in", "pytorch")
+    (source / file).write_text(content)
+    with pytest.raises(SkimError, match=says) as caught:
+        convert(source, tmp_path / "out", "tiny" if act else None)
+    assert len(str(caught.value).splitlines()) <= 3
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_than_a_funnels(tmp_path: Path) -> None:
+    source = funnel_folder(tmp_path / "in", "pytorch")
+    for state, says in (
+        ({"weight": torch.rand(2)}, "no weight of a published Funnel"),
+        ({"attn_layers.0.q_head.weight": torch.rand(())}, "no weight of a published Funnel"),
+        ({"decoder.x": torch.rand(2)}, "no weight of a published Funnel"),
+        ({"model": {"weight": torch.rand(2)}}, "something else than tensors"),
+        (torch.rand(2), "something else than tensors"),
+    ):
+        torch.save(state, source / "model.pt")
+        with pytest.raises(SkimError, match=says):
+            convert(source, tmp_path / "out")
+
+
+def test_names_of_folders(tmp_path: Path) -> None:
+    source, file = act_folder(tmp_path / "in"), tmp_path / "file"
+    file.touch()
+    for target in (file, file / "out"):
+        with pytest.raises(SkimError, match="file is a file; name a new folder"):
+            convert(source, target, "tiny")
+    for wrong in (file, tmp_path / "nowhere"):
+        with pytest.raises(SkimError, match="is no folder"):
+            convert(wrong, tmp_path / "out", "tiny")
+
+
+def test_the_usual_names_come_first(tmp_path: Path) -> None:
+    """What a trainer left beside the weights is not taken for them; no architecture is the plain model."""
+    source = act_folder(tmp_path / "in", architectures=None)
+    torch.save({"lr": torch.rand(1)}, source / "optimizer.bin")
+    assert "AlbertModel" in convert(source, tmp_path / "out", "tiny")
+
+
+def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setattr(hub, "_hub_problem", lambda name, kind: "cannot be reached")
+    with pytest.raises(SkimError, match="Model asi/albert-act-tiny is not to be had") as caught:
+        hub.main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
+    assert "hub fetch" not in str(caught.value)  # which fills the mirror with what can be trained at once
+    (tmp_path / "mirror/models/asi").mkdir(parents=True)
+    act_folder(tmp_path / "mirror/models/asi/albert-act-tiny")
+    hub.main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
+    assert skim.from_pretrained(tmp_path / "out").method.preset == "tiny"
+
+
 def test_no_pickle_runs(tmp_path: Path) -> None:
     source = funnel_folder(tmp_path / "in", "pytorch")
     torch.save({"x": Path("/")}, source / "model.pt")
