@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from omegaconf import OmegaConf
+from transformers import FunnelConfig
 
+from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
 from skim.lightning.build import FLAGS, LIMITS, LISTS, build, check
 from skim.lightning.recipe import train
@@ -75,3 +77,13 @@ def test_method_after_null_is_from_the_beginning(tmp_path) -> None:
         small("method=topk", "method.start=1", "train.method_after=null", "train.max_steps=1"), tmp_path / "run", ""
     )
     assert run.results.status == "done"
+
+
+def test_funnels_own_options_compose_and_are_as_published_unless_asked() -> None:
+    for path in (CONF / "backbone").glob("funnel_*.yaml"):
+        said = composed(f"backbone={path.stem}", "backbone.overrides.hf_compat=true").backbone.overrides
+        assert said == {"hf_compat": True, "pool_pads": True}
+        config = FunnelConfig()
+        for name, value in composed(f"backbone={path.stem}").backbone.overrides.items():
+            setattr(config, name, value)
+        assert (compatible(config), pools_pads(config)) == (compatible(FunnelConfig()), pools_pads(FunnelConfig()))
