@@ -311,19 +311,26 @@ def adapted(model: nn.Module, targets: list[str]) -> nn.Module:
     return model.eval()
 
 
+class Halves(ACT):
+    """Every other token halts after the first layer."""
+
+    def probability(self, i: int, hidden: Tensor) -> Tensor:
+        return (torch.arange(hidden.shape[1]) % 2 * (i == 0)).float().expand(hidden.shape[:2])
+
+
 @torch.no_grad()
-@pytest.mark.parametrize("make", [Funnel, lambda: ACT(bias_init=0.5)], ids=["funnel", "act"])
+@pytest.mark.parametrize("make", [Funnel, Halves])
 def test_adapters_on_attention(make: Any) -> None:
     """Whoever looks at others does so through the adapters; ModernBERT's sits where it cannot be taken apart."""
     model, batch = plain("bert"), batch_of("bert")
     without = skim.compress(copy.deepcopy(model), make())(**batch).logits
     compressed = skim.compress(adapted(model, ["query", "key", "value"]), make()).eval()
-    found, state = compressed(**batch).logits, compressed.method.state_dict()
+    found = compressed(**batch).logits
+    counts = compressed.trace.counts().sum(1)
     assert compressed.trace.execution == "packed"
-    assert compressed.trace.relative_flops() < 1
+    assert counts[0] > counts[1] > 0
     assert (found - without).abs().max() > 1e-3
     merged = skim.compress(skim.decompress(compressed).merge_and_unload(), make()).eval()
-    merged.method.load_state_dict(state)
     assert_same(merged(**batch).logits, found)
     compressed = skim.compress(adapted(plain("modernbert"), ["Wqkv"]), make()).eval()
     with pytest.raises(SkimError, match="Wo and Wi"):
