@@ -109,6 +109,9 @@ def test_keys_are_arguments_with_the_same_defaults(name: str) -> None:
         "hub_id",
         "text_columns",
         "label_names",
+        "label_column",
+        "eval_split",
+        "max_length",
         "holdout",
         "metric_names",
     }  # what a file states for its data
