@@ -75,6 +75,10 @@ class PackedOccupancy(Occupancy):
         groups = [(size, length) for size, length in zip(sizes.tolist(), lengths.tolist(), strict=True) if length]
         return rows, torch.empty_like(rows).index_copy_(0, rows, total), groups
 
+    def only(self, rows: Tensor) -> PackedOccupancy:
+        """Some of the rows, by their numbers, rising."""
+        return replace(self, index=self.index[rows], bounds=torch.searchsorted(rows, self.bounds))
+
     def counts(self) -> Tensor:
         return self.bounds.diff()
 
@@ -145,24 +149,18 @@ class PackedTokens(TokenBatch):
         rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
         if len(rows) == len(keep):
             return self
-        bounds = torch.searchsorted(rows, self.occupancy.bounds)
-        occupancy = replace(self.occupancy, index=self.occupancy.index[rows], bounds=bounds)
-        return replace(self, hidden=self.hidden.index_select(1, rows), occupancy=occupancy, left=self._put_back())
+        hidden = self.hidden.index_select(1, rows)
+        return replace(self, hidden=hidden, occupancy=self.occupancy.only(rows), left=self._put_back())
 
     def halt(self, running: Tensor) -> PackedTokens:
         rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
         if self.memory is None and len(rows) == running.numel():
             return self
         memory, within = self._memory(), self.within
-        occupancy = replace(
-            self.occupancy,
-            index=self.occupancy.index[rows],
-            bounds=torch.searchsorted(rows, self.occupancy.bounds),
-        )
         return replace(
             self,
             hidden=self.hidden.index_select(1, rows),
-            occupancy=occupancy,
+            occupancy=self.occupancy.only(rows),
             memory=memory,
             within=rows if within is None else within[rows],
             changed=within,
@@ -193,9 +191,8 @@ class PackedTokens(TokenBatch):
         rows = looks.nonzero().squeeze(1)
         if len(rows) == len(looks):
             return memory, None
-        bounds = torch.searchsorted(rows, memory.occupancy.bounds)
-        occupancy = replace(memory.occupancy, index=memory.occupancy.index[rows], bounds=bounds)
-        return replace(memory, hidden=memory.hidden.index_select(1, rows), occupancy=occupancy), rows
+        hidden = memory.hidden.index_select(1, rows)
+        return replace(memory, hidden=hidden, occupancy=memory.occupancy.only(rows)), rows
 
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> PackedTokens:
         if pads:
