@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+import pytorch_lightning as pl
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from skim.lightning import recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
 SMALL = [
     "task=builtin",
     "backbone=tiny",
@@ -28,3 +39,46 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
 def small(*overrides: str) -> DictConfig:
     """A run of seconds on the built-in task."""
     return composed(*SMALL, *overrides)
+
+
+def watched_by(callback: pl.Callback, cfg: DictConfig, folder: Path) -> recipe.Run:
+    """A run of the recipe with one more callback, ahead of its own."""
+    usual = recipe.trainer_of
+
+    def trainer_of(*arguments: Any) -> pl.Trainer:
+        trainer = usual(*arguments)
+        trainer.callbacks.insert(0, callback)
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "trainer_of", trainer_of)
+        return recipe.train(cfg, folder, "python train.py ...")
+
+
+def on_two_ranks(script: str, folder: Path, *overrides: str) -> list[Any]:
+    """What a script leaves as ``rank<k>.pt`` in the folder, run in two processes joined by gloo.
+
+    Its arguments are the folder, the rank, and the run's overrides.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), str(rank), "hardware=ddp_cpu", *overrides],
+            cwd=ROOT,
+            env={**env, "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=250)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]

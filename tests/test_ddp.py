@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +10,7 @@ from pathlib import Path
 import torch
 
 from skim.lightning.recipe import train
-from tests.runs import SMALL, small
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.runs import ROOT, SMALL, on_two_ranks, small
 
 
 def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) -> None:
@@ -66,36 +62,14 @@ torch.save([vars(step) for step in steps], Path(folder) / f"rank{rank}.pt")
 
 def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(tmp_path: Path) -> None:
     """In the hard stage thresholds get no gradient, and DDP would wait for it; each rank calibrates for itself."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     overrides = [
-        "hardware=ddp_cpu",
         "method=ltp",
         "method.target=0.6",
         "train.max_steps=6",
         "train.lr=1e-3",
         "task.max_eval_samples=32",
     ]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path), str(rank), *overrides],
-            cwd=ROOT,
-            env={**env, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=300)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    one, other = on_two_ranks(RANK, tmp_path, *overrides)
     assert [step["stage"] for step in one] == ["soft"] * 3 + ["hard"] * 3
     assert [step["execution"] for step in one] == ["masked"] * 3 + ["packed"] * 3
     assert one[0]["flops"] != other[0]["flops"] or one[3]["flops"] != other[3]["flops"], "both saw the same data"

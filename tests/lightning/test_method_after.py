@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +18,7 @@ from skim.lightning import recipe
 from skim.lightning.stages import Plan, Stage
 from tests.families import batch_of, plain
 from tests.ragged import assert_same, transkimmer
-from tests.runs import small
-from tests.test_ddp import ROOT
+from tests.runs import on_two_ranks, small, watched_by
 
 QUIET = ["backbone.overrides.hidden_dropout_prob=0", "callbacks.log_every=1"]
 WEIGHT = "bert.encoder.layer.1.attention.self.query.weight"
@@ -56,17 +51,7 @@ class Recorder(pl.Callback):
 def recorded(folder: Path, *overrides: str) -> tuple[recipe.Run, list[dict[str, Any]]]:
     """A run of the recipe, and every step of it."""
     recorder = Recorder()
-    usual = recipe.trainer_of
-
-    def trainer_of(*arguments: Any) -> pl.Trainer:
-        trainer = usual(*arguments)
-        trainer.callbacks.insert(0, recorder)
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "trainer_of", trainer_of)
-        run = recipe.train(small(*QUIET, *overrides), folder, "")
-    return run, recorder.steps
+    return watched_by(recorder, small(*QUIET, *overrides), folder), recorder.steps
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -226,11 +211,7 @@ torch.save(steps, Path(folder) / f"rank{rank}.pt")
 
 def test_two_ranks_begin_together(tmp_path: Path) -> None:
     """DDP waits for a gradient of every parameter, the method's too; and one teacher more does not disturb it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     overrides = [
-        "hardware=ddp_cpu",
         "method=transkimmer",
         "train.max_steps=4",
         "train.method_after=0.5",
@@ -238,25 +219,7 @@ def test_two_ranks_begin_together(tmp_path: Path) -> None:
         "train.distill_from=self",
         "task.max_eval_samples=32",
     ]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(tmp_path), str(rank), *overrides],
-            cwd=ROOT,
-            env={**env, "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=250)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], said[0][-3000:] + said[1][-3000:]
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(2))
+    one, other = on_two_ranks(RANK, tmp_path, *overrides)
     for mine, theirs in zip(one, other, strict=True):
         assert torch.equal(mine["weight"], theirs["weight"])
         assert same(mine["method"], theirs["method"])

@@ -20,7 +20,7 @@ from skim.lightning import recipe
 from skim.lightning.build import build, check
 from skim.lightning.module import SkimModule
 from skim.lightning.stages import KINDS, Plan, Stage, check_bounds, stages_of
-from tests.runs import small
+from tests.runs import small, watched_by
 
 # ---- the plan ----
 
@@ -241,17 +241,7 @@ class Recorder(pl.Callback):
 def watched(folder: Path, *overrides: str, keep: tuple[int, ...] = ()) -> tuple[recipe.Run, list[Seen]]:
     """A run of the recipe, and every step of it."""
     recorder = Recorder(folder, keep)
-    usual = recipe.trainer_of
-
-    def trainer_of(*arguments: Any) -> pl.Trainer:
-        trainer = usual(*arguments)
-        trainer.callbacks.insert(0, recorder)
-        return trainer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "trainer_of", trainer_of)
-        run = recipe.train(small(*QUIET, *overrides), folder, "python train.py ...")
-    return run, recorder.steps
+    return watched_by(recorder, small(*QUIET, *overrides), folder), recorder.steps
 
 
 def method_state(folder: Path) -> dict[str, Tensor]:
