@@ -1,6 +1,7 @@
 """Look at a finished run again: deterministic, packed.
 
 $ python evaluate.py ckpt=runs/sst2/transkimmer/minilm/<stamp> what=metrics
+$ python evaluate.py ckpt=... what=predict
 $ python evaluate.py ckpt=... what=tokens text="a gripping , funny film"
 $ python evaluate.py ckpt=... what=latency
 $ python evaluate.py ckpt=... what=throughput

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import json
 import math
 import platform
@@ -188,7 +189,7 @@ def compare_training(
 
     Args:
         model: a compressed model; it is not touched: every candidate trains a copy with weights of its own.
-        batches: padded batches as the model takes them, with ``labels``.
+        batches: padded batches as the model takes them, with labels under the names that its forward gives them.
         repeats: counted runs of each candidate.
         warmup: runs before them.
         lr: learning rate; tiny, so that the models timed in the last run still decide as the one that was given.
@@ -204,10 +205,11 @@ def compare_training(
         SkimError: no batches, or a batch without labels.
     """
     device = next(model.parameters()).device
-    inputs = [{k: v.to(device) for k, v in batch.items() if k in (*INPUTS, "labels")} for batch in batches]
+    names = inspect.signature(walk_of(model).model.forward).parameters
+    inputs = [{k: v.to(device) for k, v in batch.items() if k in names} for batch in batches]
     if not inputs:
         raise SkimError("There is nothing to time: no batches were given.")
-    if any("labels" not in batch for batch in inputs):
+    if any(not set(batch) - set(INPUTS) for batch in inputs):
         raise SkimError("Training needs labels, and a batch that was to be timed has none.")
     compressed = copy.deepcopy(model).train()
     method = walk_of(compressed).method
@@ -220,7 +222,7 @@ def compare_training(
         walk_of(compressed).form(): training(compressed, method, inputs, lr, forward),
     }
     timings = time_side_by_side(candidates, repeats, warmup, title="training", gradients=True)
-    samples = sum(len(batch["labels"]) for batch in inputs)
+    samples = sum(len(batch["input_ids"]) for batch in inputs)
     return {
         name: {**asdict(timing), "samples_per_second": 1000 * samples / timing.median_ms}
         for name, timing in timings.items()

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 
 from skim import hub
 from skim.errors import SkimError, unknown
+from tasks import grammar
 from tasks.batches import LengthBatches, Rows
+from tasks.columns import Rejects
 from tasks.files import read
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
 SUBSET_SEED = 0  # of holdout and subsamples: not the run's seed, so that runs of all seeds see the same rows
+BUILTIN = "builtin"  # owner of the data sets that need no download
+ON_BAD_ROW = ("error", "skip")
 ENCODING = 1  # counted up whenever the same rows and tokenizer shall give other columns; old caches are then left alone
 
 
@@ -37,14 +43,15 @@ class Task(pl.LightningDataModule, ABC):
 
     Use: ``task.setup_tokenizer(tokenizer)``, ``task.setup("fit")``, then the loaders. A batch is a dict of tensors:
     ``input_ids``, ``attention_mask`` and, where the tokenizer makes them, ``token_type_ids``, all (B, N) and padded to
-    the longest of the batch, and ``labels`` where the split has labels.
+    the longest of the batch; ``row`` (B,), numbers of tokenised rows; and labels, under the names that the model's
+    forward gives them, where the split has labels. What the forward does not name is not handed to it.
 
     Attributes:
-        head: ``classification`` or ``regression``.
         monitor: the metric that selects the best checkpoint; higher is better.
         label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
-        report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``from_cache``; and ``max_length`` as
-            it took effect.
+        single_texts: whether the head takes one text, or pair of texts, by itself.
+        report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``skipped`` (bad rows),
+            ``from_cache``; and ``max_length`` as it took effect.
 
     Raises:
         SkimError: from ``setup``, for data that cannot be had or used; names file or split, row and column.
@@ -58,6 +65,8 @@ class Task(pl.LightningDataModule, ABC):
     test_split: str | None = None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test
     # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
     files: dict[str, str | None] = field(default_factory=dict)
+    # a row that cannot be used: error, or skip (counted and told)
+    on_bad_row: str = "error"
     # share of the training rows kept from training and evaluated on, unless there is a validation file or an eval_split
     holdout: float | None = None
     batch_size: int = 32  # sequences per training batch and process
@@ -72,8 +81,9 @@ class Task(pl.LightningDataModule, ABC):
     num_workers: int = 0  # processes that assemble batches; 0 is fast enough for texts
     seed: int = 1  # of the order of the training rows
 
-    head: str = field(init=False)
     label_names: list[str] | None = field(init=False, default=None)
+    single_texts: ClassVar[bool] = True
+    no_columns: ClassVar[tuple[str, ...]] = ("length", "truncated")  # of tokenised rows, that stay out of batches
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -90,8 +100,11 @@ class Task(pl.LightningDataModule, ABC):
                 f"task.length_min={self.length_min} is above task.length_max={self.length_max}: no text is both.\n"
                 "Lower the first, raise the second, or set one of them to null."
             )
+        if self.on_bad_row not in ON_BAD_ROW:
+            raise unknown("task.on_bad_row", self.on_bad_row, ON_BAD_ROW)
         self.tokenizer: Any = None
-        self.report: dict[str, Any] = {"rows": {}, "left_out": {}, "truncated": {}, "from_cache": {}}
+        self.report: dict[str, Any] = {"rows": {}, "left_out": {}, "truncated": {}, "skipped": {}, "from_cache": {}}
+        self._resume = (0, 0)  # epoch and batch at which training goes on
         self._raw: dict[str, Dataset] = {}
         self._rows: dict[str, Dataset] = {}
 
@@ -116,21 +129,66 @@ class Task(pl.LightningDataModule, ABC):
         """What the model's config must know of the task."""
 
     @abstractmethod
-    def metrics(self) -> MetricCollection:
-        """Fresh metrics, updated with ``predict(logits)`` and ``labels``."""
+    def metrics(self) -> Metric | MetricCollection:
+        """Fresh metrics for :meth:`update`; ``compute`` gives a dict of scalars by name."""
 
     @abstractmethod
-    def predict(self, logits: Tensor) -> Tensor:
-        """Predictions (B,) from the head's output."""
+    def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
+        """Add one batch to :meth:`metrics`.
+
+        Args:
+            metrics: what :meth:`metrics` made.
+            output: the model's.
+            batch: with labels.
+        """
 
     @abstractmethod
-    def check(self, rows: Dataset, part: str, where: str) -> Dataset:
-        """The rows as ``encode`` can use them.
+    def labelled(self, batch: dict[str, Tensor]) -> int:
+        """How many labels the mean loss of a batch is over; 0 if it has none."""
+
+    @abstractmethod
+    def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        """From a model's output to its teacher's: mostly :func:`softened_divergence` of their logits, a scalar.
+
+        Args:
+            output: the student's.
+            taught: the teacher's.
+            batch: what both have seen.
+            temperature: softens both.
+        """
+
+    @abstractmethod
+    def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """What the model says, for people: one dict of JSON's types for each sequence of the batch."""
+
+    def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """Write what the model says of the test part; returns the files.
+
+        Args:
+            found: :meth:`predictions` of each tokenised row, in their order.
+            folder: the run's.
+        """
+        rows = ({**row, **said} for row, said in zip(self._raw["test"], found, strict=True))
+        file = folder / "predictions.jsonl"
+        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return [file]
+
+    def companion(self, model: nn.Module) -> nn.Module | None:
+        """What is trained beside the backbone, such as ELECTRA's generator; made once, saved in checkpoints."""
+        return None
+
+    def corrupt(self, batch: dict[str, Tensor], companion: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
+        """What the companion makes of a batch before the model sees it, and the loss that it adds."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        """The columns that ``encode`` uses, as many rows as before; bad ones are named to ``rejects``.
 
         Args:
             rows: as loaded.
             part: train, validation or test.
-            where: the file or split, for errors.
+            rejects: raises for the first bad row, or notes it to be left out.
         """
 
     @abstractmethod
@@ -142,10 +200,24 @@ class Task(pl.LightningDataModule, ABC):
         """Tokens of some rows, special ones included, as many as there would be without ``max_length``."""
 
     @abstractmethod
+    def example_texts(self, count: int) -> list[Any]:
+        """Some validation rows, spread evenly: texts, or pairs of texts, as the tokenizer takes them."""
+
+    @abstractmethod
     def encoding(self) -> list[Any]:
         """What ``encode`` and ``count`` depend on, besides rows, tokenizer and ``max_length``; keys the cache."""
 
     # ---- loading ----
+
+    def own_tokenizer(self) -> Any:
+        """For backbones without a tokenizer of their own; ``None`` where the task brings none."""
+        return None if self._builtin is None else grammar.tokenizer_of(grammar.vocabulary(self._builtin))
+
+    @property
+    def _builtin(self) -> str | None:
+        """The kind of built-in data that ``hub_id=builtin/<kind>`` names."""
+        owner, _, kind = (self.hub_id or "").partition("/")
+        return kind if owner == BUILTIN else None
 
     def setup_tokenizer(self, tokenizer: Any) -> None:
         """Give the backbone's tokenizer; before ``setup``."""
@@ -176,10 +248,16 @@ class Task(pl.LightningDataModule, ABC):
         # the file for "validation" stands in for validation_matched too
         file = self.files.get(split.partition("_")[0])
         if file is not None:
-            return read(str(file)), str(file)
+            return self.read(str(file)), str(file)
+        if self._builtin is not None:
+            return grammar.rows(self._builtin, split), f"{self.hub_id} {split}"
         if self.hub_id is None:
             raise SkimError(f"task={self.name} has no {part} data: give it a file, task.files.{part}=<csv, json, ...>.")
         return hub.dataset(self.hub_id, self.config, split, f"task={self.name}"), f"{self.hub_id}/{self.config} {split}"
+
+    def read(self, file: str) -> Dataset:
+        """All rows of a user's file."""
+        return read(file)
 
     def _select(self, part: str) -> Dataset:
         """The checked rows of a part that this run uses."""
@@ -189,7 +267,11 @@ class Task(pl.LightningDataModule, ABC):
         rows, where = self.source("train" if held_out else part)
         if len(rows) == 0:
             raise SkimError(f"{where} has no rows.")
-        rows = self.check(rows, part, where)
+        rejects = Rejects(where, skip=self.on_bad_row == "skip")
+        rows = rejects.without(self.check(rows, part, rejects))
+        self.report["skipped"][part] = len(rejects.bad)
+        if rejects.bad:
+            log.warning("%s: %d bad rows were skipped, the first: %s", part, len(rejects.bad), rejects.first)
         chosen = np.arange(len(rows))
         rng = np.random.default_rng(SUBSET_SEED)
         if held_out or (cut and part == "train"):
@@ -287,17 +369,25 @@ class Task(pl.LightningDataModule, ABC):
 
     # ---- loaders ----
 
+    def resume_at(self, epoch: int, batch: int) -> None:
+        """Let the next training loader begin there, in the middle of an epoch."""
+        self._resume = (epoch, batch)
+
     def _assembled(self, table: Dataset) -> Rows:
         tokenizer = self.tokenizer
         fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-        return Rows(table, fill, left=tokenizer.padding_side == "left", hidden=("length", "truncated"))
+        return Rows(table, fill, left=tokenizer.padding_side == "left", hidden=self.no_columns)
 
     def _loader(self, part: str, batch_size: int, shuffle: bool = False, by_length: bool = True) -> DataLoader:
         table = self._rows[part]
         lengths = lengths_of(table) if by_length else np.zeros(len(table))
+        sampler = LengthBatches(lengths, batch_size, shuffle, self.seed, name=part)
+        if shuffle:
+            sampler.epoch, sampler.start = self._resume
+            self._resume = (0, 0)
         return DataLoader(
             self._assembled(table),
-            sampler=LengthBatches(lengths, batch_size, shuffle, self.seed, name=part),
+            sampler=sampler,
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -326,6 +416,24 @@ class Task(pl.LightningDataModule, ABC):
             LengthBatches(lengths_of(table), batch_size, False, rank=0, world_size=1),
         )
         return [rows[batch] for batch in batches]
+
+
+def softened_divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the softened distributions, times T squared; mean over all but the last dimension.
+
+    Args:
+        logits: ``(..., C)``.
+        target: ``(..., C)``, the teacher's.
+        temperature: T, see Hinton et al. 2015 (arXiv 1503.02531), section 2.
+    """
+    log_p, log_q = ((x.flatten(0, -2) / temperature).log_softmax(-1) for x in (logits, target))
+    return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature * temperature
+
+
+def evenly(count: int, rows: Dataset) -> dict[str, list]:
+    """So many rows, spread evenly."""
+    count = min(count, len(rows))
+    return rows[[i * len(rows) // count for i in range(count)]]
 
 
 def lengths_of(table: Dataset) -> np.ndarray:

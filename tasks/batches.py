@@ -63,6 +63,7 @@ class LengthBatches(Sampler[list[int]]):
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.epoch = 0
+        self.start = 0  # the batch of the next epoch at which to begin: of a run that goes on
         # the second bound counts at batch_size 1 only: no rank may get a batch of no rows, on which models fail
         self.steps = min(
             math.ceil(len(self.lengths) / (batch_size * self.world_size)), len(self.lengths) // self.world_size
@@ -77,7 +78,8 @@ class LengthBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # the batches of one step stand side by side in the sorted order: no rank waits long for another
-        for step in self._steps():
+        start, self.start = self.start, 0
+        for step in self._steps()[start:]:
             yield step[self.rank].tolist()
 
     def _steps(self) -> list[list[np.ndarray]]:
@@ -119,8 +121,8 @@ class Rows(torch.utils.data.Dataset):
         return len(self.table)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        """The batch of these rows, in this order; with ``attention_mask`` (B, N), 1 for real tokens."""
-        batch = {}
+        """The batch of these rows, in this order; with ``row`` (B,), and ``attention_mask`` (B, N), 1 on real tokens."""
+        batch = {"row": torch.tensor(rows)}
         table = self.table[rows]
         for name in table.column_names:
             column = table.column(name).combine_chunks()

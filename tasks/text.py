@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import F1Score, MatthewsCorrCoef, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import MulticlassAccuracy
 
 from skim.errors import SkimError, unknown
-from tasks.base import Task
-from tasks.columns import check_texts, infer_label_names, is_labeled, label_ids, numbers
+from tasks.base import Task, evenly, softened_divergence
+from tasks.columns import Rejects, check_texts, infer_label_names, is_labeled, label_ids, numbers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,27 +95,47 @@ class Text(Task):
         """Class ids, or numbers, (B,), from logits (B, num_labels)."""
         return logits.squeeze(-1).float() if self.head == "regression" else logits.argmax(-1)
 
+    def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
+        metrics.update(self.predict(output.logits), batch["labels"])
+
+    def labelled(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["labels"]) if "labels" in batch else 0
+
+    def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        if self.head == "regression":
+            return F.mse_loss(output.logits, taught.logits)
+        return softened_divergence(output.logits, taught.logits, temperature)
+
+    def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``prediction``: a number, or a label's name and ``probability``, that of the softmax."""
+        found = self.predict(output.logits).tolist()
+        if self.head == "regression":
+            return [{"prediction": number} for number in found]
+        assert self.label_names is not None
+        probabilities = output.logits.float().softmax(-1).amax(-1).tolist()
+        return [
+            {"prediction": self.label_names[label], "probability": probability}
+            for label, probability in zip(found, probabilities, strict=True)
+        ]
+
     def example_texts(self, count: int) -> list[Any]:
-        """Some validation rows, spread evenly: texts, or pairs of texts."""
-        rows = self._raw["validation"]
-        count = min(count, len(rows))
-        chosen = rows[[i * len(rows) // count for i in range(count)]]
+        chosen = evenly(count, self._raw["validation"])
         columns = [chosen[name] for name in self.text_columns]
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
-    def check(self, rows: Dataset, part: str, where: str) -> Dataset:
+    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
         for name in self.text_columns:
-            check_texts(rows, name, where)
+            check_texts(rows, name, rejects)
         texts = rows.select_columns(self.text_columns)
-        if not is_labeled(rows, self.label_column, where, needed=part != "test"):
+        if not is_labeled(rows, self.label_column, rejects, needed=part != "test"):
             return texts
         if self.head == "regression":
-            return texts.add_column("labels", numbers(rows, self.label_column, where))
+            return texts.add_column("labels", numbers(rows, self.label_column, rejects))
         if self.label_names is None:
-            train, its_place = (rows, where) if part == "train" else self.source("train")
-            is_labeled(train, self.label_column, its_place, needed=True)
-            self.label_names = infer_label_names(train, self.label_column, its_place)
-        return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, where))
+            train, where = (rows, rejects.where) if part == "train" else self.source("train")
+            is_labeled(train, self.label_column, Rejects(where, rejects.skip), needed=True)
+            self.label_names = infer_label_names(train, self.label_column, where)
+        return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, rejects))
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
         length = self.report["max_length"]

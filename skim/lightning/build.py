@@ -38,6 +38,7 @@ NOISE = (
     ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
     ".*smaller than the logging interval.*",
     ".*SpearmanCorrcoef.*",  # it keeps all targets, as it must
+    ".*your dataloader is not resumable.*",  # the task is told where to go on
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
 )
 
@@ -89,6 +90,7 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "hardware.num_workers": (int, 0, INFINITY),
     "callbacks.log_every": (int, 1, INFINITY),
     "callbacks.patience": (int, 1, INFINITY),
+    "callbacks.save_every": (int, 1, INFINITY),
     "benchmark.samples": (int, 1, INFINITY),
     "benchmark.repeats": (int, 1, INFINITY),
     "benchmark.train_batch_size": (int, 1, INFINITY),
@@ -177,7 +179,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
 
     Args:
         cfg: composed from ``conf/train.yaml``.
-        purpose: what for, in Lightning's words: ``fit`` or ``validate``.
+        purpose: what for, in Lightning's words: ``fit``, ``validate`` or ``predict``.
     """
     quiet()
     check(cfg)
@@ -193,9 +195,9 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     )
     if source is not None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=published.model_config(source))
-    elif hasattr(task, "own_tokenizer"):
-        tokenizer = task.own_tokenizer()
     else:
+        tokenizer = task.own_tokenizer()
+    if tokenizer is None:
         raise SkimError(
             f"backbone={cfg.backbone.name} has no tokenizer of its own, and task={task.name} brings none.\n"
             "Use a pretrained backbone (backbone=minilm), or task=builtin."
@@ -307,11 +309,16 @@ def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) 
 
 def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Module:
     """The Hugging Face model with the task's head, in float32."""
+    kinds = task.auto_class()._model_mapping
+    if type(config) not in kinds:
+        raise SkimError(
+            f"transformers has no {task.auto_class().__name__} for {config.model_type}, as task={task.name} needs."
+        )
     if source is None:
         return task.auto_class().from_config(config)
     state = published.weights(source) or None
     # with weights instead of a folder only the class itself can be loaded
-    kind = task.auto_class() if state is None else task.auto_class()._model_mapping[type(config)]
+    kind = task.auto_class() if state is None else kinds[type(config)]
     try:
         # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
         model, found = kind.from_pretrained(

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.progress import track
 from rich.text import Text
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from skim.compression import walk_of
 from skim.errors import SkimError, unknown
 from skim.lightning.budget import EXTREME, calibrate, spend
 from skim.lightning.build import Parts, build, check
-from skim.lightning.module import SkimModule
+from skim.lightning.module import SkimModule, accepted
 from skim.lightning.recipe import TOLERANCE, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
@@ -66,10 +67,14 @@ def load(cfg: DictConfig) -> Loaded:
     task: dict[str, Any] = {"eval_batch_size": cfg.batch_size}
     if cfg.max_samples is not None:
         task["max_eval_samples"] = cfg.max_samples
+    predicts = cfg.what == "predict"
     if cfg.split is not None:
-        task["eval_split"] = cfg.split
+        task["test_split" if predicts else "eval_split"] = cfg.split
     exported = folder / "model"
     whole = (exported / "skim.json").is_file()
+    if whole and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
+        names = json.loads((exported / "config.json").read_text()).get("id2label", {})
+        task["label_names"] = [names[str(i)] for i in range(len(names))] or None
     start: dict[str, Any] = {"init_from": str(exported) if whole else None, "resume": None, "train": {"distill": 0.0}}
     run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
@@ -77,7 +82,7 @@ def load(cfg: DictConfig) -> Loaded:
         checkpoint = folder / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
             raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
-    parts = build(run, purpose="validate")
+    parts = build(run, purpose="predict" if predicts else "validate")
     if checkpoint is not None:
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
@@ -256,11 +261,28 @@ def tokens(cfg: DictConfig, console: Console) -> None:
         raise SkimError('what=tokens needs a sentence: text="a gripping , funny film" (quote it for the shell).')
     texts = [str(cfg.text)] if not OmegaConf.is_list(cfg.text) else [str(text) for text in cfg.text]
     loaded = load(cfg)
-    skimmed = read(loaded.parts.model, loaded.parts.tokenizer, texts, loaded.parts.task.label_names)
+    task = loaded.parts.task
+    skimmed = read(loaded.parts.model, loaded.parts.tokenizer, texts, task.label_names, task.single_texts)
     show(skimmed, console)
     write_html(loaded.folder / "tokens.html", skimmed)
     write_svg(loaded.folder / "tokens.svg", sentence(skimmed[0]))
     console.print(f"\n{loaded.folder / 'tokens.html'}, and the first text as tokens.svg", highlight=False)
+
+
+def predict(cfg: DictConfig, console: Console) -> None:
+    """What the model says of the test split, or of ``split``; writes files beside the run's ``results.json``."""
+    loaded = load(cfg)
+    task, model = loaded.parts.task, loaded.parts.model
+    device = next(model.parameters()).device
+    loader = task.test_dataloader()
+    found: dict[int, dict[str, Any]] = {}
+    with torch.inference_mode(), trainer_of(loaded, console).precision_plugin.forward_context():
+        for batch in track(loader, "predict", console=console, disable=not console.is_terminal, transient=True):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            said = task.predictions(model(**accepted(model, batch)), batch)
+            found.update(zip(batch["row"].tolist(), said, strict=True))
+    for file in task.write_predictions([found[row] for row in sorted(found)], loaded.folder):
+        console.print(Text(str(file)), soft_wrap=True)
 
 
 def time_it(cfg: DictConfig, console: Console) -> None:
@@ -344,6 +366,7 @@ def depth(cfg: DictConfig, console: Console) -> None:
 LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "metrics": metrics,
     "tokens": tokens,
+    "predict": predict,
     "latency": time_it,
     "throughput": throughput,
     "curve": curve,

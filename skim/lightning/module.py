@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,6 +27,20 @@ from tasks.base import Task
 
 TEACHERS = ("init", "self")
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
+
+
+def accepted(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a compressed model's forward names, of a batch."""
+    names = inspect.signature(walk_of(model).model.forward).parameters
+    return {name: tensor for name, tensor in batch.items() if name in names}
+
+
+def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """Epoch and batch at which the training of a checkpoint goes on."""
+    fit = checkpoint["loops"]["fit_loop"]
+    batches = fit["epoch_loop.batch_progress"]
+    epoch = fit["epoch_progress"]["current"]["processed"]
+    return (epoch + 1, 0) if batches["is_last_batch"] else (epoch, batches["current"]["processed"])
 
 
 class Spending(nn.Module):
@@ -127,6 +142,7 @@ class SkimModule(pl.LightningModule):
         self._teacher = (teacher,)
         self.calibrate_on = calibrate_on
         self.metrics = task.metrics()
+        self.companion = task.companion(model)
         walk = walk_of(model)
         self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
         self.eval_loss = MeanMetric()
@@ -142,7 +158,7 @@ class SkimModule(pl.LightningModule):
         return cast(Trace, self.model.trace)
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
-        return self.model(**{name: batch[name] for name in (*INPUTS, "labels") if name in batch})
+        return self.model(**accepted(self.model, batch))
 
     # ---- training ----
 
@@ -178,6 +194,7 @@ class SkimModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
         self._begin_before = checkpoint.get("method_begin")
+        self.task.resume_at(*position(checkpoint))
 
     @property
     def plan(self) -> Plan:
@@ -195,6 +212,9 @@ class SkimModule(pl.LightningModule):
         return self._begin == 0 or self.global_step > self._begin
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        # a batch's dropout and noise follow from where it stands: a run that goes on draws what it would have drawn
+        place = (self.task.seed, self.global_rank, self.current_epoch, batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
         stage, first, steps = self.plan.at(self.global_step)
         if stage is not self.stage:
             self._enter(stage, first, steps)
@@ -251,13 +271,16 @@ class SkimModule(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         begun = self.begun
+        batch, added = self._corrupted(batch)
         taught = self._taught(batch) if self.distill > 0 else None
         with nullcontext() if begun else uncompressed(self.model):
             out = self(batch)
         trace = self.trace
         loss = out.loss
         if taught is not None:
-            loss = (1 - self.distill) * loss + self.distill * self._distance(out.logits, taught)
+            away = self.task.distance(out, taught, batch, self.distill_temperature)
+            loss = (1 - self.distill) * loss + self.distill * away
+        loss = loss + added
         # what a stage does not train needs a gradient all the same: DDP waits for everyone's
         if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
@@ -280,9 +303,13 @@ class SkimModule(pl.LightningModule):
             self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
         return total
 
+    def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
+        """The batch as the task's companion, if it has one, hands it on, and the companion's loss."""
+        return (batch, 0.0) if self.companion is None else self.task.corrupt(batch, self.companion)
+
     @torch.no_grad()
-    def _taught(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """The teacher's logits; ``None`` while there is nobody to learn from.
+    def _taught(self, batch: dict[str, Tensor]) -> Any:
+        """The teacher's output; ``None`` while there is nobody to learn from.
 
         The model's uncompressed self teaches in evaluation mode, as the teacher of ``init`` does: what a student shall
         imitate is what the dense model says, and not what it says with a random part of it missing. It runs before the
@@ -291,29 +318,22 @@ class SkimModule(pl.LightningModule):
         """
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         if self.distill_from == "init":
-            return None if self._teacher[0] is None else self._teacher[0](**inputs).logits
+            return None if self._teacher[0] is None else self._teacher[0](**inputs)
         if not self.begun:
             return None
         self.model.eval()
         try:
             with uncompressed(self.model):
-                return self.model(**inputs).logits
+                return self.model(**inputs)
         finally:
             self.model.train()
             torch.clear_autocast_cache()  # torch < 2.11 would hand the student weights without a gradient
 
-    def _distance(self, logits: Tensor, target: Tensor) -> Tensor:
-        """To the teacher: KL divergence of the softened distributions, or the squared error of a regression."""
-        if self.task.head == "regression":
-            return F.mse_loss(logits, target)
-        t = self.distill_temperature
-        log_p, log_q = (logits / t).log_softmax(-1), (target / t).log_softmax(-1)
-        return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * t * t
-
     def configure_optimizers(self) -> dict[str, Any]:
         method = {id(p) for p in self.method.parameters()}
         groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
-        for parameter in self.model.parameters():
+        # a companion may share some with the model; each is trained once
+        for parameter in self.parameters():
             if not parameter.requires_grad:
                 continue
             kind = "method" if id(parameter) in method else "decay" if parameter.dim() > 1 else "plain"
@@ -330,11 +350,13 @@ class SkimModule(pl.LightningModule):
     # ---- evaluation ----
 
     def _evaluate(self, batch: dict[str, Tensor]) -> None:
+        batch, _ = self._corrupted(batch)
         out = self(batch)
         self.spending.update(self.trace)
-        if "labels" in batch:
-            self.metrics.update(self.task.predict(out.logits), batch["labels"])
-            self.eval_loss.update(out.loss, weight=len(batch["labels"]))
+        labels = self.task.labelled(batch)
+        if labels:
+            self.task.update(self.metrics, out, batch)
+            self.eval_loss.update(out.loss, weight=labels)
 
     def _report(self, part: str) -> None:
         values = {**self.metrics.compute(), "loss": self.eval_loss.compute(), **self.spending.compute()}

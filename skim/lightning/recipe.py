@@ -62,11 +62,24 @@ class Lines(Callback):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` at every evaluation and at the end; ``save_last`` without a best would write it at the end only."""
+    """``last.ckpt`` at every evaluation and at the end; ``save_last`` without a best would write it at the end only.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where to.
+        every: steps after which it is written in between; ``None`` for never.
+    """
+
+    def __init__(self, folder: Path, every: int | None = None) -> None:
         super().__init__(folder, filename="last", enable_version_counter=False)
         self.path = folder / "last.ckpt"
+        self.every = every
+        self._saved = 0  # the step of the last one in between
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if self.every is not None and step % self.every == 0 and step != self._saved:  # accumulated batches share one
+            self._saved = step
+            trainer.save_checkpoint(self.path)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
@@ -87,7 +100,7 @@ class LastStageStopping(EarlyStopping):
 def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
     progress = cfg.callbacks.progress and console.is_terminal
-    callbacks: list[Callback] = [LastCheckpoint(folder / "checkpoints")]
+    callbacks: list[Callback] = [LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every"))]
     callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
     if cfg.callbacks.patience is not None:
         callbacks.append(LastStageStopping(f"val/{parts.task.monitor}", cfg.callbacks.patience))
@@ -229,7 +242,7 @@ def finish(
     save_pretrained(model, folder / "model")
     parts.tokenizer.save_pretrained(folder / "model")
     with trainer.precision_plugin.forward_context():
-        skimmed = read(model, parts.tokenizer, task.example_texts(6), task.label_names)
+        skimmed = read(model, parts.tokenizer, task.example_texts(6), task.label_names, task.single_texts)
         if cfg.benchmark.enabled:
             results.latency = latency(parts, cfg.benchmark)
     results.wall_seconds = time.time() - started

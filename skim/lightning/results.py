@@ -32,6 +32,7 @@ class Results:
         keep_ratio: alive real tokens / real tokens entering each layer.
         latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
         samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
+        skipped: bad rows of each part that ``task.on_bad_row=skip`` left out.
         left_out: rows of each part that ``task.length_min`` and ``task.length_max`` kept out.
         machine: device, threads and precision that metrics and latency were taken with.
         calibration: relative FLOPs as training left them, and the shift that landed on the target.
@@ -62,6 +63,7 @@ class Results:
     samples: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, float] | None = None
     formulas: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -117,6 +119,7 @@ class Results:
         """Read what a task reports of its rows."""
         self.samples = dict(report["rows"])
         self.truncated = {part: count for part, count in report["truncated"].items() if count}
+        self.skipped = {part: count for part, count in report["skipped"].items() if count}
         self.left_out = {part: count for part, count in report["left_out"].items() if count}
 
     def to_dict(self) -> dict[str, Any]:

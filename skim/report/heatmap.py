@@ -76,6 +76,7 @@ def read(
     tokenizer: Any,
     texts: Sequence[str | tuple[str, str]],
     label_names: Sequence[str] | None = None,
+    whole: bool = True,
 ) -> list[SkimmedText]:
     """Run a compressed model on texts, in evaluation mode, and note which layers computed each token.
 
@@ -84,6 +85,7 @@ def read(
         tokenizer: its tokenizer of transformers.
         texts: texts, or all of them pairs of texts.
         label_names: names by label id; ``None`` or empty takes the model's own (``config.id2label``).
+        whole: run the model with its head; without, nothing is predicted: for heads that take no single text.
     """
     import torch
 
@@ -95,26 +97,27 @@ def read(
     longest = walk.backbone.longest_input(walk.base.config)
     limit = min(tokenizer.model_max_length, longest or 512)  # no position ends a text, but a picture must end
     columns = [list(column) for column in zip(*texts, strict=True)] if not isinstance(texts[0], str) else [list(texts)]
-    whole = tokenizer(*columns, verbose=False)["input_ids"]
+    full = tokenizer(*columns, verbose=False)["input_ids"]
     encoded = tokenizer(*columns, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            output = model(**{name: value.to(device) for name, value in encoded.items() if name in walk.names})
+            inputs = {name: value.to(device) for name, value in encoded.items() if name in walk.names}
+            output = (model if whole else walk.base)(**inputs)
     finally:
         model.train(training)
     trace: Trace = walk.model.trace  # type: ignore[assignment]  # what every forward of a walk leaves
     survived, real, rows = trace.layers_survived().cpu(), trace.sequences.real.cpu(), trace.counts().cpu()
-    predictions = _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
+    predictions = None if not whole else _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
     return [
         SkimmedText(
             tokens=_pieces(tokenizer, encoded["input_ids"][i][real[i]].tolist()),
             survived=survived[i][real[i]].tolist(),
             rows=[round(count) for count in rows[:, i].tolist()],
             prediction=predictions[i] if predictions else None,
-            truncated=len(whole[i]) > limit,
+            truncated=len(full[i]) > limit,
         )
         for i in range(len(texts))
     ]

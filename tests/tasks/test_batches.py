@@ -104,7 +104,7 @@ def test_padding_right_and_left(table: Dataset) -> None:
     assert right["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
     assert right["salient"].tolist() == [[False, True, False], [True, False, True]]
     assert right["labels"].tolist() == [2.5, 0.5]
-    assert set(right) == {"input_ids", "attention_mask", "salient", "labels"}
+    assert set(right) == {"row", "input_ids", "attention_mask", "salient", "labels"}
     assert right["input_ids"].dtype == right["attention_mask"].dtype == torch.int64
     left = Rows(table, {"input_ids": 9}, left=True)[[2, 0]]
     assert left["input_ids"].tolist() == [[9, 5, 6], [1, 2, 3]]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.builtin import BAD, GOOD, NEGATIONS, Builtin, examples
+from tasks.builtin import Builtin
+from tasks.grammar import BAD, GOOD, NEGATIONS, examples
 
 
 def make(tokenizer: Any = None, **settings: Any) -> Builtin:
