@@ -121,7 +121,7 @@ class Rows(torch.utils.data.Dataset):
         return len(self.table)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        """The batch of these rows, in this order; with ``row`` (B,), and ``attention_mask`` (B, N), 1 on real tokens."""
+        """The batch of these rows, in this order; with ``row`` (B,) and ``attention_mask`` (B, N), 1 on real tokens."""
         batch = {"row": torch.tensor(rows)}
         table = self.table[rows]
         for name in table.column_names:
