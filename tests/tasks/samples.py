@@ -24,6 +24,13 @@ SAMPLES: dict[str, Callable[[], dict[str, Dataset]]] = {
     "rotten_tomatoes": lambda: texts(["neg", "pos"]),
 }
 
+# by file in conf/task that has no data set: writes files into a folder and returns the overrides that name them
+FILES: dict[str, Callable[[Path], list[str]]] = {}
+# by file in conf/task that only predicts: what is said to whoever trains it
+NOT_TRAINED: dict[str, str] = {}
+# by file in conf/task whose test split is not to be had: how it predicts all the same
+PREDICTED: dict[str, list[str]] = {}
+
 
 def write(mirror: Path, task: str, cfg: Any) -> None:
     """Write a task's sample where its config looks for it.
