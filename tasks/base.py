@@ -50,6 +50,7 @@ class Task(pl.LightningDataModule, ABC):
         monitor: the metric that selects the best checkpoint; higher is better.
         label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
         single_texts: whether the head takes one text, or pair of texts, by itself.
+        draws: whether a row's batch depends on the epoch as well, see :class:`tasks.batches.LengthBatches`.
         report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``skipped`` (bad rows),
             ``from_cache``; and ``max_length`` as it took effect.
 
@@ -83,6 +84,7 @@ class Task(pl.LightningDataModule, ABC):
 
     label_names: list[str] | None = field(init=False, default=None)
     single_texts: ClassVar[bool] = True
+    draws: ClassVar[bool] = False  # whether a row changes from epoch to epoch: masks
     no_columns: ClassVar[tuple[str, ...]] = ("length", "truncated")  # of tokenised rows, that stay out of batches
 
     def __post_init__(self) -> None:
@@ -381,7 +383,7 @@ class Task(pl.LightningDataModule, ABC):
     def _loader(self, part: str, batch_size: int, shuffle: bool = False, by_length: bool = True) -> DataLoader:
         table = self._rows[part]
         lengths = lengths_of(table) if by_length else np.zeros(len(table))
-        sampler = LengthBatches(lengths, batch_size, shuffle, self.seed, name=part)
+        sampler = LengthBatches(lengths, batch_size, shuffle, self.seed, name=part, draws=self.draws)
         if shuffle:
             sampler.epoch, sampler.start = self._resume
             self._resume = (0, 0)

@@ -40,6 +40,7 @@ class LengthBatches(Sampler[list[int]]):
         rank: this process among ``world_size``; both are asked of ``torch.distributed`` if not given.
         world_size: number of processes.
         name: of the split, for the error.
+        draws: number the rows of shuffled epochs on, ``row + (epoch + 1) * rows``: for data that draw by the epoch.
 
     Raises:
         SkimError: fewer rows than processes.
@@ -54,6 +55,7 @@ class LengthBatches(Sampler[list[int]]):
         rank: int | None = None,
         world_size: int | None = None,
         name: str = "data",
+        draws: bool = False,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
@@ -62,6 +64,7 @@ class LengthBatches(Sampler[list[int]]):
         if len(self.lengths) < self.world_size:
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.draws = draws
         self.epoch = 0
         self.start = 0  # the batch of the next epoch at which to begin: of a run that goes on
         # the second bound counts at batch_size 1 only: no rank may get a batch of no rows, on which models fail
@@ -79,8 +82,9 @@ class LengthBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         # the batches of one step stand side by side in the sorted order: no rank waits long for another
         start, self.start = self.start, 0
+        first = (self.epoch + 1) * len(self.lengths) if self.draws and self.shuffle else 0
         for step in self._steps()[start:]:
-            yield step[self.rank].tolist()
+            yield (step[self.rank] + first).tolist()
 
     def _steps(self) -> list[list[np.ndarray]]:
         """The epoch's batches on all ranks, ``[step][rank]``."""
