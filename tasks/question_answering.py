@@ -1,0 +1,364 @@
+"""Questions whose answer is a part of a text, or that have none: SQuAD 1.1 and 2.0, and own files.
+
+A text that is too long is cut into windows that overlap, each of them with the question before it. Nothing is lost:
+the answer of a question is the best one of all its windows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from skim.errors import SkimError
+from tasks.answers import listed, nested, place
+from tasks.base import Task, evenly, softened_divergence
+from tasks.batches import Rows
+from tasks.columns import Rejects, check_column, check_texts, column_of
+from tasks.spans import LOWEST, Answers, best_spans, null_scores, ranked
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+POSITIONS = ("start_positions", "end_positions", "cls")  # of tokens: they move with the padding
+NEVER = -1e4  # logit of what cannot be; finite, so that nothing times its probability is nothing
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class QuestionAnswering(Task):
+    """A question, a text, and the span of the text that answers it.
+
+    Answers are SQuAD's ``{text: [...], answer_start: [...]}``, or texts that occur in the context. Batches are of
+    windows; beside the usual columns they hold ``begins`` and ``ends`` (B, N), the characters of each token of the
+    context, -1 elsewhere, ``cls`` (B,), where [CLS] stands, and, where there are answers, ``start_positions`` and
+    ``end_positions`` (B,), those of [CLS] in windows without the answer. ``report`` also has ``windows``; its ``rows``
+    are questions, and those are ``truncated`` whose question was.
+    """
+
+    question_column: str = "question"
+    context_column: str = "context"
+    answers_column: str = "answers"
+    id_column: str | None = None  # null: id if there is one, else the row's number
+    max_length: int = 384  # tokens of a window, the question and special ones included
+    # tokens that a window shares with the next; at most half of what a question leaves of a window
+    stride: int = 128
+    max_question_length: int = 64  # tokens of a question, longer ones are cut; at most half a window
+    max_answer_length: int = 30  # tokens of an answer that is found
+    n_best: int = 20  # answers of each question that predictions list
+    no_answers: bool = False  # whether some questions have no answer, as in SQuAD 2.0
+    # say nothing where no answer scores higher than the best one by more than this many logits; null searches the
+    # threshold of the best F1 on the evaluation split
+    no_answer_threshold: float | None = None
+
+    label_names: list[str] | None = field(init=False, default=None)
+    single_texts: ClassVar[bool] = True
+    no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "first", "cut")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, low in (("stride", 0), ("max_question_length", 1), ("max_answer_length", 1), ("n_best", 1)):
+            if getattr(self, name) < low:
+                raise SkimError(f"task.{name}={getattr(self, name)} must be a whole number, at least {low}.")
+        if self.no_answer_threshold is not None and not self.no_answers:
+            raise SkimError("task.no_answer_threshold is for questions without an answer: set task.no_answers=true.")
+        self.report["windows"] = {}
+
+    @property
+    def monitor(self) -> str:
+        return "f1"
+
+    @property
+    def num_labels(self) -> int:
+        return 2
+
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForQuestionAnswering
+
+        return AutoModelForQuestionAnswering
+
+    def model_kwargs(self) -> dict[str, Any]:
+        return {"num_labels": 2}
+
+    # ---- data ----
+
+    def setup_tokenizer(self, tokenizer: Any) -> None:
+        super().setup_tokenizer(tokenizer)
+        if tokenizer.cls_token_id is None:
+            raise SkimError(f"{type(tokenizer).__name__} has no [CLS], which stands for no answer; choose another one.")
+        length = self.report["max_length"]
+        self._question_length = min(self.max_question_length, length // 2)
+        room = length - tokenizer.num_special_tokens_to_add(pair=True) - self._question_length
+        if room < 1:
+            raise SkimError(f"task.max_length={self.max_length}: windows of {length} tokens leave no room for a text.")
+        self._stride = min(self.stride, room // 2)
+
+    def read(self, file: str) -> Dataset:
+        path = Path(file).expanduser()
+        published = nested(path) if path.suffix.lower() == ".json" and path.is_file() else None
+        return super().read(file) if published is None else published
+
+    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first."""
+        from datasets import List, Value
+
+        texts = {"question": self.question_column, "context": self.context_column}
+        for what, name in texts.items():
+            check_texts(rows, name, rejects, f"task.{what}_column=<column>")
+        columns = {what: column_of(rows, name).to_pylist() for what, name in texts.items()}
+        for what, name in texts.items():
+            for row, text in enumerate(columns[what]):
+                if text is not None and not text.strip():  # None is bad already
+                    rejects.add(row, name, "there is no text")
+        found: dict[str, Any] = {"id": self._ids(rows, part, rejects)}
+        if part != "test" or self.answers_column in rows.column_names:
+            check_column(rows, self.answers_column, "answers column", "task.answers_column=<column>", rejects.where)
+            answers = listed(rows, self.answers_column, rejects.where)
+            if part != "test" or any(texts for texts, _ in answers):  # else they are withheld
+                found |= self._placed(columns["context"], answers, rejects)
+        table = rows.select_columns(list(texts.values())).rename_columns({name: what for what, name in texts.items()})
+        for what, values in found.items():
+            table = table.add_column(what, values, feature=List(Value("string")) if what == "golds" else None)
+        return table
+
+    def _ids(self, rows: Dataset, part: str, rejects: Rejects) -> list[str]:
+        name = self.id_column or "id"
+        if self.id_column is None and name not in rows.column_names:
+            return [str(row) for row in range(1, len(rows) + 1)]
+        check_column(rows, name, "column of ids", "task.id_column=<column>", rejects.where)
+        ids = [str(value) for value in column_of(rows, name).to_pylist()]
+        if part == "test" and len(set(ids)) < len(ids):  # predictions go by their ids
+            seen: set[str] = set()
+            for row, one in enumerate(ids):
+                if one in seen:
+                    rejects.add(row, name, f"{one!r} is the id of an earlier row too")
+                seen.add(one)
+        return ids
+
+    def _placed(self, contexts: list[str | None], answers: list[tuple], rejects: Rejects) -> dict[str, Any]:
+        """Gold answers of each row, and characters of the first; -1 where there is none, and for bad rows."""
+        golds: list[list[str]] = []
+        places = np.full((len(answers), 2), -1)
+        for row, (context, (texts, starts)) in enumerate(zip(contexts, answers, strict=True)):
+            where = place(context or "", texts, starts)
+            if isinstance(where, str):
+                rejects.add(row, self.answers_column, where, "Characters are counted from 0.")
+            elif where[0] < 0 and not self.no_answers:
+                rejects.add(
+                    row, self.answers_column, "there is no answer", "For questions without one: task.no_answers=true."
+                )
+            else:
+                places[row] = where
+            golds.append([text for text in texts if isinstance(text, str)])
+        return {"golds": golds, "begin": places[:, 0], "end": places[:, 1]}
+
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        questions, cut = self._questions(rows["question"])
+        encoded = self.tokenizer(
+            questions,
+            rows["context"],
+            truncation="only_second",
+            max_length=self.report["max_length"],
+            stride=self._stride,
+            return_overflowing_tokens=True,
+            return_attention_mask=False,
+        )
+        row = np.asarray(encoded.pop("overflow_to_sample_mapping"))
+        first = np.diff(row, prepend=-1) > 0
+        # all tokens of all windows in one line; bounds are where a window's begin
+        ids = np.concatenate([np.asarray(window, np.int64) for window in encoded["input_ids"]])
+        offsets = np.concatenate([np.asarray(window.offsets, np.int32) for window in encoded.encodings])
+        text = np.concatenate([np.asarray(window.sequence_ids, float) for window in encoded.encodings])
+        bounds = np.cumsum([0, *map(len, encoded["input_ids"])])[:-1]
+        inside = text == 1
+        begins, ends = np.where(inside, offsets.T, np.int32(-1))
+        cls = _first(np.isnan(text) & (ids == self.tokenizer.cls_token_id), bounds)
+        columns = {
+            **encoded,
+            "begins": np.split(begins, bounds[1:]),
+            "ends": np.split(ends, bounds[1:]),
+            "cls": cls.tolist(),
+            "first": first.tolist(),
+            "cut": (first & np.asarray(cut)[row]).tolist(),
+            "truncated": [False] * len(row),  # the next window has the rest
+        }
+        if "begin" in rows:
+            begin, end = (np.asarray(rows[name])[row] for name in ("begin", "end"))
+            found = _tokens_of(begins, ends, bounds, begin, end)
+            whole = (begin >= 0) & (found[0] <= found[1])
+            # a part of an answer is none: it must begin and end in the window
+            whole &= np.minimum.reduceat(np.where(inside, begins, np.iinfo(np.int32).max), bounds) <= begin
+            whole &= np.maximum.reduceat(ends, bounds) >= end
+            for name, token in zip(POSITIONS, found, strict=False):
+                columns[name] = np.where(whole, token, cls).tolist()
+        return columns
+
+    def count(self, rows: dict[str, list]) -> list[int]:
+        questions, _ = self._questions(rows["question"])
+        encoded = self.tokenizer(
+            questions, rows["context"], truncation=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    def _questions(self, texts: list[str]) -> tuple[list[str], list[bool]]:
+        """Questions of at most so many tokens, and which of them were longer."""
+        texts, cut = list(texts), [False] * len(texts)
+        long = [row for row, text in enumerate(texts) if len(text.encode()) > self._question_length]
+        if long:
+            encoded = self.tokenizer([texts[row] for row in long], add_special_tokens=False, verbose=False)
+            for row, tokens in zip(long, encoded.encodings, strict=True):
+                if len(tokens) > self._question_length:
+                    texts[row] = texts[row][: tokens.offsets[self._question_length - 1][1]]
+                    cut[row] = True
+        return texts, cut
+
+    def encoding(self) -> list[Any]:
+        return [type(self).__name__, self._stride, self._question_length]
+
+    def _tokenise(self, part: str) -> Dataset:
+        """Also counts questions and windows apart, and says which questions were cut."""
+        table = super()._tokenise(part)
+        asked = self.report["rows"][part] = len(self._raw[part])
+        self.report["windows"][part] = len(table)
+        cut = self.report["truncated"][part] = int(np.sum(table.with_format("numpy")["cut"][:]))
+        if cut:
+            log.warning("%s: %d of %d questions were cut to %d tokens", part, cut, asked, self._question_length)
+        return table
+
+    def _assembled(self, table: Dataset) -> Rows:
+        tokenizer = self.tokenizer
+        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        fill |= {"begins": -1, "ends": -1}
+        return Windows(table, fill, left=tokenizer.padding_side == "left", hidden=self.no_columns)
+
+    def example_texts(self, count: int) -> list[Any]:
+        chosen = evenly(count, self._raw["validation"])
+        return list(zip(chosen["question"], chosen["context"], strict=True))
+
+    # ---- the head's output ----
+
+    def metrics(self) -> Answers:
+        return Answers(self._evaluated, self.max_answer_length, self.no_answers, self.no_answer_threshold)
+
+    def _evaluated(self) -> tuple[Dataset, np.ndarray]:
+        """The questions that are being evaluated, and which of them each tokenised row is of."""
+        part = "test" if self.trainer is not None and self.trainer.testing else "validation"
+        return self._raw[part], self._asked(part)
+
+    def _asked(self, part: str) -> np.ndarray:
+        """Number of the question of each tokenised row."""
+        return np.cumsum(self._rows[part].with_format("numpy")["first"][:]) - 1
+
+    def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
+        metrics.update(output.start_logits, output.end_logits, batch)
+
+    def labelled(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["start_positions"]) if "start_positions" in batch else 0
+
+    def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        """Mean of that of the starts and that of the ends; padding has no part in it."""
+        pads = batch["attention_mask"] == 0
+
+        def away(one: Tensor, other: Tensor) -> Tensor:
+            one, other = (logits.float().masked_fill(pads, NEVER) for logits in (one, other))
+            return softened_divergence(one, other, temperature)
+
+        return (away(output.start_logits, taught.start_logits) + away(output.end_logits, taught.end_logits)) / 2
+
+    def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """Of each window: ``null``, the score of no answer, and ``spans``, the best ones: begin, end, score."""
+        starts, ends = output.start_logits, output.end_logits
+        best = best_spans(starts, ends, batch["begins"], batch["ends"], self.max_answer_length, self.n_best)
+        nulls = null_scores(starts, ends, batch["cls"]).tolist()
+        lists = zip(nulls, *(values.tolist() for values in best), strict=True)
+        return [
+            {"null": null, "spans": [span for span in zip(*spans, strict=True) if span[0] >= 0]}
+            for null, *spans in lists
+        ]
+
+    def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """SQuAD's files: an answer by id, the best ones by id, and with ``no_answers`` the odds of none by id."""
+        questions = self._raw["test"]
+        windows: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for number, window in zip(self._asked("test").tolist(), found, strict=True):
+            windows[number].append(window)
+        threshold = self._threshold(folder) if self.no_answers else None
+        said: dict[str, dict[str, Any]] = {"predictions": {}, "nbest_predictions": {}, "null_odds": {}}
+        for number, (name, context) in enumerate(zip(questions["id"], questions["context"], strict=True)):
+            null = min(window["null"] for window in windows[number])
+            spans = [span for window in windows[number] for span in window["spans"]]
+            best = ranked(context, spans, self.n_best, null if self.no_answers else None)
+            answers = [answer for answer in best if answer["start"] is not None]
+            odds = null - (answers[0]["score"] if answers else LOWEST)
+            silent = not answers or (threshold is not None and odds > threshold)
+            said["predictions"][name] = "" if silent else answers[0]["text"]
+            said["nbest_predictions"][name] = best
+            said["null_odds"][name] = odds
+        files = []
+        for what, content in said.items():
+            if what != "null_odds" or self.no_answers:
+                files.append(folder / f"{what}.json")
+                files[-1].write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        return files
+
+    def _threshold(self, folder: Path) -> float:
+        """Fixed, or the one that the run found on its evaluation split, or 0."""
+        if self.no_answer_threshold is not None:
+            return self.no_answer_threshold
+        file = folder / "results.json"
+        found = json.loads(file.read_text()).get("metrics", {}).get("threshold") if file.is_file() else None
+        if found is None:
+            log.warning("%s has no threshold: no answer is given where its score is the highest", file)
+        return found or 0.0
+
+
+class Windows(Rows):
+    """Rows in which positions of tokens move with padding on the left."""
+
+    def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
+        batch = super().__getitem__(rows)
+        if self.left:
+            pads = (batch["attention_mask"] == 0).sum(1)
+            batch |= {name: batch[name] + pads for name in POSITIONS if name in batch}
+        return batch
+
+
+def _first(mask: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """The first place in each window, counted from its first token, where a mask is true.
+
+    Args:
+        mask: (T,), the windows one after the other; true at least once in each.
+        bounds: (W,), where each begins.
+    """
+    places = np.flatnonzero(mask)
+    _, first = np.unique(np.searchsorted(bounds, places, side="right"), return_index=True)
+    return places[first] - bounds
+
+
+def _tokens_of(
+    begins: np.ndarray, ends: np.ndarray, bounds: np.ndarray, begin: np.ndarray, end: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the last token that share a character with a span, counted from each window's first token.
+
+    Args:
+        begins: (T,), first character of each token, the windows one after the other; -1 outside the context.
+        ends: (T,), the character after its last; likewise.
+        bounds: (W,), where each window begins.
+        begin: (W,), the span's first character.
+        end: (W,), the character after its last.
+    """
+    sizes = np.diff(np.append(bounds, len(begins)))
+    inside = begins >= 0
+    before = inside & (ends <= np.repeat(begin, sizes))
+    reached = inside & (begins < np.repeat(end, sizes))
+    # tokens of a context stand side by side; a window without any has its first where it does not matter
+    first = np.minimum.reduceat(np.where(inside, np.arange(len(begins)), len(begins)), bounds) - bounds
+    passed, taken = (np.add.reduceat(mask.astype(np.int64), bounds) for mask in (before, reached))
+    return first + passed, first + taken - 1
