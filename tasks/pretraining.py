@@ -1,4 +1,4 @@
-"""Masked language modelling on plain texts, and sentence order prediction beside it.
+"""Masked language modelling on plain texts.
 
 Texts are tokenised once and laid end to end in blocks; what is masked in a block is drawn when a batch is assembled,
 anew in every epoch, and always the same in evaluation (:mod:`tasks.masking`).
@@ -179,8 +179,8 @@ class MaskedLanguage(Task):
         if tokenizer.mask_token_id is None:
             raise SkimError(
                 f"task={self.name} hides tokens, and the tokenizer of this backbone has no [MASK].\n"
-                "Use a backbone that was pretrained by hiding some (backbone=bert_base, roberta_base, ...), or name one "
-                "of its tokens mask_token in its tokenizer_config.json."
+                "Use a backbone that was pretrained by hiding some (backbone=bert_base, ...), or name one of its "
+                "tokens mask_token in its tokenizer_config.json."
             )
         if self.report["max_length"] < self.max_length:
             taken = (self.report["max_length"], self.max_length)

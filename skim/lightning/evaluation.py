@@ -26,7 +26,7 @@ from skim.errors import SkimError, unknown
 from skim.lightning.budget import EXTREME, calibrate, spend
 from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule, accepted
-from skim.lightning.recipe import TOLERANCE, latency
+from skim.lightning.recipe import COMPANION, TOLERANCE, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth
@@ -46,6 +46,11 @@ class Loaded:
     parts: Parts
     cfg: DictConfig  # the run's own, with the caller's changes
     folder: Path
+    companion: nn.Module | None = None  # what was trained beside the model
+
+    def corrupted(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch as the model is to see it."""
+        return batch if self.companion is None else self.parts.task.corrupt(batch, self.companion)[0]
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -95,8 +100,16 @@ def load(cfg: DictConfig) -> Loaded:
         from safetensors.torch import load_file
 
         restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
+    companion = parts.task.companion(parts.model)
+    if companion is not None:
+        if checkpoint is not None:
+            beside = {k[10:]: v for k, v in state.items() if k.startswith("companion.")}
+        else:
+            beside = load_file(folder / "model" / COMPANION)
+        restore(companion, beside, checkpoint or folder / "model" / COMPANION)
+        companion.eval().to(usable(cfg.device))
     parts.model.eval().to(usable(cfg.device))
-    return Loaded(parts, run, folder)
+    return Loaded(parts, run, folder, companion)
 
 
 def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
@@ -129,7 +142,7 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     """Evaluate a loaded run as the model is now."""
     model, task = loaded.parts.model, loaded.parts.task
     device = next(model.parameters()).device
-    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or ())
+    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.companion)
     values = trainer.validate(module, datamodule=task, verbose=False)[0]
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
@@ -278,7 +291,7 @@ def predict(cfg: DictConfig, console: Console) -> None:
     found: dict[int, dict[str, Any]] = {}
     with torch.inference_mode(), trainer_of(loaded, console).precision_plugin.forward_context():
         for batch in track(loader, "predict", console=console, disable=not console.is_terminal, transient=True):
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            batch = loaded.corrupted({name: tensor.to(device) for name, tensor in batch.items()})
             said = task.predictions(model(**accepted(model, batch)), batch)
             found.update(zip(batch["row"].tolist(), said, strict=True))
     for file in task.write_predictions([found[row] for row in sorted(found)], loaded.folder):
@@ -310,6 +323,10 @@ def throughput(cfg: DictConfig, console: Console) -> None:
     task.batch_size = size
     # what a training of that batch size would see first: shuffled, and grouped by length
     batches = list(islice(task.train_dataloader(), math.ceil(cfg.benchmark.samples / size)))
+    if loaded.companion is not None:
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            batches = [loaded.corrupted({name: one.to(device) for name, one in batch.items()}) for batch in batches]
     if loaded.cfg.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     forward = trainer_of(loaded, console).precision_plugin.forward_context

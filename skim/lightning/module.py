@@ -109,6 +109,7 @@ class SkimModule(pl.LightningModule):
             the method begins.
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
+        companion: what ``task.companion`` made, if that is done already.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class SkimModule(pl.LightningModule):
         method_after: float = 0.0,
         calibrate_on: Batches | None = None,
         formulas: Sequence[str] = (),
+        companion: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if distill_from not in TEACHERS:
@@ -142,7 +144,7 @@ class SkimModule(pl.LightningModule):
         self._teacher = (teacher,)
         self.calibrate_on = calibrate_on
         self.metrics = task.metrics()
-        self.companion = task.companion(model)
+        self.companion = task.companion(model) if companion is None else companion
         walk = walk_of(model)
         self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
         self.eval_loss = MeanMetric()
@@ -266,7 +268,7 @@ class SkimModule(pl.LightningModule):
             return
         own = {id(parameter) for parameter in self.method.parameters()}
         for group in (True, False):
-            some = [p for p in self.model.parameters() if (id(p) in own) is group]
+            some = [p for p in self.parameters() if (id(p) in own) is group]
             torch.nn.utils.clip_grad_norm_(some, gradient_clip_val)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

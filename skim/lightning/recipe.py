@@ -19,6 +19,7 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
+from safetensors.torch import save_file
 
 from skim.benchmark import compare
 from skim.compression import execution, save_pretrained, walk_of
@@ -31,6 +32,7 @@ from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
+COMPANION = "companion.safetensors"  # in a run's model/: what was trained beside the backbone
 LEFT_BEHIND = (
     "results.json",
     "report.html",
@@ -241,6 +243,10 @@ def finish(
     model.eval().to(device)
     save_pretrained(model, folder / "model")
     parts.tokenizer.save_pretrained(folder / "model")
+    if module.companion is not None:
+        # what it shares with the model is stored twice: it is put where it was, whatever is loaded first
+        state = {name: tensor.detach().cpu().clone() for name, tensor in module.companion.state_dict().items()}
+        save_file(state, folder / "model" / COMPANION)
     with trainer.precision_plugin.forward_context():
         skimmed = read(model, parts.tokenizer, task.example_texts(6), task.label_names, task.single_texts)
         if cfg.benchmark.enabled:

@@ -89,6 +89,11 @@ SAMPLES |= dict.fromkeys(
     lambda: {split: Dataset.from_dict({"text": ["", *TEXTS, " = A film = \n", *TEXTS]}) for split in SPLITS},
 )
 
+SAMPLES |= dict.fromkeys(
+    ("mlm", "sop", "electra"),
+    lambda: {split: Dataset.from_dict({"text": ["", *TEXTS, " = A film = \n", *TEXTS]}) for split in SPLITS},
+)
+
 # by file in conf/task that has no data set: writes files into a folder and returns the overrides that name them
 FILES: dict[str, Callable[[Path], list[str]]] = {
     "question_answering": asked_file,
