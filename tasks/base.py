@@ -86,6 +86,7 @@ class Task(pl.LightningDataModule, ABC):
     single_texts: ClassVar[bool] = True
     draws: ClassVar[bool] = False  # whether a row changes from epoch to epoch: masks
     no_columns: ClassVar[tuple[str, ...]] = ("length", "truncated")  # of tokenised rows, that stay out of batches
+    fills: ClassVar[dict[str, int]] = {}  # by column of lists that is the task's own: its padding, if not 0
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -377,7 +378,7 @@ class Task(pl.LightningDataModule, ABC):
 
     def _assembled(self, table: Dataset) -> Rows:
         tokenizer = self.tokenizer
-        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+        fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, **self.fills}
         return Rows(table, fill, left=tokenizer.padding_side == "left", hidden=self.no_columns)
 
     def _loader(self, part: str, batch_size: int, shuffle: bool = False, by_length: bool = True) -> DataLoader:

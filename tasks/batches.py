@@ -134,7 +134,8 @@ class Rows(torch.utils.data.Dataset):
                 values, lengths = column.flatten().to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy())
                 real = _real(lengths, self.left)
                 batch[name] = _pad(values, real, self.fill.get(name, 0))
-                batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+                if name == "input_ids":  # a list may be of something else than tokens
+                    batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
             else:
                 batch[name] = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
         return batch

@@ -1,0 +1,189 @@
+"""Checks of columns whose rows are lists: words, and a tag for each; every error names file or split, row and column.
+
+As in :mod:`tasks.columns`, a column is looked at as a whole. In csv and tsv files a cell is a text, and the list its
+parts between spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from skim.errors import SkimError
+from tasks.columns import Rejects, column_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pyarrow import Array
+
+NO_TAG = -1  # id of a word without a tag
+
+
+def parts_of(value: str | list[str]) -> list[str]:
+    """A row's list, of a list or a text."""
+    return value if isinstance(value, list) else [part for part in value.split(" ") if part]
+
+
+class Lists(NamedTuple):
+    """A column of lists, laid out.
+
+    Attributes:
+        values: of all rows, one after the other.
+        rows: number of the row that each value is of.
+        counts: values of each row, 0 for a row without a list.
+    """
+
+    values: Array
+    rows: np.ndarray
+    counts: np.ndarray
+
+    def first_of(self, wrong: np.ndarray) -> list[tuple[int, int]]:
+        """Row and place in it, both from 0, of each row's first value that is wrong, of a mask of the values."""
+        where = np.flatnonzero(wrong)
+        rows, first = np.unique(self.rows[where], return_index=True)
+        starts = np.cumsum(self.counts) - self.counts
+        return [(int(row), int(place)) for row, place in zip(rows, where[first] - starts[rows], strict=True)]
+
+
+def lists_of(rows: Dataset, name: str, where: str) -> Lists:
+    """One column of lists, or of texts.
+
+    Raises:
+        SkimError: it holds neither.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = column_of(rows, name).combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        texts = column.to_pylist()
+        column = pa.array([None if text is None else parts_of(text) for text in texts], pa.list_(pa.string()))
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_null)
+    if not any(is_kind(column.type) for is_kind in kinds):
+        raise SkimError(f"{where}, column '{name}' holds {column.type} and not lists, or texts with spaces in between.")
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.list_(pa.string()))
+    counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return Lists(column.flatten(), np.repeat(np.arange(len(counts)), counts), counts)
+
+
+def check_words(rows: Dataset, name: str, rejects: Rejects) -> Lists:
+    """At least one word in every row."""
+    import pyarrow.types as kinds
+
+    words = lists_of(rows, name, rejects.where)
+    if not any(is_kind(words.values.type) for is_kind in (kinds.is_string, kinds.is_large_string, kinds.is_null)):
+        raise SkimError(f"{rejects.where}, column '{name}' holds lists of {words.values.type} and not of words.")
+    for row in np.flatnonzero(words.counts == 0).tolist():
+        rejects.add(row, name, "there are no words")
+    for row, place in words.first_of(words.values.is_null().to_numpy(zero_copy_only=False)):
+        if "line" in rows.column_names:
+            rejects.add(
+                row, name, f"word {place + 1} (line {rows[row]['line'][place]}) is not UTF-8", "Save the file as UTF-8."
+            )
+        else:
+            rejects.add(row, name, f"word {place + 1} is null")
+    return words
+
+
+def tag_names(rows: Dataset, name: str) -> list[str] | None:
+    """The names of a column's class labels, if it has them."""
+    feature = rows.features[name]
+    inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
+    return list(inner.names) if hasattr(inner, "names") else None
+
+
+def infer_tags(rows: Dataset, name: str, untagged: Collection[Any], where: str) -> list[str]:
+    """The labels of a column of tags: a parquet file's own, names with O first and then by the alphabet, or 0, 1, 2."""
+    names = tag_names(rows, name)
+    if names is None:
+        values = lists_of(rows, name, where).values.unique().to_pylist()
+        values = [value for value in values if value is not None and value not in untagged]
+        if all(isinstance(value, str) for value in values):
+            names = sorted(values, key=lambda value: (value != "O", value))
+        elif all(isinstance(value, int) for value in values) and sorted(values) == list(range(len(values))):
+            names = [str(i) for i in range(len(values))]
+        else:
+            shown = ", ".join(str(value) for value in sorted(values)[:5])
+            raise SkimError(
+                f"{where}, column '{name}': the tags are {shown}, ...: neither names nor 0, 1, 2 and so on.\n"
+                "Write names, or list the labels in task.label_names; words without a tag: task.untagged=[-1]."
+            )
+    names = [value for value in names if value not in untagged]
+    if len(names) < 2:
+        raise SkimError(f"{where}, column '{name}': there are no two tags; there is nothing to learn.")
+    return names
+
+
+def tag_ids(
+    rows: Dataset,
+    name: str,
+    words: Lists,
+    label_names: list[str],
+    untagged: Collection[Any],
+    other: int | None,
+    rejects: Rejects,
+) -> Array:
+    """Lists of label ids, one for each word, ``NO_TAG`` for a word that has none, of names, ids or class labels.
+
+    Args:
+        rows: the split; a column ``line`` with the line of each word goes into errors.
+        name: of the column of tags.
+        words: the column of words.
+        label_names: by label id.
+        untagged: what stands for no tag.
+        other: id of what is not among the labels; ``None`` if that is an error.
+        rejects: what bad rows go to.
+    """
+    import pyarrow as pa
+
+    tags = lists_of(rows, name, rejects.where)
+    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null)
+    if not any(is_kind(tags.values.type) for is_kind in known):
+        raise SkimError(f"{rejects.where}, column '{name}' holds lists of {tags.values.type}: neither names nor ids.")
+    for row in np.flatnonzero(tags.counts != words.counts).tolist():
+        why = f"there are {words.counts[row]} words and {tags.counts[row]} tags"
+        rejects.add(row, name, why, "Each word needs one tag.")
+    named = tag_names(rows, name)
+    by_name: dict[Any, int] = {label: i for i, label in enumerate(label_names)}
+    wrong, values = -2, tags.values.dictionary_encode()
+    shown: list[Any] = values.dictionary.to_pylist()
+    if named is not None:  # class labels in another order than ours keep their names, not their numbers
+        shown = [named[value] if value in range(len(named)) else value for value in shown]
+    elif shown and isinstance(shown[0], int):
+        by_name = dict(zip(range(len(label_names)), range(len(label_names)), strict=True))
+    none = NO_TAG if None in untagged else wrong
+    unknown = wrong if other is None else other
+    ids_of = [NO_TAG if value in untagged else by_name.get(value, unknown) for value in shown]
+    places = values.indices.fill_null(len(ids_of)).to_numpy(zero_copy_only=False)
+    ids = np.asarray([*ids_of, none], dtype=np.int32)[places]
+    shown.append(None)
+    for row, place in tags.first_of(ids == wrong):
+        at = int(tags.counts[:row].sum()) + place
+        value = shown[places[at]]
+        why = f"{shown_word(rows, words, row, place)} has "
+        if value is None:
+            rejects.add(row, name, why + "no tag", NONE if "line" not in rows.column_names else NO_COLUMN)
+        else:
+            some = ", ".join(label_names[:40]) + (", ..." if len(label_names) > 40 else "")
+            rejects.add(row, name, why + f"the tag {value!r}, which is no label of this task", f"Labels: {some}.")
+    tagged = np.bincount(tags.rows[ids != NO_TAG], minlength=len(tags.counts))
+    for row in np.flatnonzero((tagged == 0) & (tags.counts > 0)).tolist():
+        rejects.add(row, name, "no word has a tag")
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(tags.counts)]).astype(np.int32), ids)
+
+
+NONE = "Words that have none: task.untagged=[null]."
+NO_COLUMN = "A line has as many columns as the file's first; task.columns=[<word>,<tag>] says which they are."
+
+
+def shown_word(rows: Dataset, words: Lists, row: int, place: int) -> str:
+    """A word, for errors."""
+    if place >= words.counts[row]:
+        return f"word {place + 1}"
+    word = words.values[int(words.counts[:row].sum()) + place].as_py()
+    line = f", line {rows[row]['line'][place]}" if "line" in rows.column_names else ""
+    return f"word {place + 1} ({word!r}{line})"

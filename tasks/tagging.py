@@ -1,0 +1,246 @@
+"""A tag for each word: parts of speech, names, phrases, and any other kind."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from skim.errors import SkimError, unknown
+from tasks import conll
+from tasks.base import Task, evenly, softened_divergence
+from tasks.chunks import TagScores, is_chunked
+from tasks.columns import Rejects, check_column, column_of
+from tasks.lists import check_words, infer_tags, parts_of, tag_ids
+from tasks.words import first_tokens, space_words, tokenised
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+METRICS = ("f1", "precision", "recall", "accuracy")  # the first three are of chunks
+ON_UNKNOWN_TAG = ("error", "wrong")
+WORDS, TAGS, COLUMNS = "task.token_column=<column>", "task.tag_column=<column>", "task.columns=[<word>,<tag>]"
+NO_LABEL = -100  # what the models' loss passes over
+PAD = -100  # in gold, where there is no word
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Tagging(Task):
+    """Token classification: a word's tag is predicted at its first token.
+
+    Rows hold a list of words and a list of tags: names, ids, or a parquet file's class labels. In csv and tsv files a
+    cell holds them with spaces in between; files of columns (``.txt``, ``.conll``, ``.conllu``, ...) have a word and
+    its tags per line. Words that the tokenizer makes no token of, such as a lone zero-width space, are read as its
+    unknown token. Words beyond ``max_length`` are cut off: they are not learned, and in evaluation they count as
+    wrongly tagged, in no chunk.
+
+    A batch also has ``word`` (B, N): number of the word of which this is the first token, else -1; ``words`` (B,): how
+    many there are, those cut off included; and, with labels, ``gold`` (B, W): the label ids of all words.
+    """
+
+    token_column: str = "tokens"
+    tag_column: str = "tags"
+    label_names: list[str] | None = None  # in the order of their ids; null takes them from the training rows
+    # the first selects the best checkpoint; null: all in METRICS for tags that mark chunks (B-NP), else accuracy
+    metric_names: list[str] | None = None
+    untagged: list[Any] = field(default_factory=list)  # tags of words that have none: neither learned nor counted
+    on_unknown_tag: str = "error"  # a tag that is not among the labels; wrong: it is not learned, and never predicted
+    columns: list[int] | None = None  # of word and tag in files of columns, see tasks/conll.py
+
+    no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "cut")
+    fills: ClassVar[dict[str, int]] = {"labels": NO_LABEL, "word": -1, "gold": PAD}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.metric_names or ():
+            if name not in METRICS:
+                raise unknown("metric of tags", name, METRICS)
+        if self.on_unknown_tag not in ON_UNKNOWN_TAG:
+            raise unknown("task.on_unknown_tag", self.on_unknown_tag, ON_UNKNOWN_TAG)
+        if self.columns is not None:
+            self.columns = list(self.columns)
+            conll.columns_of(self.columns)
+        self.untagged = list(self.untagged)
+        if self.label_names is not None:
+            self._take(list(self.label_names))
+
+    def _take(self, label_names: list[str]) -> None:
+        """These are the labels, which must go with the metrics."""
+        self.label_names = label_names
+        chunked = is_chunked(label_names)
+        wrong = [name for name in self.metric_names or () if name != "accuracy" and not chunked]
+        if wrong:
+            raise SkimError(
+                f"task.metric_names: {wrong[0]} is of chunks; the tags mark none: {', '.join(label_names[:5])}, ...\n"
+                "Chunks are marked as B-NP, I-NP, O; other tags have metric_names=[accuracy]."
+            )
+        if chunked and self.on_unknown_tag == "wrong":
+            raise SkimError("task.on_unknown_tag=wrong is of words; these tags mark chunks: list task.label_names.")
+        self._metrics = list(self.metric_names or (METRICS if chunked else ("accuracy",)))
+
+    @property
+    def monitor(self) -> str:
+        self._labels()
+        return self._metrics[0]
+
+    @property
+    def num_labels(self) -> int:
+        return len(self._labels())
+
+    def _labels(self) -> list[str]:
+        if self.label_names is None:
+            raise RuntimeError("the labels come from the training rows: call setup first")
+        return self.label_names
+
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification
+
+    def model_kwargs(self) -> dict[str, Any]:
+        names = self._labels()
+        return {
+            "num_labels": len(names),
+            "id2label": dict(enumerate(names)),
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
+
+    def setup_tokenizer(self, tokenizer: Any) -> None:
+        super().setup_tokenizer(tokenizer)
+        space_words(tokenizer)
+
+    # ---- what a model says ----
+
+    def metrics(self) -> TagScores:
+        return TagScores(self._labels(), self._metrics)
+
+    def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
+        predicted, gold = self.predict(output.logits, batch), batch["gold"]
+        target = predicted.new_full(predicted.shape, PAD)
+        # words in the same places, whichever side the tokenizer pads
+        target[target.new_ones(target.shape).cumsum(1) <= batch["words"][:, None]] = gold[gold != PAD]
+        metrics.update(predicted, target)
+
+    def predict(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Label ids of the words, (B, W), -1 for those that were cut off, from logits (B, N, num_labels)."""
+        row, place = (batch["word"] >= 0).nonzero(as_tuple=True)
+        tags = batch["word"].new_full((len(logits), int(batch["words"].max())), -1)
+        tags[row, batch["word"][row, place]] = logits[row, place].argmax(-1)
+        return tags
+
+    def labelled(self, batch: dict[str, Tensor]) -> int:
+        return int((batch["labels"] != NO_LABEL).sum()) if "labels" in batch else 0
+
+    def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        here = batch["labels"] != NO_LABEL
+        return softened_divergence(output.logits[here], taught.logits[here], temperature)
+
+    def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``tags``: a name for each word, ``None`` for those that were cut off."""
+        names = self._labels()
+        found = zip(self.predict(output.logits, batch).tolist(), batch["words"].tolist(), strict=True)
+        return [{"tags": [names[tag] if tag >= 0 else None for tag in tags[:words]]} for tags, words in found]
+
+    def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
+        """``predictions.jsonl`` with ``tokens``, ``tags`` and, where known, ``gold``; and two columns, word and tag.
+
+        In the columns of ``predictions.txt``, words that were cut off have the tag ``-``.
+        """
+        rows, names = self._raw["test"], self._labels()
+        lines: list[dict[str, Any]] = []
+        for words, said in zip(map(parts_of, rows[self.token_column]), found, strict=True):
+            lines.append({"tokens": words, **said})
+        if "gold" in rows.column_names:
+            for line, gold in zip(lines, rows["gold"], strict=True):
+                line["gold"] = [names[tag] if 0 <= tag < len(names) else None for tag in gold]
+        whole, columns = folder / "predictions.jsonl", folder / "predictions.txt"
+        whole.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        pairs = (zip(line["tokens"], line["tags"], strict=True) for line in lines)
+        texts = ("".join(f"{word}\t{tag or '-'}\n" for word, tag in sentence) for sentence in pairs)
+        columns.write_text("\n".join(texts), encoding="utf-8")
+        return [whole, columns]
+
+    def example_texts(self, count: int) -> list[Any]:
+        return [" ".join(parts_of(row)) for row in evenly(count, self._raw["validation"])[self.token_column]]
+
+    # ---- rows ----
+
+    def read(self, file: str) -> Dataset:
+        from datasets import Dataset
+
+        path = Path(file).expanduser()
+        if path.suffix.lower() not in conll.FILES or not path.is_file():
+            return super().read(file)
+        found = list(conll.sentences(path, self.columns))
+        if not found:
+            raise SkimError(f"{file} has no rows.")
+        words, tags, lines = (list(column) for column in zip(*found, strict=True))
+        return Dataset.from_dict({self.token_column: words, self.tag_column: tags, "line": lines})
+
+    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        from datasets.fingerprint import Hasher
+
+        check_column(rows, self.token_column, "column of words", WORDS, rejects.where)
+        words = check_words(rows, self.token_column, rejects)
+        texts = rows.select_columns([self.token_column])
+        if part == "test" and self._is_unlabelled(rows):
+            return texts
+        check_column(rows, self.tag_column, "column of tags", TAGS, rejects.where)
+        if self.label_names is None:
+            train, where = (rows, rejects.where) if part == "train" else self.source("train")
+            check_column(train, self.tag_column, "column of tags", TAGS, where)
+            self._take(infer_tags(train, self.tag_column, self.untagged, where))
+        labels = self._labels()
+        other = None if self.on_unknown_tag == "error" else len(labels)
+        ids = tag_ids(rows, self.tag_column, words, labels, self.untagged, other, rejects)
+        key = Hasher.hash([rows._fingerprint, self.token_column, self.tag_column, labels, self.untagged, other])
+        return texts.add_column("gold", ids, new_fingerprint=key)
+
+    def _is_unlabelled(self, rows: Dataset) -> bool:
+        """Whether no word has a tag, as in a file of words alone."""
+        if self.tag_column not in rows.column_names:
+            return True
+        column = column_of(rows, self.tag_column)
+        return column.null_count == len(column) or all(tag is None for tag in chain(*column.drop_null().to_pylist()))
+
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        words = [parts_of(row) for row in rows[self.token_column]]
+        encoded = tokenised(self.tokenizer, words, truncation=True, max_length=self.report["max_length"])
+        counts = np.asarray([len(some) for some in words])
+        cuts = np.cumsum([len(ids) for ids in encoded["input_ids"]])[:-1]
+        sentence, word = first_tokens(encoded)
+        columns: dict[str, list] = {
+            **encoded,
+            "word": np.split(word, cuts),
+            "words": counts.tolist(),
+            "truncated": [bool(one.overflowing) for one in encoded.encodings],
+            "cut": (counts - np.bincount(sentence[word >= 0], minlength=len(counts))).tolist(),
+        }
+        if "gold" in rows:
+            starts = np.cumsum(counts) - counts
+            gold = np.concatenate(rows["gold"])[starts[sentence] + np.maximum(word, 0)]
+            known = (word >= 0) & (gold >= 0) & (gold < self.num_labels)
+            columns |= {"labels": np.split(np.where(known, gold, NO_LABEL), cuts), "gold": rows["gold"]}
+        return columns
+
+    def count(self, rows: dict[str, list]) -> list[int]:
+        words = [parts_of(row) for row in rows[self.token_column]]
+        return [len(ids) for ids in tokenised(self.tokenizer, words, truncation=False, verbose=False)["input_ids"]]
+
+    def encoding(self) -> list[Any]:
+        return [type(self).__name__, self.token_column]
+
+    def _tokenise(self, part: str) -> Dataset:
+        table = super()._tokenise(part)
+        cut = int(np.sum(table.with_format("numpy")["cut"][:]))
+        if cut:
+            log.warning("%s: %d words were cut off: they are not learned, and count as wrongly tagged", part, cut)
+        return table
