@@ -176,6 +176,10 @@ class Task(pl.LightningDataModule, ABC):
         file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return [file]
 
+    def others(self) -> dict[str, Task]:
+        """This task on other evaluation splits that are reported beside its own, by what goes behind metrics' names."""
+        return {}
+
     def companion(self, model: nn.Module) -> nn.Module | None:
         """What is trained beside the backbone, such as ELECTRA's generator; made once, saved in checkpoints."""
         return None
@@ -196,7 +200,10 @@ class Task(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        """Tokenise some rows into the columns of a batch, plus ``truncated`` (bool) for each sequence."""
+        """Tokenise some rows into the columns of a batch, plus ``truncated`` (bool) for each sequence.
+
+        And ``length``, if a row's tokens are not as many as its ``input_ids``.
+        """
 
     @abstractmethod
     def count(self, rows: dict[str, list]) -> list[int]:
@@ -368,7 +375,7 @@ class Task(pl.LightningDataModule, ABC):
 
     def _encode(self, rows: dict[str, list]) -> dict[str, list]:
         columns = self.encode(rows)
-        return {**columns, "length": [len(ids) for ids in columns["input_ids"]]}
+        return {"length": [len(ids) for ids in columns["input_ids"]], **columns}
 
     # ---- loaders ----
 

@@ -109,7 +109,8 @@ class Rows(torch.utils.data.Dataset):
     """Tokenised rows, memory-mapped; indexed by a list of row numbers it gives the padded batch.
 
     Args:
-        table: a ``datasets.Dataset``. Lists of numbers become (B, N) tensors, numbers become (B,) tensors.
+        table: a ``datasets.Dataset``. Lists of numbers become (B, N) tensors, numbers become (B,) tensors; lists of C
+            such lists, as many in every row, become (B, C, N).
         fill: value of the padding for each list column; 0 for a column that is not in it.
         left: pad on the left (XLNet reads the last token).
         hidden: columns that stay out of the batches.
@@ -131,11 +132,14 @@ class Rows(torch.utils.data.Dataset):
         for name in table.column_names:
             column = table.column(name).combine_chunks()
             if hasattr(column, "offsets"):
+                shape: tuple[int, ...] = (len(rows),)
+                if hasattr(column.values, "offsets"):  # of lists
+                    column, shape = column.flatten(), (len(rows), -1)
                 values, lengths = column.flatten().to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy())
                 real = _real(lengths, self.left)
-                batch[name] = _pad(values, real, self.fill.get(name, 0))
+                batch[name] = _pad(values, real, self.fill.get(name, 0)).unflatten(0, shape)
                 if name == "input_ids":  # a list may be of something else than tokens
-                    batch["attention_mask"] = torch.from_numpy(real.astype(np.int64))
+                    batch["attention_mask"] = torch.from_numpy(real.astype(np.int64)).unflatten(0, shape)
             else:
                 batch[name] = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
         return batch

@@ -8,30 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import F1Score, MatthewsCorrCoef, Metric, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError, unknown
 from tasks.base import Task, evenly, softened_divergence
 from tasks.columns import Rejects, check_texts, infer_label_names, is_labeled, label_ids, numbers
+from tasks.metrics import OfClasses, OfNumbers, accuracy, f1, matthews, pearson, spearman
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def f1(labels: int) -> Metric:
-    """Of two classes, that of the second (GLUE's rule); of more, the mean over classes."""
-    return F1Score("binary") if labels == 2 else F1Score("multiclass", num_classes=labels, average="macro")
-
-
 # by head: metric name -> from the number of labels to a fresh metric; the first one is the default
 METRICS: dict[str, dict[str, Callable[[int], Metric]]] = {
     "classification": {
-        "accuracy": lambda labels: MulticlassAccuracy(labels, average="micro"),
-        "f1": f1,
-        "matthews": lambda labels: MatthewsCorrCoef("multiclass", num_classes=labels),
+        "accuracy": lambda labels: OfClasses(labels, accuracy),
+        "f1": lambda labels: OfClasses(labels, f1),
+        "matthews": lambda labels: OfClasses(labels, matthews),
     },
-    "regression": {"pearson": lambda _: PearsonCorrCoef(), "spearman": lambda _: SpearmanCorrCoef()},
+    "regression": {"pearson": lambda _: OfNumbers(pearson), "spearman": lambda _: OfNumbers(spearman)},
 }
 
 

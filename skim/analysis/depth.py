@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skim import hub
+from skim.compression import walk_of
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 
@@ -68,11 +69,16 @@ class Depths:
 
 @torch.no_grad()
 def survived(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Layers that each token went through, ``(B, N)`` float32 on the CPU, in evaluation."""
+    """Layers that each token went through, float32 on the CPU, in evaluation; ``(B, N)``, or as ``input_ids`` are.
+
+    Only the encoder runs: the sentences of :func:`by_tag` may be none that the head takes, and options, ``(B, C, N)``,
+    are sequences of their own.
+    """
+    walk = walk_of(model)
     device = next(model.parameters()).device
-    model(**{name: batch[name].to(device) for name in INPUTS if name in batch})
-    trace: Any = model.trace
-    return trace.layers_survived().float().cpu()
+    walk.base(**{name: batch[name].to(device).flatten(0, -2) for name in INPUTS if name in batch})
+    trace: Any = walk.model.trace
+    return trace.layers_survived().float().cpu().view(batch["input_ids"].shape)
 
 
 def by_token(model: nn.Module, tokenizer: Any, batches: Iterable[dict[str, Tensor]], depths: Depths) -> None:

@@ -26,7 +26,7 @@ from skim.errors import SkimError, unknown
 from skim.lightning.budget import EXTREME, calibrate, spend
 from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule, accepted
-from skim.lightning.recipe import COMPANION, TOLERANCE, latency
+from skim.lightning.recipe import COMPANION, TOLERANCE, elsewhere, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth
@@ -144,9 +144,11 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     device = next(model.parameters()).device
     module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.companion)
     values = trainer.validate(module, datamodule=task, verbose=False)[0]
+    others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
     results.take(values, task.monitor)
+    results.metrics |= others
     results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
     results.status = "done"

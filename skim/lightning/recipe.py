@@ -30,6 +30,7 @@ from skim.lightning.module import SkimModule
 from skim.lightning.results import Results
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
+from tasks.base import Task
 
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
 COMPANION = "companion.safetensors"  # in a run's model/: what was trained beside the backbone
@@ -263,6 +264,7 @@ def measure(results: Results, trainer: pl.Trainer, module: SkimModule, parts: Pa
     walk = walk_of(parts.model)
     values = trainer.validate(module, datamodule=parts.task, verbose=False)[0]
     results.take(values, parts.task.monitor)
+    results.metrics |= elsewhere(trainer, module, parts.task)
     if walk.method.name != "dense":
         with execution(parts.model, "masked"):
             masked = trainer.validate(module, datamodule=parts.task, verbose=False)[0]
@@ -273,6 +275,15 @@ def measure(results: Results, trainer: pl.Trainer, module: SkimModule, parts: Pa
             f"target missed: asked for relative FLOPs {target:.2f}, ended at {results.relative_flops:.3f}. "
             "Train longer, raise train.method_lr, or start from a dense run (init_from)."
         )
+
+
+def elsewhere(trainer: pl.Trainer, module: SkimModule, task: Task) -> dict[str, float]:
+    """Metrics on the task's other evaluation splits, such as ``accuracy_mismatched`` of MNLI."""
+    found: dict[str, float] = {}
+    for name, other in task.others().items():
+        values = trainer.validate(module, dataloaders=other.val_dataloader(), verbose=False)[0]
+        found |= {f"{metric}_{name}": score for metric, score in Results.metrics_of(values).items()}
+    return found
 
 
 def latency(parts: Parts, settings: DictConfig) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from omegaconf import OmegaConf
 from skim import hub
 from skim.errors import SkimError
 from tasks.base import Task
-from tasks.glue import SPECS, Glue
+from tasks.glue import AX, SPECS, Glue
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml") if not path.stem.startswith("_"))
+TRAINED = [name for name in SPECS if name != AX]
 real_data = pytest.mark.skipif(not os.environ.get("SKIM_MIRROR"), reason="needs real data: set SKIM_MIRROR")
 
 
@@ -37,7 +38,8 @@ def small_mirror(folder: Path, name: str) -> None:
     label = datasets.ClassLabel(names=list(spec.label_names)) if spec.label_names else datasets.Value("float32")
     columns = {column: datasets.Value("string") for column in spec.text_columns}
     features = datasets.Features({**columns, "label": label, "idx": datasets.Value("int32")})
-    for split in ("train", f"validation{spec.suffix}", f"test{spec.suffix}"):
+    suffixes = ("_matched", "_mismatched") if name == "mnli" else ("",)
+    for split in ("train", *(f"{part}{suffix}" for part in ("validation", "test") for suffix in suffixes)):
         labels = [-1] * 6 if split.startswith("test") else [i % max(len(spec.label_names), 5) for i in range(6)]
         if spec.label_names:
             labels = [min(value, len(spec.label_names) - 1) for value in labels]
@@ -50,7 +52,7 @@ def small_mirror(folder: Path, name: str) -> None:
         rows.to_parquet(path)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_task_in_its_hub_schema(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -75,13 +77,21 @@ def test_every_task_in_its_hub_schema(
 
 def test_the_other_split_of_mnli(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     small_mirror(tmp_path, "mnli")
-    folder = tmp_path / "datasets/nyu-mll/glue/mnli"
-    (folder / "validation_matched.parquet").rename(folder / "validation_mismatched.parquet")
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
-    task = Glue(name="mnli", eval_split="validation_mismatched")
+    file = tmp_path / "datasets/nyu-mll/glue/mnli/validation_mismatched.parquet"
+    hub.parquet(file).select(range(4)).to_parquet(file)
+    task = Glue(name="mnli")
     task.setup_tokenizer(tokenizer)
-    task.setup("validate")
-    assert task.report["rows"] == {"validation": 6}
+    task.setup("fit")
+    assert task.report["rows"] == {"train": 6, "validation": 6}
+    (other,) = task.others().values()
+    assert other.report["rows"] == {"validation": 4}
+    assert (len(task.val_dataloader().dataset), len(other.val_dataloader().dataset)) == (6, 4)
+    for settings in ({"eval_split": "validation_mismatched"}, {"holdout": 0.5}):
+        task = Glue(name="mnli", **settings)
+        task.setup_tokenizer(tokenizer)
+        task.setup("fit")
+        assert task.others() == {}, "whoever chooses the split means that split"
 
 
 def test_own_files_stand_in_for_the_hub_s_splits(tmp_path: Path, tokenizer: Any) -> None:
@@ -100,29 +110,26 @@ def test_unknown_task() -> None:
         Glue(name="sst")
 
 
+def stated(name: str) -> set[str]:
+    """The keys that a file, or one that it starts from, states for its data: all but those of _defaults."""
+    file = OmegaConf.load(CONF / "task" / f"{name}.yaml")
+    named = [entry for entry in file.get("defaults", []) if isinstance(entry, str) and entry != "_self_"]
+    parents = {entry.partition("@")[0].removeprefix("/task/") for entry in named} - {"_defaults"}
+    return set(file.get("task", file)).union(*(stated(parent) for parent in parents))
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_keys_are_arguments_with_the_same_defaults(name: str) -> None:
     cfg = config(f"task={name}")
     parameters = inspect.signature(get_class(cfg._target_)).parameters
-    own = {
-        "name",
-        "hub_id",
-        "text_columns",
-        "label_names",
-        "label_column",
-        "eval_split",
-        "max_length",
-        "holdout",
-        "metric_names",
-    }  # what a file states for its data
     for key, value in cfg.items():
-        if key.startswith("_") or key in own:
+        if key.startswith("_"):
             continue
-        expected = parameters[key].default
+        assert key in parameters, f"{name}: {key}"
         if key == "files":
             assert OmegaConf.to_container(value) == dict.fromkeys(("train", "validation", "test"))
-        else:
-            assert value == expected, f"{name}: {key}"
+        elif key not in stated(name):
+            assert value == parameters[key].default, f"{name}: {key}"
     assert cfg.name == name, "python -m skim.hub fetch task=<name> is told to the user"
 
 

@@ -1,0 +1,228 @@
+"""A text, a question about it, and options of which one is right: RACE, and files of one's own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+
+from skim.errors import SkimError
+from tasks.base import Task, evenly, softened_divergence
+from tasks.columns import MISSING, Rejects, check_column, check_texts, column_of, is_labeled
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BLANK = re.compile("_+")  # in a question: what the option is to be put in place of
+TEXT = "task.text_column=<column>"
+QUESTION = "task.question_column=<column>"
+OPTIONS = "task.options_column=<column of lists>, or task.option_columns=[<a>,<b>,...]"
+ANSWER = "task.label_column=<column>"
+
+
+def put(question: str | None, option: str) -> str:
+    """A question with an option in its blank, or behind it if it has none; the option, where nothing is asked."""
+    if question is None:
+        return option
+    return BLANK.sub(lambda _: option, question) if "_" in question else f"{question} {option}"
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MultipleChoice(Task):
+    """Which of C options is right? The model scores each by itself, and the highest score is its answer.
+
+    Each option is a sequence of its own: the text, and the question with the option in its blank (``_``), or behind it.
+    Batches are (B, C, N) and labels (B,), so ``batch_size`` rows are C times as many sequences to the backbone and to
+    the method, and what is reported *per sequence*, such as GFLOPs, is per option. What is longer than ``max_length``
+    loses the end of its text; only where question and option fill it by themselves are they shortened too.
+
+    Answers may be letters from A, numbers from 0, or the text of the option.
+    """
+
+    text_column: str = "article"  # what the question is about
+    question_column: str | None = "question"  # null: the options go on where the text ends
+    options_column: str = "options"  # lists of texts, as many in each row
+    option_columns: list[str] = field(default_factory=list)  # instead of the former: a column for each option, for csv
+    label_column: str = "answer"  # the right option: its letter, its number from 0, or its text
+
+    single_texts: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.option_columns = list(self.option_columns)  # a plain list: it is part of a cache's key
+        if len(self.option_columns) == 1:
+            raise SkimError(f"task.option_columns={self.option_columns}: there is nothing to choose; name two or more.")
+
+    @property
+    def monitor(self) -> str:
+        return "accuracy"
+
+    @property
+    def num_labels(self) -> int:
+        return 1  # a score for each option
+
+    def auto_class(self) -> Any:
+        from transformers import AutoModelForMultipleChoice
+
+        return AutoModelForMultipleChoice
+
+    def model_kwargs(self) -> dict[str, Any]:
+        return {}
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"accuracy": MeanMetric()})
+
+    def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
+        metrics.update((output.logits.argmax(-1) == batch["labels"]).float())
+
+    def labelled(self, batch: dict[str, Tensor]) -> int:
+        return len(batch["labels"]) if "labels" in batch else 0
+
+    def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        return softened_divergence(output.logits, taught.logits, temperature)
+
+    def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """``prediction``: an option's letter (its number from 0 behind the 26th); ``probability``: of the softmax."""
+        probability, found = output.logits.float().softmax(-1).max(-1)
+        return [
+            {"prediction": LETTERS[option] if option < len(LETTERS) else str(option), "probability": share}
+            for option, share in zip(found.tolist(), probability.tolist(), strict=True)
+        ]
+
+    # ---- rows ----
+
+    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        check_texts(rows, self.text_column, rejects, TEXT)
+        columns = [self.text_column]
+        if self.question_column is not None:
+            check_texts(rows, self.question_column, rejects, QUESTION)
+            columns.append(self.question_column)
+        if self.option_columns:
+            for name in self.option_columns:
+                check_texts(rows, name, rejects, OPTIONS)
+            count = len(self.option_columns)
+        else:
+            count = check_options(rows, self.options_column, rejects)
+        known = rows.select_columns([*columns, *(self.option_columns or [self.options_column])])
+        if not is_labeled(rows, self.label_column, rejects, needed=part != "test", option=ANSWER):
+            return known
+        return known.add_column("labels", self._answers(rows, count, rejects))
+
+    def _answers(self, rows: Dataset, count: int, rejects: Rejects) -> np.ndarray:
+        """Numbers of the right options, (rows,) int64; 0 for a bad row.
+
+        Args:
+            rows: with options that were checked.
+            count: of options.
+            rejects: what a row whose answer is none of its options goes to.
+        """
+        # letters first: an option that says "A" is not what the key of an exam means by it
+        known: dict[Any, int] = {**dict(zip(LETTERS, range(count), strict=False)), **{i: i for i in range(count)}}
+        values = column_of(rows, self.label_column).to_pylist()
+        found = np.asarray([known.get(value, -1) for value in values])
+        others = [
+            int(row) for row in np.flatnonzero(found < 0) if values[row] not in MISSING and row not in rejects.bad
+        ]
+        options = self._options(rows.select(others)[:]) if others else []
+        for row, texts in zip(others, options, strict=True):
+            if values[row] in texts:
+                found[row] = texts.index(values[row])
+            else:
+                why = f"{values[row]!r} is none of the {count} options"
+                letters = f"A to {LETTERS[count - 1]}, " if count <= len(LETTERS) else ""
+                rejects.add(row, self.label_column, why, f"Answers: {letters}0 to {count - 1}, or an option's text.")
+        return np.maximum(found, 0)
+
+    def _options(self, rows: dict[str, list]) -> list[list[str]]:
+        """The texts of each row's options."""
+        if self.option_columns:
+            return [list(texts) for texts in zip(*(rows[name] for name in self.option_columns), strict=True)]
+        return rows[self.options_column]
+
+    def _pairs(self, rows: dict[str, list]) -> tuple[list[str], list[str], int]:
+        """The tokenizer's arguments, an entry for each option of each row, and how many options a row has."""
+        texts, options = rows[self.text_column], self._options(rows)
+        questions = rows[self.question_column] if self.question_column is not None else [None] * len(texts)
+        first = [text for text, some in zip(texts, options, strict=True) for _ in some]
+        second = [put(asked, one) for asked, some in zip(questions, options, strict=True) for one in some]
+        return first, second, len(options[0])
+
+    # ---- tokens ----
+
+    def encode(self, rows: dict[str, list]) -> dict[str, list]:
+        first, second, count = self._pairs(rows)
+        length = self.report["max_length"]
+        room = length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        alone = self.tokenizer(second, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        # the tokenizer refuses to cut a text that would have to vanish
+        full = [len(ids) >= room for ids in alone["input_ids"]]
+        columns: dict[str, list] = {}
+        for strategy, some in (
+            ("only_first", np.flatnonzero(~np.array(full))),
+            ("longest_first", np.flatnonzero(full)),
+        ):
+            if not len(some):
+                continue
+            texts, asked = [first[i] for i in some], [second[i] for i in some]
+            encoded = self.tokenizer(texts, asked, truncation=strategy, max_length=length, return_attention_mask=False)
+            for name, column in {**encoded, "truncated": [bool(one.overflowing) for one in encoded.encodings]}.items():
+                whole = columns.setdefault(name, [None] * len(first))
+                for i, value in zip(some, column, strict=True):
+                    whole[i] = value
+        by_row = {
+            name: [column[i : i + count] for i in range(0, len(first), count)] for name, column in columns.items()
+        }
+        by_row["length"] = [max(len(ids) for ids in options) for options in by_row["input_ids"]]
+        by_row["truncated"] = [any(options) for options in by_row["truncated"]]
+        return {**by_row, "labels": rows["labels"]} if "labels" in rows else by_row
+
+    def count(self, rows: dict[str, list]) -> list[int]:
+        """Tokens of the longest option of some rows."""
+        first, second, count = self._pairs(rows)
+        ids = self.tokenizer(first, second, return_attention_mask=False, verbose=False)["input_ids"]
+        return [max(map(len, ids[i : i + count])) for i in range(0, len(ids), count)]
+
+    def encoding(self) -> list[Any]:
+        options = self.option_columns or [self.options_column]
+        return [type(self).__name__, self.text_column, self.question_column, options]
+
+    def example_texts(self, count: int) -> list[Any]:
+        """Pairs: the text, and its question with the first option."""
+        first, second, options = self._pairs(evenly(count, self._raw["validation"]))
+        return list(zip(first[::options], second[::options], strict=True))
+
+
+def check_options(rows: Dataset, name: str, rejects: Rejects) -> int:
+    """Lists of texts, as many in each row as in most; returns how many.
+
+    Args:
+        rows: the split.
+        name: of the column.
+        rejects: what rows with more options or fewer, or with one that is no text, go to.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.types as kinds
+
+    check_column(rows, name, "column of options", OPTIONS, rejects.where)
+    column = column_of(rows, name)
+    kind = column.type
+    lists = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+    if not lists or not (kinds.is_string(kind.value_type) or kinds.is_large_string(kind.value_type)):
+        raise SkimError(
+            f"{rejects.where}, column '{name}' holds {kind} and not lists of texts.\nChoose with {OPTIONS}."
+        )
+    counts = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
+    usual = int(np.bincount(counts).argmax())
+    if usual < 2:
+        raise SkimError(f"{rejects.where}, column '{name}': rows of {usual} options leave nothing to choose.")
+    for row in np.flatnonzero(counts != usual):
+        rejects.add(int(row), name, f"{counts[row]} options, and other rows have {usual}")
+    missing = pc.is_null(pc.list_flatten(column))
+    for row in sorted(set(np.asarray(pc.list_parent_indices(column).filter(missing)).tolist()) - rejects.bad):
+        rejects.add(int(row), name, "one of the options is no text")
+    return usual
