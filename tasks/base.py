@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric, MetricCollection
@@ -23,7 +25,7 @@ from skim.errors import SkimError, unknown
 from tasks import grammar
 from tasks.batches import LengthBatches, Rows
 from tasks.columns import Rejects
-from tasks.files import read
+from tasks.files import problems, read
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,6 +68,8 @@ class Task(pl.LightningDataModule, ABC):
     test_split: str | None = None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test
     # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
     files: dict[str, str | None] = field(default_factory=dict)
+    # names of the columns of csv and tsv files that have no header line; null: their first line is the header
+    file_columns: list[str] | None = None
     # a row that cannot be used: error, or skip (counted and told)
     on_bad_row: str = "error"
     # share of the training rows kept from training and evaluated on, unless there is a validation file or an eval_split
@@ -267,21 +271,27 @@ class Task(pl.LightningDataModule, ABC):
 
     def read(self, file: str) -> Dataset:
         """All rows of a user's file."""
-        return read(file)
+        return read(file, self.file_columns)
+
+    def checkable(self, part: str) -> tuple[Dataset, Rejects]:
+        """All readable rows of a part, and what bad ones go to."""
+        rows, where = self.source(part)
+        if len(rows) == 0:
+            raise SkimError(f"{where} has no rows.")
+        rejects = Rejects(where, self.on_bad_row == "skip", problems(rows))
+        return rejects.readable(rows), rejects
 
     def _select(self, part: str) -> Dataset:
         """The checked rows of a part that this run uses."""
         cut = self.holdout is not None and self.files.get("validation") is None
         # whoever names a split means that split; the rows held out stay out of training all the same
         held_out = cut and part == "validation" and self.eval_split is None
-        rows, where = self.source("train" if held_out else part)
-        if len(rows) == 0:
-            raise SkimError(f"{where} has no rows.")
-        rejects = Rejects(where, skip=self.on_bad_row == "skip")
+        rows, rejects = self.checkable("train" if held_out else part)
+        where = rejects.where
         rows = rejects.without(self.check(rows, part, rejects))
-        self.report["skipped"][part] = len(rejects.bad)
-        if rejects.bad:
-            log.warning("%s: %d bad rows were skipped, the first: %s", part, len(rejects.bad), rejects.first)
+        self.report["skipped"][part] = len(rejects)
+        if len(rejects):
+            log.warning("%s: %d bad rows were skipped, the first: %s", part, len(rejects), rejects.first)
         chosen = np.arange(len(rows))
         rng = np.random.default_rng(SUBSET_SEED)
         if held_out or (cut and part == "train"):
@@ -326,8 +336,12 @@ class Task(pl.LightningDataModule, ABC):
     def _tokenise(self, part: str) -> Dataset:
         """Tokenise a part, or take it from the cache; what was truncated is counted and told."""
         key = [self.report["max_length"], self.encoding()]
-        table, self.report["from_cache"][part] = self._mapped(self._raw[part], self._encode, key)
-        self.report["rows"][part] = len(table)
+        begin = time.perf_counter()
+        table, from_cache = self._mapped(self._raw[part], self._encode, key)
+        self.report["rows"][part], self.report["from_cache"][part] = len(table), from_cache
+        if rank_zero_only.rank == 0:
+            how = "from the cache" if from_cache else "tokenised"
+            log.info("%s: %s rows %s in %.1f s", part, f"{len(table):,}", how, time.perf_counter() - begin)
         truncated = self.report["truncated"][part] = int(np.sum(table.with_format("numpy")["truncated"][:]))
         if truncated:
             limit = self.report["max_length"]

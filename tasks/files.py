@@ -1,52 +1,250 @@
-"""A user's own csv, tsv, json, jsonl or parquet file as a ``datasets.Dataset``, memory-mapped and cached by content."""
+"""A user's own csv, tsv, json, jsonl or parquet file as a ``datasets.Dataset``, memory-mapped and cached by content.
+
+A row that cannot be read stops nothing here: it becomes a row of nulls, and :func:`problems` says what is wrong. So the
+number of a row in the table is its number in the file, and :class:`tasks.columns.Rejects` decides what happens.
+"""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from skim import hub
 from skim.errors import SkimError
+from tasks.cells import UTF8, Columns, Problem, shown, typed
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
-# "NA" and "null" are words: no cell of a text file means "missing"
-CSV: dict[str, Any] = {"keep_default_na": False}
-READERS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", CSV),
-    # GLUE's tsv files hold single quotation marks: in a tsv file they quote nothing
-    ".tsv": ("csv", {**CSV, "sep": "\t", "quoting": csv.QUOTE_NONE}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-}
+READING = 1  # counted up whenever the same file shall give another table; old caches are then left alone
+# GLUE's tsv files hold single quotation marks: in a tsv file they quote nothing
+SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
+KINDS = (*SEPARATED, ".json", ".jsonl")
+LINES = 'A row is an object with its columns: {"text": "...", "label": "..."}.'
+QUOTES = "A cell with a comma in it stands in quotation marks, and a quotation mark in such a cell is doubled."
 
 
-def read(path: str) -> Dataset:
-    """All rows of one file; csv and tsv files have a header line, json files one object per line or a list of objects.
+def read(path: str, columns: Sequence[str] | None = None) -> Dataset:
+    """All rows of one file, which may be gzipped (``.csv.gz``), but for parquet.
+
+    Args:
+        path: csv and tsv files have a header line; json files hold one object per line, a list of objects, or an object
+            whose ``data`` is such a list.
+        columns: names of the columns of a csv or tsv file that has no header line.
 
     Raises:
-        SkimError: not there, of an unknown kind, empty, or not readable.
+        SkimError: not there, of an unknown kind, empty, or not readable as a whole.
     """
     import datasets
+    from filelock import FileLock
 
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise SkimError(f"{path} is a folder; name one file: {', '.join(KINDS)} or .parquet.")
     if not file.is_file():
         raise SkimError(f"{path} is not there (looked for {file.absolute()}).")
-    kind = file.suffix.lower()
-    if kind != ".parquet" and kind not in READERS:
-        raise SkimError(f"{path}: skim reads {', '.join(READERS)} and .parquet, not '{file.suffix}'.")
+    kind = kind_of(file)
+    if kind != ".parquet" and kind not in KINDS:
+        raise SkimError(f"{path}: skim reads {', '.join(KINDS)} and .parquet, not '{file.suffix}'.")
     if file.stat().st_size == 0:
         raise SkimError(f"{path} is empty.")
     if kind == ".parquet":
         return hub.parquet(file)
-    reader, options = READERS[kind]
     try:
-        return datasets.load_dataset(reader, data_files={"rows": str(file)}, split="rows", **options)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        if "corresponds to no data" in str(error):
-            raise SkimError(f"{path} has no rows.") from error
-        reason = str(error.__cause__ or error).strip().splitlines()
-        what = reason[0] if reason else type(error).__name__
-        raise SkimError(f"{path} cannot be read as {reader}: {what}") from error
+        key = _key(file, kind, columns)
+        target = Path(datasets.config.HF_DATASETS_CACHE) / "skim" / "files" / f"{key}.arrow"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):  # ranks that start together: one reads, the others wait
+            if not target.is_file():
+                _write(target, *parse(file, kind, columns))
+    except (OSError, EOFError, zlib.error) as error:  # no permission, a broken gzip file, a full disk
+        raise SkimError(f"{path} cannot be read as {kind[1:]}: {error}.") from error
+    rows = datasets.Dataset.from_file(str(target))
+    if len(rows) == 0:
+        raise SkimError(f"{path} has no rows.")
+    rows._fingerprint = key  # not from the cache file's name and time: a copy of the file is the same data
+    return rows
+
+
+def problems(rows: Dataset) -> list[Problem]:
+    """What is wrong with the rows that :func:`read` gave; of rows that were changed since, nothing is known."""
+    for file in (Path(entry["filename"]) for entry in rows.cache_files):
+        if file.stem == rows._fingerprint and (notes := file.with_suffix(".json")).is_file():
+            return [Problem(*entry) for entry in json.loads(notes.read_text(encoding="utf-8"))]
+    return []
+
+
+def kind_of(file: Path) -> str:
+    """The suffix that says how to read it: that before ``.gz``."""
+    return Path(file.stem if file.suffix.lower() == ".gz" else file.name).suffix.lower()
+
+
+def opened(file: Path) -> IO[str]:
+    """The file's text; bytes that are not UTF-8 are marked in it, as surrogates, for :mod:`tasks.cells` to find."""
+    opener: Any = gzip.open if file.suffix.lower() == ".gz" else open
+    return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def parse(file: Path, kind: str, names: Sequence[str] | None = None) -> tuple[pa.Table, list[Problem]]:
+    """The table in memory, and what is wrong with its rows."""
+    columns = Columns()
+    with opened(file) as stream:
+        if kind in SEPARATED:
+            lines = csv.reader(stream, strict=True, **SEPARATED[kind])
+            limit = csv.field_size_limit(sys.maxsize)  # a document may be longer than the default of 128 KiB
+            try:
+                header = _header(file, lines) if names is None else list(names)
+                columns.take(_separated(file, lines, header, names is not None), header)
+            finally:
+                csv.field_size_limit(limit)
+            return typed(columns.table()), columns.problems
+        columns.take_objects(_lines(stream) if kind == ".jsonl" or _is_lines(stream) else _whole(file, stream))
+        table = columns.table()  # first: it finds more problems
+        return table, columns.problems
+
+
+def _key(file: Path, kind: str, columns: Sequence[str] | None) -> str:
+    """What the table depends on: content and way of reading."""
+    digest = hashlib.blake2b(json.dumps([READING, kind, columns and list(columns)]).encode(), digest_size=16)
+    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:  # type: ignore[operator]
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(target: Path, table: pa.Table, found: list[Problem]) -> None:
+    """The arrow file and, beside it, the problems; the arrow file last and at once: who sees it sees both."""
+    import pyarrow as pa
+
+    target.with_suffix(".json").write_text(json.dumps(found), encoding="utf-8")
+    part = target.with_suffix(".part")
+    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    os.replace(part, target)
+
+
+def _header(file: Path, lines: Any) -> list[str]:
+    try:
+        names: list[str] = next((cells for cells in lines if cells), [])
+    except csv.Error as error:
+        raise SkimError(f"{file}: the header line cannot be read ({error}).") from error
+    if not names:
+        raise SkimError(f"{file} has no rows.")
+    try:
+        "".join(names).encode()
+    except UnicodeError as error:
+        raise SkimError(f"{file}: the header line is not UTF-8. {UTF8}") from error
+    names = [name.strip() or f"column {i}" for i, name in enumerate(names, 1)]  # pandas leaves its index unnamed
+    for name in names:
+        if names.count(name) > 1:
+            raise SkimError(f"{file}: the header line names column '{name}' {names.count(name)} times.")
+    return names
+
+
+def _separated(file: Path, lines: Any, names: list[str], by_option: bool) -> Iterator[list[str] | Problem]:
+    """Rows of cells; empty lines are none."""
+    row, width = 0, len(names)
+    while True:
+        begin = lines.line_num + 1
+        try:
+            cells = next(lines)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end" in str(error):  # the cell goes on to the file's end, whatever rows it swallows
+                raise SkimError(
+                    f"{file}, row {row + 1} (line {begin}): a quotation mark is opened there and never closed."
+                ) from error
+            yield Problem(row, None, "a quotation mark inside a quoted cell is not doubled", QUOTES)
+        else:
+            if not cells:
+                continue
+            if len(cells) == width:
+                yield cells
+            elif by_option and row == 0:
+                raise SkimError(f"{file}, row 1 has {len(cells)} cells; task.file_columns names {width}: {names}.")
+            elif len(cells) < width:
+                why = f"it has {len(cells)} of {width} cells: column '{names[len(cells)]}' is missing"
+                yield Problem(row, None, why, QUOTES)
+            else:
+                why = f"it has {len(cells)} cells for {width} columns: after '{names[-1]}' comes {shown(cells[width])}"
+                yield Problem(row, None, why, QUOTES)
+        row += 1
+
+
+def _is_lines(stream: IO[str]) -> bool:
+    """Whether a .json file holds an object per line, as a .jsonl file does; the stream is put back to its begin."""
+    filled = (line.strip() for line in stream)
+    filled = (line for line in filled if line)
+    first, second = next(filled, ""), next(filled, None)
+    stream.seek(0)
+    return first.startswith("{") and first.endswith("}") and second is not None
+
+
+def _lines(stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
+    """An object per line; empty lines are none."""
+    row = 0
+    for line in stream:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.strip())
+        except ValueError as error:
+            where = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            yield Problem(row, None, f"it is no JSON ({_why(error)}{where})", LINES)
+        else:
+            yield _object(row, value)
+        row += 1
+
+
+def _whole(file: Path, stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
+    """A list of objects, or an object with such a list."""
+    text = stream.read()
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise SkimError(
+            f"{file}, row {_broken(text)}: it is no JSON ({_why(error)}{where}).\n"
+            "What follows cannot be told apart; in a file of one object per line (.jsonl) such rows can be skipped."
+        ) from error
+    if isinstance(value, dict):
+        value = value["data"] if isinstance(value.get("data"), list) else [value]
+    if not isinstance(value, list):
+        raise SkimError(f"{file} holds {shown(value)}, and no list of objects.")
+    for row, one in enumerate(value):
+        yield _object(row, one)
+
+
+def _object(row: int, value: Any) -> dict[str, Any] | Problem:
+    return (
+        value
+        if isinstance(value, dict)
+        else Problem(row, None, f"it is {shown(value)}, and no object with columns", LINES)
+    )
+
+
+def _why(error: ValueError) -> str:
+    return str(getattr(error, "msg", error)).removesuffix(" at")
+
+
+def _broken(text: str) -> int:
+    """The row, from 1, at which a list of objects breaks off."""
+    decoder, space, row = json.JSONDecoder(), re.compile(r"[\s,]*"), 1
+    place = text.find("[") + 1
+    while True:
+        try:
+            _, place = decoder.raw_decode(text, space.match(text, place).end())  # type: ignore[union-attr]
+        except ValueError:
+            return row
+        row += 1

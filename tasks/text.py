@@ -127,9 +127,9 @@ class Text(Task):
         if self.head == "regression":
             return texts.add_column("labels", numbers(rows, self.label_column, rejects))
         if self.label_names is None:
-            train, where = (rows, rejects.where) if part == "train" else self.source("train")
-            is_labeled(train, self.label_column, Rejects(where, rejects.skip), needed=True)
-            self.label_names = infer_label_names(train, self.label_column, where)
+            train, bad = (rows, rejects) if part == "train" else self.checkable("train")
+            is_labeled(train, self.label_column, bad, needed=True)
+            self.label_names = infer_label_names(train, self.label_column, bad)
         return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, rejects))
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:

@@ -21,6 +21,7 @@ CANDIDATES = {
     "narrowed": "this model, narrowed",
     "masked": "this model, masked",
 }
+COUNTED = {"skipped": "bad rows skipped", "left_out": "rows left out by length", "truncated": "texts truncated"}
 BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}
 
 
@@ -179,6 +180,10 @@ def print_run(results: Results, folder: Path, console: Console | None = None) ->
     others = {name: value for name, value in results["metrics"].items() if name != results["monitor"]}
     if others:
         console.print(Text(", ".join(f"{name} {value:.4f}" for name, value in others.items()), style="dim"))
+    for name, what in COUNTED.items():
+        if results.get(name):
+            counts = ", ".join(f"{count:,} ({part})" for part, count in results[name].items())
+            console.print(Text(f"{what}: {counts}", style="dim"))
     leak = masked_gap(results)
     if leak is not None:
         console.print(Text(f"masked execution - packed execution: {leak:+.4f} {results['monitor']}", style="dim"))
