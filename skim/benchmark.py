@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import inspect
 import json
 import math
 import platform
@@ -37,7 +36,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from skim.compression import compress, decompress, walk_of
+from skim.compression import accepted, compress, decompress, walk_of
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
@@ -205,8 +204,7 @@ def compare_training(
         SkimError: no batches, or a batch without labels.
     """
     device = next(model.parameters()).device
-    names = inspect.signature(walk_of(model).model.forward).parameters
-    inputs = [{k: v.to(device) for k, v in batch.items() if k in names} for batch in batches]
+    inputs = [{k: v.to(device) for k, v in accepted(model, batch).items()} for batch in batches]
     if not inputs:
         raise SkimError("There is nothing to time: no batches were given.")
     if any(not set(batch) - set(INPUTS) for batch in inputs):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def walk_of(model: nn.Module) -> Walk:
     if walk is None:
         raise SkimError("This model is not compressed; skim.compress(model, method) first.")
     return walk
+
+
+def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the forward of a compressed model has a name for: the encoder's inputs, and labels."""
+    names = inspect.signature(walk_of(model).model.forward).parameters
+    return {name: value for name, value in batch.items() if name in names}
 
 
 def decompress(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import copy
 import itertools
 import json
@@ -171,6 +172,7 @@ def test_every_candidate_trains_as_often_on_weights_of_its_own(model, batch, opt
     calls = []
     forward = BertForSequenceClassification.forward
 
+    @functools.wraps(forward)  # what it takes is read from its signature
     def counted(self, **inputs):
         out = forward(self, **inputs)
         method = getattr(self, "method", None)

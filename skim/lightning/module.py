@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, SumMetric
 
-from skim.compression import uncompressed, walk_of
+from skim.compression import accepted, uncompressed, walk_of
 from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError, unknown
@@ -27,12 +26,6 @@ from tasks.base import Task
 
 TEACHERS = ("init", "self")
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
-
-
-def accepted(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a compressed model's forward names, of a batch."""
-    names = inspect.signature(walk_of(model).model.forward).parameters
-    return {name: tensor for name, tensor in batch.items() if name in names}
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
