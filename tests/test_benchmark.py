@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import copy
+import functools
 import itertools
 import json
 from collections import Counter
