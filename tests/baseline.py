@@ -13,6 +13,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -72,14 +73,15 @@ def subsample(rows: Dataset, count: int | None) -> Dataset:
     return rows.select(np.sort(np.random.default_rng(0).choice(np.arange(len(rows)), count, replace=False)))
 
 
-def words_encoded(tokenizer: Any, rows: dict[str, list], data: Data, length: int) -> dict[str, list]:
-    """Tagged words: the first piece of each has its tag, all others -100."""
+def words_encoded(tokenizer: Any, rows: dict[str, list], data: Data, length: int, untagged: int) -> dict[str, list]:
+    """Tagged words: the first piece of each has its tag, all others -100, and words without a tag as well."""
     encoded = tokenizer(rows[data.columns[0]], is_split_into_words=True, truncation=True, max_length=length)
     labels = []
     for i, tags in enumerate(rows[data.label]):
         words = encoded.word_ids(i)
         first = [word is not None and words.index(word) == place for place, word in enumerate(words)]
-        labels.append([tags[word] if begins else -100 for begins, word in zip(first, words, strict=True)])
+        kept = [begins and tags[word] != untagged for begins, word in zip(first, words, strict=True)]
+        labels.append([tags[word] if keep else -100 for keep, word in zip(kept, words, strict=True)])
     return {**encoded, "labels": labels}
 
 
@@ -156,7 +158,10 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     dev = subsample(hub.dataset(data.hub_id, data.config, data.evaluation), options.eval_samples)
     folder = hub.model_path(MODEL)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    encode = {"squad": windows_encoded, "tags": words_encoded, "text": encoded}[kind]
+    encode: Any = windows_encoded if kind == "squad" else encoded
+    if kind == "tags":
+        tags = train.features[data.label].feature.names
+        encode = partial(words_encoded, untagged=tags.index("_") if "_" in tags else -1)
 
     def table(rows: Dataset) -> Dataset:
         columns = rows.column_names
