@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, List, Value
+from hydra.utils import instantiate
+
+from tasks.glue import AX, SPECS
 
 SPLITS = ("train", "validation", "test")
 TEXTS = ["a good film", "the soup was not very good", "it is a bad film and it is not good", "the film was bad"]
@@ -77,9 +81,73 @@ def squad_json(rows: Dataset) -> dict[str, Any]:
     return {"version": "v2.0", "data": [{"title": "A_story", "paragraphs": paragraphs}]}
 
 
+def glue(name: str) -> dict[str, Dataset]:
+    """A task of GLUE: class labels, the index of each row, and withheld labels of all test splits but MRPC's."""
+    spec = SPECS[name]
+    names = list(spec.label_names)
+    label = ClassLabel(names=names) if names else Value("float32")
+    columns = dict.fromkeys(spec.text_columns, Value("string"))
+    features = Features({**columns, "label": label, "idx": Value("int32")})
+
+    def split(part: str) -> Dataset:
+        withheld = part.startswith("test") and name != "mrpc"
+        labels: list[float] = [-1] * 12 if withheld else [i % len(names) if names else i % 6 for i in range(12)]
+        rows = {**{column: TEXTS[i:] + TEXTS * 2 + TEXTS[:i] for i, column in enumerate(columns)}}
+        return Dataset.from_dict({**rows, "label": labels, "idx": range(12)}, features=features)
+
+    if name == AX:
+        return {"test": split("test")}
+    suffixes = ("_matched", "_mismatched") if name == "mnli" else ("",)
+    parts = ["train", *(part + suffix for part in SPLITS[1:] for suffix in suffixes)]
+    return {part: split(part) for part in parts}
+
+
+def exam(splits: tuple[str, ...] = SPLITS) -> dict[str, Dataset]:
+    """RACE's rows."""
+    strings = dict.fromkeys(("example_id", "article", "answer", "question"), Value("string"))
+    rows = [
+        {
+            "example_id": f"high{number}.txt",
+            "article": STORY,
+            "answer": "ABCD"[number % 4],
+            "question": ("Who carried the lamp?", "The waiter painted _ on Monday.")[number % 2],
+            "options": ["Ada", "a chair", "the lamp", "nobody"],
+        }
+        for number in range(12)
+    ]
+    features = Features({**strings, "options": List(Value("string"))})
+    return {split: Dataset.from_list(rows, features=features) for split in splits}
+
+
+def groups() -> dict[str, Dataset]:
+    """The posts of SetFit's 20 newsgroups, which name their group beside its number."""
+    rows = {"text": TEXTS * 3, "label": [i % 3 for i in range(12)], "label_text": ["sci.med", "sci.space", "misc"] * 4}
+    return {split: Dataset.from_dict(rows) for split in ("train", "test")}
+
+
+def lines(name: str, rows: list[dict[str, Any]]) -> Callable[[Path], list[str]]:
+    """Own rows, a json object per line."""
+
+    def write_file(folder: Path) -> list[str]:
+        file = folder / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return [f"task.files.{part}={file}" for part in ("train", "test")]
+
+    return write_file
+
+
 # by file in conf/task: the splits of its data set
 SAMPLES: dict[str, Callable[[], dict[str, Dataset]]] = {
     "rotten_tomatoes": lambda: texts(["neg", "pos"]),
+    "newsgroups": groups,
+    "imdb": lambda: texts(["neg", "pos"], splits=("train", "test", "unsupervised")),
+    "yelp_polarity": lambda: texts(["1", "2"], splits=("train", "test")),
+    "yelp_full": lambda: texts(["1 star", "2 star", "3 stars", "4 stars", "5 stars"], splits=("train", "test")),
+    "ag_news": lambda: texts(["World", "Sports", "Business", "Sci/Tech"], splits=("train", "test")),
+    "race": exam,
+    "race_middle": exam,
+    "race_high": exam,
+    **{name: partial(glue, name) for name in SPECS},
     "squad": lambda: asked(),
     "squad_v2": lambda: asked(no_answers=True),
 }
@@ -89,17 +157,17 @@ SAMPLES |= dict.fromkeys(
     lambda: {split: Dataset.from_dict({"text": ["", *TEXTS, " = A film = \n", *TEXTS]}) for split in SPLITS},
 )
 
-SAMPLES |= dict.fromkeys(
-    ("mlm", "sop", "electra"),
-    lambda: {split: Dataset.from_dict({"text": ["", *TEXTS, " = A film = \n", *TEXTS]}) for split in SPLITS},
-)
-
 # by file in conf/task that has no data set: writes files into a folder and returns the overrides that name them
 FILES: dict[str, Callable[[Path], list[str]]] = {
     "question_answering": asked_file,
+    "text": lines("texts", [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS * 5)]),
+    "multiple_choice": lines(
+        "exam",
+        [{"article": STORY, "question": "Who?", "options": ["Ada", "Bo"], "answer": "AB"[i % 2]} for i in range(20)],
+    ),
 }
 # by file in conf/task that only predicts: what is said to whoever trains it
-NOT_TRAINED: dict[str, str] = {}
+NOT_TRAINED: dict[str, str] = {"ax": "task=ax, the diagnostics of GLUE, has nothing to train on: a model of MNLI predicts it"}
 # by file in conf/task whose test split is not to be had: how it predicts all the same
 PREDICTED: dict[str, list[str]] = {}
 
@@ -112,7 +180,7 @@ def write(mirror: Path, task: str, cfg: Any) -> None:
         task: of :data:`SAMPLES`.
         cfg: the task's config.
     """
-    folder = mirror / "datasets" / cfg.hub_id / (cfg.get("config") or "default")
+    folder = mirror / "datasets" / cfg.hub_id / instantiate(cfg).config
     folder.mkdir(parents=True, exist_ok=True)
     for split, rows in SAMPLES[task]().items():
         rows.to_parquet(folder / f"{split}.parquet")
