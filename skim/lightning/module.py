@@ -185,10 +185,12 @@ class SkimModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bounds"] = self._bounds
         checkpoint["method_begin"] = self._begin
+        checkpoint["method_progress"] = self.method.progress  # the next forward decides by it
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
         self._begin_before = checkpoint.get("method_begin")
+        self.method.progress = checkpoint.get("method_progress", 0.0)
         self.task.resume_at(*position(checkpoint))
 
     @property

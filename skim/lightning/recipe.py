@@ -77,12 +77,21 @@ class LastCheckpoint(ModelCheckpoint):
         self.path = folder / "last.ckpt"
         self.every = every
         self._saved = 0  # the step of the last one in between
+        self._put_off = False  # one is due as soon as the batches of this step are through
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         step = trainer.global_step
-        if self.every is not None and step % self.every == 0 and step != self._saved:  # accumulated batches share one
-            self._saved = step
+        due = self._put_off or (self.every is not None and step % self.every == 0 and step != self._saved)
+        if due and not trainer.fit_loop._should_accumulate():
+            self._saved, self._put_off = step, False
             trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # between batches that share a step, gradients have gathered, and checkpoints hold none: at the step, then
+        if trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate():
+            self._put_off = True
+        else:
+            super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
