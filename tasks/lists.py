@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import Array
 
+UTF8 = "Save the file as UTF-8."
 NO_TAG = -1  # id of a word without a tag
 
 
@@ -81,9 +82,7 @@ def check_words(rows: Dataset, name: str, rejects: Rejects) -> Lists:
         rejects.add(row, name, "there are no words")
     for row, place in words.first_of(words.values.is_null().to_numpy(zero_copy_only=False)):
         if "line" in rows.column_names:
-            rejects.add(
-                row, name, f"word {place + 1} (line {rows[row]['line'][place]}) is not UTF-8", "Save the file as UTF-8."
-            )
+            rejects.add(row, name, f"word {place + 1} (line {rows[row]['line'][place]}) is not UTF-8", UTF8)
         else:
             rejects.add(row, name, f"word {place + 1} is null")
     return words

@@ -19,6 +19,7 @@ from skim import hub
 from skim.compression import walk_of
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
+from tasks import conll
 
 FILES = (".conllu", ".conll", ".iob", ".txt", ".tsv")  # of a name that ends so, that it is a file can be said
 CHOSEN = 0.15  # share of tokens that masked language modelling chooses; of those 8 in 10 are masked, 1 replaced, 1 kept
@@ -196,26 +197,11 @@ def tagged(source: str, config: str | None, split: str, words: str, tags: str) -
 
 
 def _columns(path: Path) -> Iterator[tuple[list[str], list[str]]]:
-    words: list[str] = []
-    tags: list[str] = []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise SkimError(f"{path} is not UTF-8: byte {error.start} cannot be read.") from None
-    for number, line in enumerate([*lines, ""], 1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if not cells:
-            if words:
-                yield words, tags
-            words, tags = [], []
-        elif line.startswith("#") and path.suffix == ".conllu":
-            continue
-        elif path.suffix == ".conllu" and len(cells) == 10:
-            if cells[0].isdigit():  # not a span of words, nor an empty node
-                words.append(cells[1])
-                tags.append(cells[3])
-        elif len(cells) >= 2 and path.suffix != ".conllu":
-            words.append(cells[0])
-            tags.append(cells[1])
-        else:
-            raise SkimError(f"{path}, line {number}: expected a word and its tag, found {line[:60]!r}.")
+    for words, tags, lines in conll.sentences(path, None if path.suffix == conll.UNIVERSAL else (1, 2)):
+        pairs = [(word, tag) for word, tag in zip(words, tags, strict=True) if word is not None and tag is not None]
+        if len(pairs) < len(words):
+            bad = next(line for word, tag, line in zip(words, tags, lines, strict=True) if None in (word, tag))
+            raise SkimError(
+                f"{path}, line {bad}: expected a word and its tag, as many columns as before."
+            )
+        yield [word for word, _ in pairs], [tag for _, tag in pairs]
