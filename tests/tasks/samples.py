@@ -167,7 +167,7 @@ FILES: dict[str, Callable[[Path], list[str]]] = {
     ),
 }
 # by file in conf/task that only predicts: what is said to whoever trains it
-NOT_TRAINED: dict[str, str] = {"ax": "task=ax, the diagnostics of GLUE, has nothing to train on: a model of MNLI predicts it"}
+NOT_TRAINED: dict[str, str] = {"ax": "task=ax, the diagnostics of GLUE, has nothing to train on: a model of MNLI"}
 # by file in conf/task whose test split is not to be had: how it predicts all the same
 PREDICTED: dict[str, list[str]] = {}
 
