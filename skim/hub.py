@@ -1,30 +1,34 @@
 """The one door for names of data sets and models: a mirror folder, then the Hugging Face cache, then the hub.
 
     export SKIM_MIRROR=/data/mirror
-    python -m skim.hub fetch task=sst2 backbone=minilm    # on a machine with internet: fill the mirror
-    python -m skim.hub list                               # what the mirror holds
+    python -m skim.hub fetch task=sst2,mrpc backbone=minilm    # on a machine with internet: fill the mirror
+    python -m skim.hub list                               # what the mirror holds, and what of it is complete
     python -m skim.hub convert <in> <out>                 # a published Funnel or ALBERT-ACT, see skim/convert.py
 
-A mirror holds ``datasets/<hub id>/<config>/<split>.parquet`` and ``models/<hub id>/``. Compute nodes without internet
-need nothing else, and never wait for the hub: it is asked once, briefly, before anything is downloaded from it.
+A mirror holds ``datasets/<hub id>/<config>/<split>.parquet``, or the hub's own files of a split, such as
+``train-00000-of-00002.parquet``, and ``models/<hub id>/``. Compute nodes without internet need nothing else, and never
+wait for the hub: it is asked once, briefly, before anything is downloaded from it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from skim.errors import SkimError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from rich.table import Table
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})")  # how the hub names the files of a split that is in several
 PROBE_SECONDS = 4.0  # how long the hub may take to say whether it has a name
 # what transformers needs to load a model without unpickling anything
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -56,36 +60,55 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
         looked.append("SKIM_MIRROR is not set")
     else:
         path = folder / "datasets" / hub_id / config / f"{split}.parquet"
-        if path.is_file():
-            return parquet(path)
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("*.parquet")))
-        looked.append(f"the mirror has no {path}" + (f" (there: {there})" if there else ""))
+        found = held(path.parent)
+        if split in found:
+            return parquet(*found[split])
+        there = f" (there: {', '.join(found)})" if found else ""
+        looked.append(f"the mirror has no {path}{there}")
     try:
         with _cache_only():
             return datasets.load_dataset(hub_id, config, split=split)
     except ConnectionError:
         looked.append("the cache has none")
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:  # not this config or split, or broken
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:  # not this one, or broken
         looked.append(f"the cache: {_first_line(error.__cause__ or error)}")
     problem = _hub_problem(hub_id, "dataset")
     if problem is None:
         try:
             return datasets.load_dataset(hub_id, config, split=split)
-        except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-            problem = _first_line(error.__cause__ or error)
+        except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+            problem = _reason(error)
     looked.append(f"the hub: {problem}")
     raise _nowhere(f"Data set {hub_id} (config {config}, split {split})", looked, fetch)
 
 
-def parquet(path: Path) -> Dataset:
-    """One parquet file, memory-mapped from the cache of ``datasets`` (the file's own folder may be read-only)."""
+def held(folder: Path) -> dict[str, list[Path]]:
+    """The splits in a folder of the mirror and their files, in order: ``train.parquet``, or all parts of a split.
+
+    Raises:
+        SkimError: some parts of a split are missing.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        part = SHARD.fullmatch(file.stem)
+        splits.setdefault(part[1] if part else file.stem, []).append(file)
+    for split, files in splits.items():
+        part = SHARD.fullmatch(files[0].stem)
+        if part is not None and len(files) != int(part[2]):
+            raise SkimError(f"{folder} holds {len(files)} of the {int(part[2])} parquet files of {split}; copy all.")
+    return splits
+
+
+def parquet(*paths: Path) -> Dataset:
+    """Parquet files, memory-mapped from the cache of ``datasets`` (their own folder may be read-only)."""
     import datasets
     from pyarrow.parquet import read_metadata
 
+    path = paths[0]
     try:
-        if read_metadata(path).num_rows == 0:
+        if not sum(read_metadata(path := one).num_rows for one in paths):
             raise SkimError(f"{path} has no rows.")
-        return datasets.load_dataset("parquet", data_files={"rows": str(path)}, split="rows")
+        return datasets.load_dataset("parquet", data_files={"rows": list(map(str, paths))}, split="rows")
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         raise SkimError(f"{path} cannot be read as parquet: {_first_line(error.__cause__ or error)}") from error
 
@@ -153,6 +176,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
+def _reason(error: BaseException) -> str:
+    """Why a data set cannot be loaded; many old ones are programs, which `datasets` runs no more."""
+    reason = _first_line(error.__cause__ or error)
+    if "script" not in reason.lower():
+        return reason
+    return (
+        "it is a script there, and `datasets` 4 and later run none; look for a copy as parquet on the hub "
+        "(task.hub_id=...), or give own files (task.files.train=...)"
+    )
+
+
 def _hub_problem(name: str, kind: str) -> str | None:
     """Ask the hub once, briefly: ``None`` if it has the name. Its own loaders would retry for half a minute."""
     from huggingface_hub import HfApi
@@ -181,52 +215,84 @@ def _cache_only() -> Iterator[None]:
 
 
 def fetch(overrides: list[str]) -> None:
-    """Copy the data set of ``task=<name>`` and the model of ``backbone=<name>`` into the mirror; what is there is kept.
+    """Copy the data sets of ``task=<names>`` and the models of ``backbone=<names>`` into the mirror.
+
+    What is there is kept.
 
     Args:
-        overrides: as for ``train.py``; at least one of ``task=...`` and ``backbone=...``.
+        overrides: as for ``train.py``, but several names with commas between; ``task=...`` or ``backbone=...`` or both.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from hydra.utils import instantiate
+    from skim.cli import check_choices
 
-    from skim.cli import check_choices, message
-
-    named = {override.partition("=")[0] for override in overrides}
-    if not named & {"task", "backbone"}:
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if not set(given) & {"task", "backbone"}:
         raise SkimError("Nothing to fetch: name a task, a backbone or both.\n" + USAGE)
     folder = mirror()
     if folder is None:
         raise SkimError("SKIM_MIRROR is not set: it names the folder to fill.\nexport SKIM_MIRROR=<folder>")
     check_choices(overrides, CONF)
+    others = [override for override in overrides if override.partition("=")[0] not in ("task", "backbone")]
+    for name in filter(None, given.get("task", "").split(",")):
+        hub_id, config, splits = data_of(name, others)
+        print(f"task={name}: {fetch_dataset(folder, hub_id, config, splits) if splits else NOTHING}")
+    for name in filter(None, given.get("backbone", "").split(",")):
+        model = model_of(name, others)
+        print(f"backbone={name}: {fetch_model(folder, model) if model else NOTHING}")
+
+
+def data_of(task: str, overrides: list[str]) -> tuple[str, str, list[str]]:
+    """Hub id and configuration of a task's data set, and the splits that a training reads; none if it needs none."""
+    from hydra.utils import instantiate
+
+    made = instantiate(_composed([f"task={task}", *overrides]).task)
+    return made.hub_id or "", made.config, made.splits()
+
+
+def model_of(backbone: str, overrides: list[str]) -> str | None:
+    """Hub id, or folder, of a backbone; ``None`` for one that is made from nothing."""
+    return _composed([f"backbone={backbone}", *overrides]).backbone.hub_id
+
+
+def _composed(overrides: list[str]) -> Any:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from skim.cli import message
+
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("train", overrides)
+            return compose("train", overrides)
     except HydraException as error:
         raise SkimError(message(error)) from error
-    if "task" in named:
-        task = instantiate(cfg.task)
-        print(f"task={task.name}: {fetch_dataset(folder, task.hub_id, task.config) if task.hub_id else NOTHING}")
-    if "backbone" in named:
-        name = cfg.backbone.hub_id
-        print(f"backbone={cfg.backbone.name}: {fetch_model(folder, name) if name else NOTHING}")
 
 
-def fetch_dataset(folder: Path, hub_id: str, config: str) -> str:
-    """Write all splits into the mirror at ``folder``; returns what was done, in words."""
+def fetch_dataset(folder: Path, hub_id: str, config: str, needed: Sequence[str] = ()) -> str:
+    """Write all splits into the mirror at ``folder``; returns what was done, in words.
+
+    Args:
+        folder: the mirror.
+        hub_id: of the data set.
+        config: of the data set.
+        needed: splits without which it is not complete, and fetched once more.
+    """
     import datasets
 
     target = folder / "datasets" / hub_id / config
-    if any(target.glob("*.parquet")):
+    found = held(target)
+    if found and not set(needed) - set(found):
         return f"{target} is there"
     if problem := _hub_problem(hub_id, "dataset"):
         raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.")
     with _all_or_nothing(target) as part:
         try:
             splits = datasets.load_dataset(hub_id, config)
-        except (datasets.exceptions.DatasetsError, ValueError) as error:
-            problem = _first_line(error.__cause__ or error)
-            raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.") from error
+        except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
+            raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {_reason(error)}.") from error
+        if missing := [split for split in needed if split not in splits]:
+            there = ", ".join(splits)
+            raise SkimError(
+                f"Data set {hub_id} (config {config}) has no split {' and no '.join(missing)}, only {there}."
+            )
         for split, rows in splits.items():
             rows.to_parquet(part / f"{split}.parquet")
     return f"wrote {target}"
@@ -263,14 +329,21 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 
 
 def show() -> None:
-    """Print what the mirror holds."""
-    import pyarrow.parquet as pq
+    """Print what the mirror holds, and for each task and backbone of ``conf`` whether it is all that they need."""
     from rich.console import Console
-    from rich.table import Table
 
     folder = mirror()
     if folder is None or not folder.is_dir():
         raise SkimError(f"SKIM_MIRROR {'is not set' if folder is None else f'names no folder: {folder}'}.")
+    for table in (_holds(folder), _serves(folder)):
+        Console().print(table)
+
+
+def _holds(folder: Path) -> Table:
+    """The files that are there."""
+    import pyarrow.parquet as pq
+    from rich.table import Table
+
     table = Table("name", "config", "splits (rows)", "MB", title=str(folder))
     for path in sorted({file.parent for file in (folder / "datasets").glob("**/*.parquet")}):
         files = sorted(path.glob("*.parquet"))
@@ -282,12 +355,46 @@ def show() -> None:
         size = sum(file.stat().st_size for file in path.iterdir())
         state = "model" if complete(path) else "model, INCOMPLETE: no *.safetensors"
         table.add_row(str(path.relative_to(folder / "models")), "", state, f"{size / 1e6:.1f}")
-    Console().print(table)
+    return table
 
 
-NOTHING = "needs no download"
+def _serves(folder: Path) -> Table:
+    """What training with each task and each backbone would find there."""
+    from rich.table import Table
+
+    table = Table("choice", "needs", "in the mirror", title="what can be run with it alone")
+    for name in _choices("task"):
+        hub_id, config, splits = data_of(name, [])
+        needs = f"{hub_id}/{config} ({', '.join(splits)})" if splits else ""
+        table.add_row(f"task={name}", needs, _data_state(folder / "datasets" / hub_id / config, splits))
+    for name in _choices("backbone"):
+        model = model_of(name, [])
+        state = NOTHING
+        if model is not None:
+            path = folder / "models" / model
+            state = "complete" if complete(path) else "INCOMPLETE: no *.safetensors" if path.is_dir() else "-"
+        table.add_row(f"backbone={name}", model or "", state)
+    return table
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml") if not file.stem.startswith("_"))
+
+
+def _data_state(folder: Path, splits: list[str]) -> str:
+    if not splits:
+        return NOTHING
+    try:
+        there = held(folder)
+    except SkimError as error:
+        return f"INCOMPLETE: {error}"
+    missing = [split for split in splits if split not in there]
+    return "complete" if not missing else f"INCOMPLETE: no {', no '.join(missing)}" if there else "-"
+
+
+NOTHING = "nothing to fetch (built in, or own files)"
 USAGE = (
-    "python -m skim.hub fetch task=<name> backbone=<name>   |   python -m skim.hub list   |   "
+    "python -m skim.hub fetch task=<names> backbone=<names>   |   python -m skim.hub list   |   "
     "python -m skim.hub convert <in> <out> [--preset tiny|small|base]"
 )
 

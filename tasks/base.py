@@ -256,6 +256,13 @@ class Task(pl.LightningDataModule, ABC):
         """The data set's name for train, validation or test."""
         return {"train": self.train_split, "validation": self.eval_split, "test": self.test_split}[part] or part
 
+    def splits(self) -> list[str]:
+        """The data set's splits that training and evaluation read; none for own files and built-in data."""
+        if self.hub_id is None or self._builtin is not None:
+            return []
+        cut = self.holdout is not None and self.eval_split is None
+        return [self.split_of(part) for part in (("train",) if cut else ("train", "validation"))]
+
     def source(self, part: str) -> tuple[Dataset, str]:
         """All rows of a part, and where they are from, for errors."""
         split = self.split_of(part)

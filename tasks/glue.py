@@ -81,6 +81,12 @@ class Glue(Text):
         split = super().split_of(part)
         return split + SPECS[self.name].suffix if split in ("validation", "test") else split
 
+    def splits(self) -> list[str]:
+        if self.name == AX:
+            return ["test"]
+        both = self.name == "mnli" and self.eval_split is None and self.holdout is None
+        return super().splits() + ["validation_mismatched"] * (both and self.hub_id is not None)
+
     def source(self, part: str) -> tuple[Dataset, str]:
         if self.name == "mnli" and self.split_of(part) == AX and self.hub_id is not None:
             return hub.dataset(self.hub_id, AX, "test", f"task={AX}"), f"{self.hub_id}/{AX} test"

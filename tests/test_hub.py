@@ -203,6 +203,7 @@ def test_fetch_fills_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert len(hub.dataset("nyu-mll/glue", "mrpc", "validation")) == 2
     assert Path(hub.model_path("google-bert/bert-base-uncased")).is_relative_to(tmp_path / "new")
+    monkeypatch.setattr(hub, "_choices", lambda group: [])
     hub.main(["list"])
     out = capsys.readouterr().out
     assert "mrpc" in out
@@ -258,3 +259,99 @@ def test_the_command_ends_with_code_2_and_imports_nothing_heavy() -> None:
     assert "Traceback" not in run.stderr
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not imported & {"torch", "datasets", "transformers", "huggingface_hub", "pytorch_lightning"}
+
+
+def test_a_split_in_several_files_as_the_hub_has_them(mirror: Path) -> None:
+    folder = mirror / "datasets/some/set/default"
+    folder.mkdir(parents=True)
+    for part in range(2):
+        more = datasets.Dataset.from_dict({"sentence": [f"{part}a", f"{part}b"], "label": [0, 1]})
+        more.to_parquet(folder / f"train-0000{part}-of-00002.parquet")
+    ROWS.to_parquet(folder / "test-00000-of-00001.parquet")
+    assert hub.dataset("some/set", "default", "train")["sentence"][:] == ["0a", "0b", "1a", "1b"]
+    assert hub.dataset("some/set", "default", "test").to_dict() == ROWS.to_dict()
+    with pytest.raises(SkimError, match=r"the mirror has no .*validation\.parquet \(there: test, train\)"):
+        hub.dataset("some/set", "default", "validation")
+    (folder / "train-00000-of-00002.parquet").unlink()
+    with pytest.raises(SkimError, match="holds 1 of the 2 parquet files of train; copy all"):
+        hub.dataset("some/set", "default", "train")
+
+
+def script(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+
+
+def test_a_data_set_that_is_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", script)
+    said = r"the hub: it is a script there, and `datasets` 4 and later run none; look for a copy as parquet"
+    with pytest.raises(SkimError, match=f"(?i){said}"):
+        hub.dataset("some/set", "default", "train")
+    with pytest.raises(SkimError, match=f"(?i)nyu-mll/glue cannot be fetched. {said}"):
+        hub.main(["fetch", "task=mrpc"])
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_fetch_takes_several_names_and_completes_a_partial_mirror(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def load(hub_id: str, config: str) -> datasets.DatasetDict:
+        asked.append(config)
+        return datasets.DatasetDict(train=ROWS, validation=ROWS)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    # of sst2 the mirror holds the training split alone
+    hub.main(["fetch", "task=sst2,mrpc,builtin,builtin_text,text", "backbone=tiny"])
+    assert asked == ["sst2", "mrpc"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        *(f"task={name}" for name in ("sst2", "mrpc", "builtin", "builtin_text", "text")),
+        "backbone=tiny",
+    ]
+    assert all(line.endswith(hub.NOTHING) for line in lines[2:])
+    assert set(hub.held(mirror / "datasets/nyu-mll/glue/sst2")) == {"train", "validation"}
+    hub.main(["fetch", "task=sst2,mrpc"])
+    assert asked == ["sst2", "mrpc"]
+    assert capsys.readouterr().out.count("is there") == 2
+    with pytest.raises(SkimError, match=r"config mnli\) has no split validation_matched .*, only train, validation\."):
+        hub.main(["fetch", "task=mnli"])
+    assert not (mirror / "datasets/nyu-mll/glue/mnli").exists()
+    with pytest.raises(SkimError, match="Unknown task 'sst3'"):
+        hub.main(["fetch", "task=mrpc,sst3"])
+
+
+def test_list_says_what_is_complete(
+    mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = {"task": ["builtin", "cola", "mrpc", "newsgroups", "sst2", "text"], "backbone": ["minilm", "tiny"]}
+    monkeypatch.setattr(hub, "_choices", names.get)
+    monkeypatch.setenv("COLUMNS", "200")
+    for folder, splits in {
+        "nyu-mll/glue/mrpc": ["train", "validation-00000-of-00001"],
+        "nyu-mll/glue/cola": ["train-00000-of-00002"],
+        "SetFit/20_newsgroups/default": ["train", "test"],  # without validation: a share of train, or test
+    }.items():
+        for split in splits:
+            (mirror / "datasets" / folder).mkdir(parents=True, exist_ok=True)
+            ROWS.to_parquet(mirror / "datasets" / folder / f"{split}.parquet")
+    (mirror / "models/sentence-transformers/all-MiniLM-L6-v2").mkdir(parents=True)
+    hub.main(["list"])
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    state = {row[0]: row[2] for row in rows if len(row) == 3}
+    assert state["task=mrpc"] == state["task=newsgroups"] == "complete"
+    assert state["task=sst2"] == "INCOMPLETE: no validation"
+    assert state["task=cola"].startswith("INCOMPLETE: ")
+    assert state["task=builtin"] == state["task=text"] == state["backbone=tiny"] == hub.NOTHING
+    assert state["backbone=minilm"] == "INCOMPLETE: no *.safetensors"
+
+
+def test_every_choice_is_listed() -> None:
+    assert {"sst2", "text", "mnli"} <= set(hub._choices("task"))
+    assert not any(name.startswith("_") for name in hub._choices("task"))
+    assert hub.data_of("mnli", [])[2] == ["train", "validation_matched", "validation_mismatched"]
+    assert hub.data_of("mnli", ["task.holdout=0.1"])[2] == ["train"]
+    assert hub.data_of("sst2", ["task.eval_split=test"]) == ("nyu-mll/glue", "sst2", ["train", "test"])
