@@ -205,9 +205,11 @@ def infer_label_names(rows: Dataset, name: str, rejects: Rejects) -> list[str]:
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         found = _names(column, name, rejects)
     else:
-        for row in rows_of(column, lambda value: value is not None and not is_class(value)):
-            rejects.add(row, name, f"{column[row].as_py()!r} is no class (a name, or 0, 1, 2, ...)", REGRESSION)
-        ids = sorted({int(value) for value in column.unique().to_pylist() if value is not None and is_class(value)})
+        values = [value for value in column.unique().to_pylist() if value is not None]
+        ids = sorted({int(value) for value in values if is_class(value)})
+        if not all(map(is_class, values)):
+            for row in rows_of(column, lambda value: value is not None and not is_class(value)):
+                rejects.add(row, name, f"{column[row].as_py()!r} is no class (a name, or 0, 1, 2, ...)", REGRESSION)
         if len(ids) > 1 and ids not in (list(range(len(ids))), list(range(1, len(ids) + 1))):
             shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
             wanted = "0, 1" if len(ids) == 2 else f"0 to {len(ids) - 1}"
