@@ -221,6 +221,11 @@ class Task(pl.LightningDataModule, ABC):
     def encoding(self) -> list[Any]:
         """What ``encode`` and ``count`` depend on, besides rows, tokenizer and ``max_length``; keys the cache."""
 
+    @property
+    def endless(self) -> bool:
+        """Whether the training data are a stream without an end: then steps are counted, and no epochs."""
+        return False
+
     # ---- loading ----
 
     def own_tokenizer(self) -> Any:

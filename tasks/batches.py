@@ -127,22 +127,26 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
         """The batch of these rows, in this order; with ``row`` (B,) and ``attention_mask`` (B, N), 1 on real tokens."""
-        batch = {"row": torch.tensor(rows)}
-        table = self.table[rows]
-        for name in table.column_names:
-            column = table.column(name).combine_chunks()
-            if hasattr(column, "offsets"):
-                shape: tuple[int, ...] = (len(rows),)
-                if hasattr(column.values, "offsets"):  # of lists
-                    column, shape = column.flatten(), (len(rows), -1)
-                values, lengths = column.flatten().to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy())
-                real = _real(lengths, self.left)
-                batch[name] = _pad(values, real, self.fill.get(name, 0)).unflatten(0, shape)
-                if name == "input_ids":  # a list may be of something else than tokens
-                    batch["attention_mask"] = torch.from_numpy(real.astype(np.int64)).unflatten(0, shape)
-            else:
-                batch[name] = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
-        return batch
+        return {"row": torch.tensor(rows), **laid_out(self.table[rows], self.fill, self.left)}
+
+
+def laid_out(table: Any, fill: dict[str, int], left: bool = False) -> dict[str, Tensor]:
+    """The padded batch of some tokenised rows, an Arrow table; see :class:`Rows`."""
+    batch = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if hasattr(column, "offsets"):
+            shape: tuple[int, ...] = (len(table),)
+            if hasattr(column.values, "offsets"):  # of lists
+                column, shape = column.flatten(), (len(table), -1)
+            values, lengths = column.flatten().to_numpy(zero_copy_only=False), np.diff(column.offsets.to_numpy())
+            real = _real(lengths, left)
+            batch[name] = _pad(values, real, fill.get(name, 0)).unflatten(0, shape)
+            if name == "input_ids":  # a list may be of something else than tokens
+                batch["attention_mask"] = torch.from_numpy(real.astype(np.int64)).unflatten(0, shape)
+        else:
+            batch[name] = torch.from_numpy(column.to_numpy(zero_copy_only=False).copy())
+    return batch
 
 
 def _real(lengths: np.ndarray, left: bool) -> np.ndarray:

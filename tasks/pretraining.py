@@ -1,13 +1,12 @@
 """Masked language modelling on plain texts.
 
-Texts are tokenised once and laid end to end in blocks; what is masked in a block is drawn when a batch is assembled,
-anew in every epoch, and always the same in evaluation (:mod:`tasks.masking`).
+What is masked in a block of tokens (:mod:`tasks.documents`) is drawn when a batch is assembled, anew in every epoch,
+and always the same in evaluation (:mod:`tasks.masking`).
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,20 +17,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.text import Perplexity
 
-from skim.errors import SkimError, unknown
-from tasks.base import Task, softened_divergence
+from skim.errors import SkimError
+from tasks.base import softened_divergence
 from tasks.batches import Rows
-from tasks.columns import Rejects, check_texts, column_of
+from tasks.documents import Documents
 from tasks.masking import IGNORED, Masking, Places
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger(__name__)
-
 EVALUATION_SEED = 0  # runs of all seeds are evaluated on the same masks
-TEXT = "task.text_column=<column>"
-SAMPLED_BY = ("line", "paragraph")
 
 
 class Masker:
@@ -91,15 +86,12 @@ class MaskedRows(Rows):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class MaskedLanguage(Task):
+class MaskedLanguage(Documents):
     """Guess the tokens of a text that were hidden: BERT's pretraining (arXiv 1810.04805), without its second task.
 
     A row of the data is a document. ``accuracy`` is that of the hidden tokens, and ``perplexity`` theirs as well.
     """
 
-    text_column: str = "text"
-    documents: str = "line"  # what a document is in a .txt file: line, or paragraph (between blank lines)
-    pack: bool = True  # documents end to end, each block full; else a block for each, truncated to max_length
     mask_rate: float = 0.15  # share of the tokens that are to be guessed
     whole_words: bool = False  # words are masked with all of their tokens
     n_gram: int = 1  # mask spans of 1 to that many words (tokens, without whole_words), p(k) ~ 1/k
@@ -110,8 +102,6 @@ class MaskedLanguage(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.documents not in SAMPLED_BY:
-            raise unknown("task.documents", self.documents, SAMPLED_BY)
         self.masking = Masking(self.mask_rate, self.whole_words, self.n_gram, self.replaced, self.randomised)
 
     @property
@@ -172,7 +162,7 @@ class MaskedLanguage(Task):
         file.write_text("".join(json.dumps(said, ensure_ascii=False) + "\n" for said in found), encoding="utf-8")
         return [file]
 
-    # ---- from texts to blocks ----
+    # ---- batches ----
 
     def setup_tokenizer(self, tokenizer: Any) -> None:
         super().setup_tokenizer(tokenizer)
@@ -182,94 +172,13 @@ class MaskedLanguage(Task):
                 "Use a backbone that was pretrained by hiding some (backbone=bert_base, ...), or name one of its "
                 "tokens mask_token in its tokenizer_config.json."
             )
-        if self.report["max_length"] < self.max_length:
-            taken = (self.report["max_length"], self.max_length)
-            log.warning("blocks have %d tokens, as many as the backbone takes, and not task.max_length=%d", *taken)
-        marked = tokenizer("a", return_special_tokens_mask=True)
-        kinds = np.asarray(marked["special_tokens_mask"])
-        first, last = np.flatnonzero(kinds == 0)[[0, -1]]
-        ids = np.asarray(marked["input_ids"])
-        self.before, self.after = ids[:first], ids[last + 1 :]  # of every block: [CLS] and [SEP]
-        self.room = self.report["max_length"] - len(self.before) - len(self.after)  # tokens of a block without those
-        if self.room < 1:
-            raise SkimError(f"task.max_length={self.max_length} leaves no room between the special tokens.")
-
-    def read(self, file: str) -> Dataset:
-        if Path(file).suffix.lower() != ".txt" or not Path(file).is_file():
-            return super().read(file)
-        import datasets
-
-        try:
-            rows = datasets.load_dataset("text", data_files={"rows": file}, split="rows", sample_by=self.documents)
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            why = str(error.__cause__ or error).strip().splitlines()[0]
-            raise SkimError(f"{file} cannot be read as text: {why}") from error
-        return rows.rename_column("text", self.text_column) if self.text_column != "text" else rows
-
-    def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        check_texts(rows, self.text_column, rejects, TEXT)
-        return rows.select_columns([self.text_column])
-
-    def _tokenise(self, part: str) -> Dataset:
-        import pyarrow.compute as pc
-
-        texts = column_of(self._raw[part], self.text_column)
-        if not pc.any(pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)).as_py():
-            raise SkimError(
-                f"task={self.name}, {part}: there is no text in column '{self.text_column}' of the {len(texts)} rows "
-                f"that are used.\nChoose another with {TEXT}, or use more rows."
-            )
-        return super()._tokenise(part)
-
-    def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        documents = self.tokens(rows[self.text_column])
-        if self.pack:
-            gap = np.asarray([[self.tokenizer.sep_token_id], [True]])
-            joined = [part for document in documents for part in (gap, document)][1:]
-            line = np.concatenate(joined or [np.zeros((2, 0), np.int64)], axis=1)
-            blocks = [line[:, start : start + self.room] for start in range(0, line.shape[1], self.room)]
-        else:
-            blocks = [document[:, : self.room] for document in documents]
-        truncated = [not self.pack and document.shape[1] > self.room for document in documents]
-        framed = [self.framed(block) for block in blocks]
-        return {
-            "input_ids": [block[0].astype(np.int32) for block in framed],
-            "begins": [block[1].astype(bool) for block in framed],
-            "truncated": [False] * len(blocks) if self.pack else truncated,
-        }
-
-    def tokens(self, texts: list[str]) -> list[np.ndarray]:
-        """Of each text that has any: ids, and whether a word begins there; (2, n)."""
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        found = []
-        for one in encoded.encodings:
-            if len(one.ids):
-                word = np.asarray(one.word_ids, dtype=float)  # None, that of no word, becomes NaN and equals nothing
-                found.append(np.stack([np.asarray(one.ids), np.append(True, word[1:] != word[:-1])]))
-        return found
-
-    def framed(self, block: np.ndarray) -> np.ndarray:
-        """A block, (2, n), between its special tokens."""
-        ends = [np.stack([ids, np.ones_like(ids)]) for ids in (self.before, self.after)]
-        return np.concatenate([ends[0], block, ends[1]], axis=1)
-
-    def count(self, rows: dict[str, list]) -> list[int]:
-        encoded = self.tokenizer(rows[self.text_column], return_attention_mask=False, verbose=False)
-        return [len(ids) for ids in encoded["input_ids"]]
-
-    def encoding(self) -> list[Any]:
-        return [type(self).__name__, self.text_column, self.pack]
-
-    def example_texts(self, count: int) -> list[Any]:
-        rows = self._raw["validation"]
-        some = [text for text in rows[:1000][self.text_column] if text.strip()] or [""]
-        return [some[i * len(some) // count] for i in range(min(count, len(some)))]
-
-    # ---- batches ----
 
     def masker(self) -> Masker:
         """What masks a batch."""
         return Masker(self.masking, self.tokenizer, self.seed)
+
+    def finish(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:
+        return self.masker()(batch, epoch)
 
     def _assembled(self, table: Dataset) -> Rows:
         tokenizer = self.tokenizer

@@ -59,6 +59,7 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "train.distill_temperature": ((int, float), 1e-6, INFINITY),
     "train.calibrate": (int, 0, INFINITY),
     "train.evals_per_epoch": (int, 1, INFINITY),
+    "train.eval_every": (int, 1, INFINITY),
     "task.batch_size": (int, 1, INFINITY),
     "task.eval_batch_size": (int, 1, INFINITY),
     "task.max_length": (int, 3, INFINITY),

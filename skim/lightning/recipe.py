@@ -112,6 +112,7 @@ class LastStageStopping(EarlyStopping):
 def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
     progress = cfg.callbacks.progress and console.is_terminal
+    every = cfg.train.get("eval_every")  # older runs have no choice
     callbacks: list[Callback] = [LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every"))]
     callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
     if cfg.callbacks.patience is not None:
@@ -131,7 +132,8 @@ def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) ->
         max_steps=cfg.train.max_steps,
         gradient_clip_val=cfg.train.clip,
         accumulate_grad_batches=cfg.train.accumulate,
-        val_check_interval=1.0 / cfg.train.evals_per_epoch,
+        val_check_interval=every * cfg.train.accumulate if every else 1.0 / cfg.train.evals_per_epoch,
+        check_val_every_n_epoch=None if every else 1,
         log_every_n_steps=cfg.callbacks.log_every,
         callbacks=callbacks,
         logger=loggers,
@@ -168,6 +170,11 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         torch.set_num_threads(cfg.hardware.threads)
     pl.seed_everything(max(int(cfg.seed), 0), verbose=False)
     parts = build(cfg)
+    if parts.task.endless and (cfg.train.max_steps < 1 or cfg.train.get("eval_every") is None):
+        raise SkimError(
+            f"task={parts.task.name} streams its training data, which have no end and no epochs.\n"
+            "Set train.max_steps=<optimizer steps> and train.eval_every=<steps between evaluations>."
+        )
     sample = parts.task.sample_batches(32, 256)
     check_target(parts.model, sample)
     check_survivors(parts.model, sample, calibrates=cfg.train.calibrate > 0)

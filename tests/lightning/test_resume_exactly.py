@@ -29,8 +29,8 @@ COMMON = [
     "callbacks.log_every=1",
     "callbacks.save_every=1",
 ]
-# what is trained, and the steps after which it is interrupted: in the first epoch and in the second, before and after an
-# evaluation, and at the end of an epoch
+# what is trained, and the steps after which it is interrupted: in the first epoch and in the second, before and after
+# an evaluation, and at the end of an epoch
 RUNS: dict[str, tuple[list[str], list[int]]] = {
     "classification": (
         ["task=builtin", "method=transkimmer", "method.target=0.6", "task.train_rows=52", "train.evals_per_epoch=2"],
@@ -42,8 +42,10 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
     ),
     # the evaluation comes between the two batches of a step, when gradients have gathered that no checkpoint holds
     "evaluated between accumulated batches": (
-        ["task=builtin", "method=dense", "task.train_rows=52", "train.accumulate=2", "train.evals_per_epoch=2"]
-        + ["callbacks.save_every=null"],
+        [
+            *("task=builtin", "method=dense", "task.train_rows=52", "train.accumulate=2", "train.evals_per_epoch=2"),
+            "callbacks.save_every=null",
+        ],
         [2],
     ),
     "masked language": (
@@ -66,8 +68,17 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
         [3, 8],
     ),
     "ELECTRA": (
-        ["task=electra", "task.hub_id=builtin/text", "task.config=default", "method=dense", "task.max_length=64"]
-        + ["backbone.overrides.model_type=electra", "task.max_train_samples=60", "task.generator_size=0.5"],
+        [
+            *("task=electra", "task.hub_id=builtin/text", "task.config=default", "method=dense", "task.max_length=64"),
+            *("backbone.overrides.model_type=electra", "task.max_train_samples=60", "task.generator_size=0.5"),
+        ],
+        [3],
+    ),
+    "a stream, accumulated": (
+        [
+            *("task=builtin_text", "method=transkimmer", "task.streaming=true", "task.shuffle_buffer=50"),
+            *("train.max_steps=6", "train.eval_every=4", "train.accumulate=2"),
+        ],
         [3],
     ),
 }
