@@ -85,12 +85,13 @@ def test_length_is_the_longest_option_s(tmp_path: Path, tokenizer: Any) -> None:
 
 def test_the_article_is_cut_and_question_and_option_survive(tmp_path: Path, tokenizer: Any) -> None:
     rows = {**ROWS, "article": ["a good film", "a " * 200, "soup"]}
-    rows["question"] = [*ROWS["question"][:2], "it is very " * 40]
+    # the second fills most of the room, the third more than all
+    rows["question"] = [ROWS["question"][0], "is it good and is it not bad", "it is very " * 40]
     task = make(tmp_path, tokenizer, rows, max_length=16)
     batch = in_order(task)
     assert batch["input_ids"].shape == (3, 3, 16)
     assert task.report["truncated"] == {"train": 2, "validation": 2}
-    ends = tokenizer(["is it good it is", "is it good it is not", "is it good not"]).input_ids
+    ends = tokenizer([put(rows["question"][1], option) for option in ROWS["options"][1]]).input_ids
     for ids, end in zip(batch["input_ids"][1], ends, strict=True):
         assert ids.tolist()[-len(end) + 1 :] == end[1:]
     assert (batch["attention_mask"][2].sum(-1) == 16).all()  # cut too, where nothing else could be
