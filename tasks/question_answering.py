@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,8 +58,6 @@ class QuestionAnswering(Task):
     # threshold of the best F1 on the evaluation split
     no_answer_threshold: float | None = None
 
-    label_names: list[str] | None = field(init=False, default=None)
-    single_texts: ClassVar[bool] = True
     no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "first", "cut")
 
     def __post_init__(self) -> None:
