@@ -37,7 +37,6 @@ NOISE = (
     ".*LeafSpec.*",
     ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
     ".*smaller than the logging interval.*",
-    ".*SpearmanCorrcoef.*",  # it keeps all targets, as it must
     ".*your dataloader is not resumable.*",  # the task is told where to go on
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
 )
