@@ -136,6 +136,46 @@ def lines(name: str, rows: list[dict[str, Any]]) -> Callable[[Path], list[str]]:
     return write_file
 
 
+WORDS = [["Ada", "Lovelace", "can", "n't", "sail", "."], ["He", "paid", "#", "20"], ["Monday"]]
+PARTS = ["NOUN", "PUNCT", "ADP", "NUM", "SYM", "SCONJ", "ADJ", "PART", "DET", "CCONJ", "PROPN", "PRON", "X", "_", "ADV"]
+
+
+def chunks(kinds: str) -> list[str]:
+    """BIO tags."""
+    return ["O", *(f"{letter}-{kind}" for kind in kinds.split() for letter in "BI")]
+
+
+def tagged(splits: tuple[str, ...], **columns: list[str] | None) -> dict[str, Dataset]:
+    """Words, and tags by column: class labels of these names, or texts with a null."""
+    tags = {name: List(ClassLabel(names=names) if names else Value("string")) for name, names in columns.items()}
+    features = Features({"id": Value("string"), "tokens": List(Value("string")), **tags})
+    words = WORDS * 6
+    rows: dict[str, list] = {"id": [str(i) for i in range(len(words))], "tokens": words}
+    for name, names in columns.items():
+        count = len(names or "ABC")
+        ids = [[(3 * row + i) % count for i in range(len(some))] for row, some in enumerate(words)]
+        rows[name] = (
+            ids if names else [["ABC"[i] if place != 1 else None for place, i in enumerate(some)] for some in ids]
+        )
+    return {split: Dataset.from_dict(rows, features=features) for split in splits}
+
+
+def columns_file(name: str, form: str) -> Callable[[Path], list[str]]:
+    """Files of columns to train on and to predict, such as ``sem.txt``; each line is of this form."""
+
+    def written(folder: Path) -> list[str]:
+        file = folder / name
+        pairs = [[(word, f"T{len(word) % 3}") for word in some] for some in WORDS * 6]
+        sentences = ["".join(form.format(word=word, tag=tag) + "\n" for word, tag in some) for some in pairs]
+        file.write_text("\n".join(sentences))
+        return [f"task.files.train={file}", f"task.files.test={file}"]
+
+    return written
+
+
+POS_2000 = "'' # $ ( ) , . : `` CC CD DT".split()
+NAMED = {"pos_tags": ['"', "''", "#"], "chunk_tags": chunks("NP VP"), "ner_tags": chunks("PER ORG LOC MISC")}
+
 # by file in conf/task: the splits of its data set
 SAMPLES: dict[str, Callable[[], dict[str, Dataset]]] = {
     "rotten_tomatoes": lambda: texts(["neg", "pos"]),
@@ -157,9 +197,21 @@ SAMPLES |= dict.fromkeys(
     lambda: {split: Dataset.from_dict({"text": ["", *TEXTS, " = A film = \n", *TEXTS]}) for split in SPLITS},
 )
 
+SAMPLES |= {
+    **dict.fromkeys(
+        ("conll2000", "conll2000_pos"),
+        lambda: tagged(("train", "test"), pos_tags=POS_2000, chunk_tags=chunks("ADJP NP VP")),
+    ),
+    "conll2003": lambda: tagged(SPLITS, **NAMED),
+    **dict.fromkeys(("ud", "ud_xpos"), lambda: tagged(SPLITS, upos=PARTS, xpos=None)),
+}
+
 # by file in conf/task that has no data set: writes files into a folder and returns the overrides that name them
 FILES: dict[str, Callable[[Path], list[str]]] = {
     "question_answering": asked_file,
+    "sem": columns_file("sem.txt", "{word}\t{tag}"),
+    "ccg": columns_file("ccg.conll", "{word} x {tag}"),
+    "tagging": columns_file("own.conllu", "1\t{word}\t_\t{tag}\t_\t_\t_\t_\t_\t_"),
     "text": lines("texts", [{"text": text, "label": i % 2} for i, text in enumerate(TEXTS * 5)]),
     "multiple_choice": lines(
         "exam",
