@@ -228,7 +228,7 @@ class Answers(Metric):
             odds = np.minimum.reduceat(null[order], at).astype(float) - np.maximum(logit[best].astype(float), LOWEST)
             silent = np.array([score("", right, True)[0] for right in golds])
             values = self._thresholded(odds, em, f1, silent)
-        return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def _thresholded(self, odds: np.ndarray, em: np.ndarray, f1: np.ndarray, silent: np.ndarray) -> dict[str, Any]:
         """All scores with a threshold; ``silent`` (Q,) is 1 where it is right to say nothing."""
