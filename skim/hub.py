@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})")  # how the hub names the files of a split that is in several
+CONVERTED = "refs/convert/parquet"  # the hub's own branch of data sets that are programs
+SCRIPT = "scripts are no longer supported"  # what `datasets` says of them
 PROBE_SECONDS = 4.0  # how long the hub may take to say whether it has a name
 # what transformers needs to load a model without unpickling anything
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")
@@ -75,11 +77,24 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
     problem = _hub_problem(hub_id, "dataset")
     if problem is None:
         try:
-            return datasets.load_dataset(hub_id, config, split=split)
+            return _from_hub(hub_id, config, split=split)
         except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
             problem = _reason(error)
     looked.append(f"the hub: {problem}")
     raise _nowhere(f"Data set {hub_id} (config {config}, split {split})", looked, fetch)
+
+
+def _from_hub(hub_id: str, config: str, **options: Any) -> Any:
+    """What the hub has; of a data set that is a program, which `datasets` runs no more, what the hub made of it."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(hub_id, config, **options)
+    except RuntimeError as error:
+        if SCRIPT not in str(error).lower():
+            raise
+        # there, configurations are folders
+        return datasets.load_dataset(hub_id, data_dir=config, revision=CONVERTED, **options)
 
 
 def held(folder: Path) -> dict[str, list[Path]]:
@@ -178,12 +193,12 @@ def _first_line(error: BaseException) -> str:
 
 def _reason(error: BaseException) -> str:
     """Why a data set cannot be loaded; many old ones are programs, which `datasets` runs no more."""
-    reason = _first_line(error.__cause__ or error)
-    if "script" not in reason.lower():
-        return reason
-    return (
-        "it is a script there, and `datasets` 4 and later run none; look for a copy as parquet on the hub "
-        "(task.hub_id=...), or give own files (task.files.train=...)"
+    script = SCRIPT in f"{error} {error.__context__}".lower()
+    return _first_line(error.__cause__ or error) + (
+        "; it is a script there, and the hub has not converted it: look for a copy as parquet (task.hub_id=...), or "
+        "give own files (task.files.train=...)"
+        if script
+        else ""
     )
 
 
@@ -285,7 +300,7 @@ def fetch_dataset(folder: Path, hub_id: str, config: str, needed: Sequence[str] 
         raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.")
     with _all_or_nothing(target) as part:
         try:
-            splits = datasets.load_dataset(hub_id, config)
+            splits = _from_hub(hub_id, config)
         except (datasets.exceptions.DatasetsError, ValueError, RuntimeError) as error:
             raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {_reason(error)}.") from error
         if missing := [split for split in needed if split not in splits]:

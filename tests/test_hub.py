@@ -285,12 +285,27 @@ def test_a_data_set_that_is_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset", script)
-    said = r"the hub: it is a script there, and `datasets` 4 and later run none; look for a copy as parquet"
+    said = r"the hub: Dataset scripts .*; it is a script there, and the hub has not converted it: look for a copy"
     with pytest.raises(SkimError, match=f"(?i){said}"):
         hub.dataset("some/set", "default", "train")
     with pytest.raises(SkimError, match=f"(?i)nyu-mll/glue cannot be fetched. {said}"):
         hub.main(["fetch", "task=mrpc"])
     assert not list(tmp_path.rglob("*.parquet"))
+
+
+def test_a_script_that_the_hub_has_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(*args: object, **kwargs: object) -> datasets.Dataset:
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_dict({"text": ["a"]}) if "revision" in kwargs else script()
+
+    monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert hub._from_hub("some/set", "small", split="train")["text"] == ["a"]
+    converted = {"data_dir": "small", "revision": "refs/convert/parquet", "split": "train"}
+    assert asked == [(("some/set", "small"), {"split": "train"}), (("some/set",), converted)]
 
 
 def test_fetch_takes_several_names_and_completes_a_partial_mirror(
