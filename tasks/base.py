@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,6 +53,7 @@ class Task(pl.LightningDataModule, ABC):
         label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
         single_texts: whether the head takes one text, or pair of texts, by itself.
         draws: whether a row's batch depends on the epoch as well, see :class:`tasks.batches.LengthBatches`.
+        numbers: by part, those of its rows in the file or split, from 1: some may have been left out.
         report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``skipped`` (bad rows),
             ``from_cache``; and ``max_length`` as it took effect.
 
@@ -112,6 +113,7 @@ class Task(pl.LightningDataModule, ABC):
         self.tokenizer: Any = None
         self.report: dict[str, Any] = {"rows": {}, "left_out": {}, "truncated": {}, "skipped": {}, "from_cache": {}}
         self._resume = (0, 0)  # epoch and batch at which training goes on
+        self.numbers: dict[str, np.ndarray] = {}
         self._raw: dict[str, Dataset] = {}
         self._rows: dict[str, Dataset] = {}
 
@@ -168,17 +170,26 @@ class Task(pl.LightningDataModule, ABC):
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
         """What the model says, for people: one dict of JSON's types for each sequence of the batch."""
 
+    def named(self, label: Any) -> Any:
+        """A label for people: its name, or the number of a regression."""
+        return self.label_names[label] if self.label_names else label
+
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
         """Write what the model says of the test part; returns the files.
+
+        By default ``predictions.jsonl``: ``row`` (its number in the file or split, from 1), the columns that are used,
+        ``label`` where it is known, and the prediction.
 
         Args:
             found: :meth:`predictions` of each tokenised row, in their order.
             folder: the run's.
         """
-        rows = ({**row, **said} for row, said in zip(self._raw["test"], found, strict=True))
-        file = folder / "predictions.jsonl"
-        file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        return [file]
+        lines = []
+        for number, row, said in zip(self.numbers["test"].tolist(), self._raw["test"], found, strict=True):
+            if "labels" in row:
+                row["label"] = self.named(row.pop("labels"))
+            lines.append({"row": number, **row, **said})
+        return [write_lines(folder / "predictions.jsonl", lines)]
 
     def others(self) -> dict[str, Task]:
         """This task on other evaluation splits that are reported beside its own, by what goes behind metrics' names."""
@@ -271,8 +282,8 @@ class Task(pl.LightningDataModule, ABC):
     def source(self, part: str) -> tuple[Dataset, str]:
         """All rows of a part, and where they are from, for errors."""
         split = self.split_of(part)
-        # the file for "validation" stands in for validation_matched too
-        file = self.files.get(split.partition("_")[0])
+        # a part's own file comes before the split that stands in for it; that of validation is validation_matched's too
+        file = self.files.get(part) or self.files.get(split.partition("_")[0])
         if file is not None:
             return self.read(str(file)), str(file)
         if self._builtin is not None:
@@ -300,9 +311,12 @@ class Task(pl.LightningDataModule, ABC):
         held_out = cut and part == "validation" and self.eval_split is None
         rows, rejects = self.checkable("train" if held_out else part)
         where = rejects.where
-        rows = rejects.without(self.check(rows, part, rejects))
-        self.report["skipped"][part] = len(rejects)
-        if len(rejects):
+        rows = self.check(rows, part, rejects)
+        numbers = rejects.numbers(len(rows))
+        rows = rejects.without(rows)
+        told = held_out and "train" in self.report["skipped"]  # they are the same rows
+        self.report["skipped"][part] = 0 if told else len(rejects)
+        if len(rejects) and not told:
             log.warning("%s: %d bad rows were skipped, the first: %s", part, len(rejects), rejects.first)
         chosen = np.arange(len(rows))
         rng = np.random.default_rng(SUBSET_SEED)
@@ -318,7 +332,9 @@ class Task(pl.LightningDataModule, ABC):
         limit = self.max_train_samples if part == "train" else self.max_eval_samples
         if limit is not None and limit < len(chosen):
             chosen = rng.choice(chosen, limit, replace=False)
-        return rows if len(chosen) == len(rows) else rows.select(np.sort(chosen))
+        chosen = np.sort(chosen)
+        self.numbers[part] = numbers[chosen]
+        return rows if len(chosen) == len(rows) else rows.select(chosen)
 
     def _bounds(self) -> dict[str, int]:
         """The bounds on a row's tokens that are set, by what the user calls them."""
@@ -464,6 +480,12 @@ def softened_divergence(logits: Tensor, target: Tensor, temperature: float) -> T
     """
     log_p, log_q = ((x.flatten(0, -2) / temperature).log_softmax(-1) for x in (logits, target))
     return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature * temperature
+
+
+def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> Path:
+    """Write one JSON object per line; returns the file."""
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    return file
 
 
 def evenly(count: int, rows: Dataset) -> dict[str, list]:

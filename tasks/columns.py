@@ -1,4 +1,4 @@
-"""Checks of text and label columns before anything is tokenised; every error names the file or split, row and column.
+"""Checks of columns before anything is tokenised; every error names the file or split, row and column.
 
 Rows are counted from 1, a csv file's header not among them. Columns are looked at as a whole, in Arrow: a check of
 67,000 rows costs milliseconds and is made at every start.
@@ -6,7 +6,8 @@ Rows are counted from 1, a csv file's header not among them. Columns are looked 
 
 from __future__ import annotations
 
-import math
+import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,20 @@ class Rejects:
             why: ends in no full stop.
             advice: what to do about it, for the error.
         """
+        if row in self.bad:
+            return
         number = row if self._numbers is None else int(self._numbers[row])
         known = self._known.get((number, column))  # why there is nothing
         if known is not None:
             why, advice = known.why, known.advice
         self._refuse(f"{self.where}, row {number + 1}, column '{column}': {why}.", advice)
         self.bad.add(row)
+
+    def strict(self) -> Rejects:
+        """The same, with the rows that are bad so far, but that the next one is an error."""
+        other = copy.copy(self)
+        other.skip = False
+        return other
 
     def readable(self, rows: Dataset) -> Dataset:
         """Those of a file's rows of which something could be read; before any check."""
@@ -73,6 +82,11 @@ class Rejects:
         self.lost = len(unusable)
         self._numbers = np.delete(np.arange(len(rows)), unusable)
         return self._left(rows, self._numbers)
+
+    def numbers(self, count: int) -> np.ndarray:
+        """Numbers in the file, from 1, of those of ``count`` checked rows that :meth:`without` leaves."""
+        numbers = np.arange(count) if self._numbers is None else self._numbers
+        return np.delete(numbers, sorted(self.bad)) + 1
 
     def without(self, rows: Dataset) -> Dataset:
         """The rows that are left.
@@ -96,15 +110,58 @@ class Rejects:
 
 
 TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
+SKIPPING) if line))
+        self.first = self.first or said
+
+    def _left(self, rows: Dataset, numbers: np.ndarray) -> Dataset:
+        if not len(numbers):
+            raise SkimError(
+                f"{self.where}: task.on_bad_row=skip leaves no rows; the first was bad because\n{self.first}"
+            )
+        return rows.select(numbers)
+
+
+TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
 LABELS = "task.label_column=<column>"
-MISSING = (None, "")
+SKIPPING) if line))
+        self.first = self.first or said
+
+    def _left(self, rows: Dataset, numbers: np.ndarray) -> Dataset:
+        if not len(numbers):
+            raise SkimError(
+                f"{self.where}: task.on_bad_row=skip leaves no rows; the first was bad because\n{self.first}"
+            )
+        return rows.select(numbers)
+
+
+TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
+LABELS = "task.label_column=<column>"
 REGRESSION = "For numbers to predict, set task.head=regression."
 SKIPPING = "task.on_bad_row=skip leaves such rows out, and counts them."
+def as_list(value: Any, option: str) -> list[Any]:
+    """A list that a user has given, which may be OmegaConf's; a plain text would be a list of its letters."""
+    if isinstance(value, str):
+        raise SkimError(f"{option}={value} must be a list; write {option}=[{value}].")
+    return list(value)
+
+
+def as_names(value: Any, option: str = "task.label_names") -> list[str]:
+    """Labels' names that a user has given; numbers and booleans are names by their text."""
+    names = [str(name).strip() for name in as_list(value, option)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise SkimError(f"{option} names {twice[0]!r} twice; each label has one name.")
+    return names
 
 
 def column_of(rows: Dataset, name: str) -> ChunkedArray:
-    """One column, as it lies on disk."""
-    return rows.select_columns([name]).with_format("arrow")[:].column(name)
+    """One column, as it lies on disk; texts of Arrow's newer layouts, and coded ones, as plain texts."""
+    import pyarrow as pa
+
+    column = rows.select_columns([name]).with_format("arrow")[:].column(name)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(pa.large_string()) if str(column.type) == "string_view" else column
 
 
 def rows_of(column: ChunkedArray, wrong: Callable[[Any], bool]) -> list[int]:
@@ -157,138 +214,6 @@ def check_texts(rows: Dataset, name: str, rejects: Rejects, option: str = TEXTS)
                 rejects.add(row, name, f"the text is not UTF-8 ({place})", UTF8)
 
 
-def is_labeled(rows: Dataset, name: str, rejects: Rejects, needed: bool, option: str = LABELS) -> bool:
-    """Whether a split has labels; the hub marks those that are withheld with -1 in every row.
-
-    Args:
-        rows: the split.
-        name: of the label column.
-        rejects: what a row without a label goes to.
-        needed: whether a split without labels is an error.
-        option: by which the user chooses the column.
-    """
-    import pyarrow.types as kinds
-
-    where = rejects.where
-    if name not in rows.column_names and not needed:
-        return False
-    check_column(rows, name, "label column", option, where)
-    column = column_of(rows, name)
-    if not needed and column.null_count == len(column):
-        return False
-    known = (kinds.is_string, kinds.is_large_string, kinds.is_integer, kinds.is_floating, kinds.is_boolean)
-    if not any(is_kind(column.type) for is_kind in known):
-        raise SkimError(f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture.")
-    values = column.unique().to_pylist()
-    if None in values or "" in values:
-        if not needed and all(value in MISSING for value in values):
-            return False
-        for row in rows_of(column, lambda value: value in MISSING):
-            rejects.add(row, name, "there is no label")
-    withheld = values == [-1]
-    if withheld and needed:
-        raise SkimError(f"{where}: all labels are -1, which means withheld; it can be predicted and nothing else.")
-    return not withheld
-
-
-def infer_label_names(rows: Dataset, name: str, rejects: Rejects) -> list[str]:
-    """The classes of a label column: a parquet file's own, names in alphabetical order, or numbers without a gap.
-
-    Numbers are 0, 1, 2, ... or 1, 2, 3, ...; the name of a class is its number as a text.
-    """
-    import pyarrow as pa
-
-    feature, where = rows.features[name], rejects.where
-    if hasattr(feature, "names"):
-        return list(feature.names)
-    column = column_of(rows, name)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        found = _names(column, name, rejects)
-    else:
-        values = [value for value in column.unique().to_pylist() if value is not None]
-        ids = sorted({int(value) for value in values if is_class(value)})
-        if not all(map(is_class, values)):
-            for row in rows_of(column, lambda value: value is not None and not is_class(value)):
-                rejects.add(row, name, f"{column[row].as_py()!r} is no class (a name, or 0, 1, 2, ...)", REGRESSION)
-        if len(ids) > 1 and ids not in (list(range(len(ids))), list(range(1, len(ids) + 1))):
-            shown = ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-            wanted = "0, 1" if len(ids) == 2 else f"0 to {len(ids) - 1}"
-            raise SkimError(
-                f"{where}, column '{name}': the labels are {shown} and not {wanted}.\n"
-                "Number the classes from 0 or 1 or write names; if some have no rows here, list all in "
-                f"task.label_names.\n{REGRESSION}"
-            )
-        found = [str(i) for i in ids]
-    if not found:
-        raise SkimError(f"{where}, column '{name}': no row has a label. The first: {rejects.first or 'it is empty'}")
-    if len(found) < 2:
-        raise SkimError(f"{where}, column '{name}': every row has the label '{found[0]}'; there is nothing to learn.")
-    return found
-
-
-def is_class(value: float) -> bool:
-    """Whether a number may be one of a class."""
-    return value >= 0 and float(value).is_integer()
-
-
-def _names(column: ChunkedArray, name: str, rejects: Rejects) -> list[str]:
-    """The names in a column of texts, sorted; one word among numbers, or the reverse, is a mistake."""
-    counts = {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
-    counts = {value: count for value, count in counts.items() if value not in MISSING}
-    figures = {value for value in counts if value.isdecimal()}
-    if len(figures) in (0, len(counts)):
-        return sorted(counts, key=int) if figures else sorted(counts)
-    words = set(counts) - figures
-    fewer, kind = words, "names a class, and most rows number theirs"
-    if sum(counts[value] for value in words) > sum(counts[value] for value in figures):
-        fewer, kind = figures, "numbers a class, and most rows name theirs"
-    for row in rows_of(column, lambda value: value in fewer):
-        advice = "If all of them are names, list them in task.label_names."
-        rejects.add(row, name, f"{column[row].as_py()!r} {kind}", advice)
-    left = set(counts) - fewer
-    return sorted(left, key=int) if left == figures else sorted(left)
-
-
-def label_ids(rows: Dataset, name: str, label_names: list[str], rejects: Rejects) -> np.ndarray:
-    """Label ids, (rows,) int64, of a column of ids, names or class labels; 0 for a bad row.
-
-    Where all names are numbers, a number is a name: of the names 1 to 5, 1 is the first, and 0 is none. Elsewhere it is
-    an id. A csv file knows no types, so a number may be written as a text.
-    """
-    feature, column = rows.features[name], column_of(rows, name)
-    named = feature.names if hasattr(feature, "names") else label_names
-    by_name: dict[Any, int] = {label: i for i, label in enumerate(label_names)}
-    numbered = named is label_names and all(label.isdecimal() for label in label_names)
-    # class labels in another order than ours keep their names, not their numbers
-    by_number = {int(label) if numbered else i: by_name[label] for i, label in enumerate(named) if label in by_name}
-    ids: dict[Any, int] = {**{str(number): i for number, i in by_number.items()}, **by_name, **by_number}
-    if any(value not in ids for value in column.unique().to_pylist()):
-        known = ", ".join(label_names if numbered else (f"{i} ({label})" for i, label in enumerate(label_names)))
-        for row in rows_of(column, lambda value: value not in ids and value not in MISSING):
-            value = column[row].as_py()
-            shown = named[value] if hasattr(feature, "names") and value in range(len(named)) else value
-            rejects.add(row, name, f"{shown!r} is no label of this task", f"Labels: {known}.")
-    return by_value(column, lambda value: ids.get(value, 0), np.int64)
-
-
-def numbers(rows: Dataset, name: str, rejects: Rejects) -> np.ndarray:
-    """Finite numbers, (rows,) float32; 0 for a bad row."""
-    column = column_of(rows, name)
-
-    def number(value: Any) -> float | None:
-        try:  # one word in a csv file makes texts of all its numbers
-            return float(value) if not isinstance(value, bool) and math.isfinite(float(value)) else None
-        except (TypeError, ValueError):
-            return None
-
-    if any(number(value) is None for value in column.unique().to_pylist()):
-        for row in rows_of(column, lambda value: number(value) is None and value not in MISSING):
-            rejects.add(row, name, f"{column[row].as_py()!r} is no number")
-    return by_value(column, lambda value: number(value) or 0.0, np.float32)
-
-
-def by_value(column: ChunkedArray, function: Callable[[Any], float], dtype: Any) -> np.ndarray:
-    """A function of every row's value, (rows,), called once for each value that occurs."""
-    coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-    found = np.asarray([function(value) for value in coded.dictionary.to_pylist()], dtype=dtype)
-    return found[coded.indices.to_numpy()]
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty."""
+    return value is None or (isinstance(value, str) and not value.strip())

@@ -74,7 +74,9 @@ def load(cfg: DictConfig) -> Loaded:
         task["max_eval_samples"] = cfg.max_samples
     predicts = cfg.what == "predict"
     if cfg.split is not None:
+        part = "test" if predicts else "validation"
         task["test_split" if predicts else "eval_split"] = cfg.split
+        task["files"] = {part: (before.task.get("files") or {}).get(cfg.split.partition("_")[0])}
     exported = folder / "model"
     whole = (exported / "skim.json").is_file()
     if whole and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
