@@ -64,7 +64,7 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
         path = folder / "datasets" / hub_id / config / f"{split}.parquet"
         found = held(path.parent)
         if split in found:
-            return parquet(*found[split])
+            return parquet(*whole(split, found[split]))
         there = f" (there: {', '.join(found)})" if found else ""
         looked.append(f"the mirror has no {path}{there}")
     try:
@@ -98,20 +98,34 @@ def _from_hub(hub_id: str, config: str, **options: Any) -> Any:
 
 
 def held(folder: Path) -> dict[str, list[Path]]:
-    """The splits in a folder of the mirror and their files, in order: ``train.parquet``, or all parts of a split.
+    """The splits in a folder of the mirror and their files, in order: ``train.parquet``, or the parts of a split."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet"), key=lambda file: (SHARD.fullmatch(file.stem) is not None, file)):
+        part = SHARD.fullmatch(file.stem)
+        split = part[1] if part else file.stem
+        if part and folder / f"{split}.parquet" in splits.get(split, []):
+            continue  # the whole is there, too
+        splits.setdefault(split, []).append(file)
+    return splits
+
+
+def whole(split: str, files: list[Path]) -> list[Path]:
+    """The files of a split.
 
     Raises:
-        SkimError: some parts of a split are missing.
+        SkimError: some parts are missing.
     """
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.parquet")):
-        part = SHARD.fullmatch(file.stem)
-        splits.setdefault(part[1] if part else file.stem, []).append(file)
-    for split, files in splits.items():
-        part = SHARD.fullmatch(files[0].stem)
-        if part is not None and len(files) != int(part[2]):
-            raise SkimError(f"{folder} holds {len(files)} of the {int(part[2])} parquet files of {split}; copy all.")
-    return splits
+    if missing := lacking(files):
+        raise SkimError(
+            f"{files[0].parent} holds {len(files)} of the {len(files) + missing} parquet files of {split}; copy all."
+        )
+    return files
+
+
+def lacking(files: list[Path]) -> int:
+    """How many parts of a split are not there."""
+    part = SHARD.fullmatch(files[0].stem)
+    return int(part[2]) - len(files) if part is not None else 0
 
 
 def parquet(*paths: Path) -> Dataset:
@@ -293,8 +307,8 @@ def fetch_dataset(folder: Path, hub_id: str, config: str, needed: Sequence[str] 
     import datasets
 
     target = folder / "datasets" / hub_id / config
-    found = held(target)
-    if found and not set(needed) - set(found):
+    found = {split for split, files in held(target).items() if not lacking(files)}
+    if found and not set(needed) - found:
         return f"{target} is there"
     if problem := _hub_problem(hub_id, "dataset"):
         raise SkimError(f"Data set {hub_id} cannot be fetched. The hub: {problem}.")
@@ -309,7 +323,12 @@ def fetch_dataset(folder: Path, hub_id: str, config: str, needed: Sequence[str] 
                 f"Data set {hub_id} (config {config}) has no split {' and no '.join(missing)}, only {there}."
             )
         for split, rows in splits.items():
-            rows.to_parquet(part / f"{split}.parquet")
+            if split not in found:
+                rows.to_parquet(part / f"{split}.parquet")
+        for file in [*target.glob("*")] if target.is_dir() else []:  # what is there is kept, but for parts of a split
+            name = SHARD.fullmatch(file.stem)
+            if name is None or name[1] in found:
+                shutil.copy2(file, part / file.name)
     return f"wrote {target}"
 
 
@@ -399,11 +418,8 @@ def _choices(group: str) -> list[str]:
 def _data_state(folder: Path, splits: list[str]) -> str:
     if not splits:
         return NOTHING
-    try:
-        there = held(folder)
-    except SkimError as error:
-        return f"INCOMPLETE: {error}"
-    missing = [split for split in splits if split not in there]
+    there = held(folder)
+    missing = [split for split in splits if split not in there or lacking(there[split])]
     return "complete" if not missing else f"INCOMPLETE: no {', no '.join(missing)}" if there else "-"
 
 

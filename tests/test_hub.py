@@ -275,6 +275,25 @@ def test_a_split_in_several_files_as_the_hub_has_them(mirror: Path) -> None:
     (folder / "train-00000-of-00002.parquet").unlink()
     with pytest.raises(SkimError, match="holds 1 of the 2 parquet files of train; copy all"):
         hub.dataset("some/set", "default", "train")
+    assert hub.dataset("some/set", "default", "test").to_dict() == ROWS.to_dict()  # which is whole
+    ROWS.to_parquet(folder / "train.parquet")
+    assert hub.dataset("some/set", "default", "train").to_dict() == ROWS.to_dict()
+
+
+def test_fetch_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a validation split that the hub lacks; parts of a split that is not whole are replaced."""
+    folder = tmp_path / "datasets/some/set/default"
+    folder.mkdir(parents=True)
+    mine = datasets.Dataset.from_dict({"sentence": ["mine"], "label": [1]})
+    for name in ("validation", "train-00001-of-00002"):
+        mine.to_parquet(folder / f"{name}.parquet")
+    (folder / "README.md").write_text("whose it is")
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: datasets.DatasetDict(train=ROWS, validation=ROWS))
+    hub.fetch_dataset(tmp_path, "some/set", "default", ["train", "validation"])
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "train.parquet", "validation.parquet"]
+    assert datasets.Dataset.from_parquet(str(folder / "validation.parquet")).to_dict() == mine.to_dict()
+    assert datasets.Dataset.from_parquet(str(folder / "train.parquet")).to_dict() == ROWS.to_dict()
 
 
 def script(*args: object, **kwargs: object) -> None:
