@@ -128,9 +128,9 @@ def test_lengths_of_spans_are_those_of_albert() -> None:
 
 def test_spans_reach_as_far_as_their_length_and_their_part() -> None:
     turn = np.asarray([[0.1, 0.9, 0.8, 0.7, 0.2, 0.95]])
-    lengths = np.asarray([[3, 1, 1, 1, 2, 1]])
-    assert spread(turn, lengths, np.zeros((1, 6))).tolist() == [[0.1, 0.1, 0.1, 0.7, 0.2, 0.2]]
-    assert spread(turn, lengths, np.asarray([[0, 0, 1, 1, 1, 2]])).tolist() == [[0.1, 0.1, 0.8, 0.7, 0.2, 0.95]]
+    lengths = np.asarray([[2, 1, 1, 3, 1, 1]])
+    assert spread(turn, lengths, np.zeros((1, 6))).tolist() == [[0.1, 0.1, 0.8, 0.7, 0.2, 0.7]]
+    assert spread(turn, lengths, np.asarray([[0, 1, 1, 1, 1, 2]])).tolist() == [[0.1, 0.9, 0.8, 0.7, 0.2, 0.95]]
 
 
 def test_the_hash_is_splitmix64() -> None:
