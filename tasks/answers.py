@@ -3,95 +3,233 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from skim.errors import SkimError
-from tasks.columns import column_of
+from tasks.cells import Problem, chunks, reason, shown
+from tasks.files import Parsed, Reader, opened
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow as pa
 
 FORMS = "{text: [...], answer_start: [...]}, a list of {text, answer_start}, a text, or a list of texts"
+FORMAT = (
+    "SQuAD's files are {data: [{paragraphs: [{context, qas: [{id, question, answers: [{text, answer_start}]}]}]}]}."
+)
 
 
-def nested(file: Path) -> Dataset | None:
-    """The questions of a file as SQuAD is published, ``{"data": [{"paragraphs": [...]}]}``; ``None`` if it is none.
+def nested(file: Path) -> Parsed | None:
+    """The questions of a file as SQuAD is published: ``id``, ``context``, ``question`` and ``answers``, SQuAD's struct.
 
-    Raises:
-        SkimError: it is one, and something is missing in it.
+    What is missing or wrong is null, and a problem of its row. ``None`` if the file is of another kind.
     """
-    from datasets import Dataset, Features, List, Value
+    import pyarrow as pa
 
-    with file.open(encoding="utf-8") as opened:
-        if opened.read(100).lstrip("\ufeff \n\r\t")[:1] != "{":
+    with opened(file) as stream:
+        if stream.read(100).lstrip()[:1] != "{":
             return None
-    try:
-        whole = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError:  # one object per line, or broken: for the reader of all other files
+        stream.seek(0)
+        try:
+            whole = json.load(stream)
+        except (ValueError, RecursionError):  # one object per line, or broken: for the reader of all other files
+            return None
+    articles = whole.get("data")
+    if not isinstance(articles, list) or not any(isinstance(one, dict) and "paragraphs" in one for one in articles):
         return None
-    if not isinstance(whole.get("data"), list):
-        return None
-    rows = []
-    try:
-        for article in whole["data"]:
-            for paragraph in article["paragraphs"]:
-                for asked in paragraph["qas"]:
-                    answers = asked.get("answers") or []  # none in a file to be predicted
-                    rows.append(
-                        {
-                            "id": str(asked["id"]),
-                            "context": paragraph["context"],
-                            "question": asked["question"],
-                            "answers": {
-                                name: [answer[name] for answer in answers] for name in ("text", "answer_start")
-                            },
-                        }
-                    )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SkimError(f"{file}, question {len(rows) + 1}: {error} is missing or wrong in SQuAD's format.") from error
-    text = Value("string")
-    answers = {"text": List(text), "answer_start": List(Value("int32"))}
-    return Dataset.from_list(rows, Features({"id": text, "context": text, "question": text, "answers": answers}))
+    text, many = pa.string(), pa.list_(pa.string())
+    struct = pa.struct([("text", many), ("answer_start", pa.list_(pa.int32()))])
+    schema = pa.schema([("id", text), ("context", text), ("question", text), ("answers", struct)])
+    problems: list[Problem] = []
+    batches = []
+    for rows in chunks(_questions(articles, problems)):
+        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
+        batches.append(pa.record_batch(columns, schema))
+    return pa.Table.from_batches(batches, schema), problems
 
 
-def listed(rows: Dataset, name: str, where: str) -> list[tuple[list[Any], list[Any] | None]]:
-    """Texts and first characters, ``None`` if they are not given, of each row's answers.
+READER = Reader((".json",), nested, ["squad"])
+
+
+def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[Any, ...]]:
+    """A row for each question, and for each part of the file that cannot be read as questions."""
+    row = 0
+
+    def bad(column: str | None, why: str, advice: str = FORMAT) -> None:
+        problems.append(Problem(row, column, why, advice))
+
+    def parts(of: Any, name: str, what: str) -> list[Any] | None:
+        found = of.get(name) if isinstance(of, dict) else None
+        if not isinstance(found, list):
+            bad(None, f"{what} has no list of {name}")
+        return found if isinstance(found, list) else None
+
+    def text(of: Any, name: str, column: str) -> str | None:
+        value = of.get(name)
+        if value is None:
+            bad(column, f"there is no {name}")
+        elif not isinstance(value, str):
+            bad(column, f"{name} is {shown(value)} and no text")
+        else:
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                bad(column, *reason(value, error))
+            else:
+                return value
+        return None
+
+    def answers(of: dict[str, Any]) -> dict[str, list[Any]] | None:
+        given = of.get("answers") or []  # none in a file to be predicted
+        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
+            bad("answers", f"answers is {shown(given)} and no list of {{text, answer_start}}")
+            return None
+        texts, starts = [text(one, "text", "answers") for one in given], [one.get("answer_start") for one in given]
+        wrong = [start for start in starts if type(start) is not int or abs(start) >= 2**31]
+        if wrong:
+            bad("answers", NO_START.format(shown(wrong[0])), COUNTED)
+        return None if wrong or None in texts else {"text": texts, "answer_start": starts}
+
+    nothing = (None,) * 4
+    for place, article in enumerate(articles, 1):
+        paragraphs = parts(article, "paragraphs", f"article {place}")
+        if paragraphs is None:
+            yield nothing
+            row += 1
+        for number, paragraph in enumerate(paragraphs or [], 1):
+            asked = parts(paragraph, "qas", f"paragraph {number} of article {place}")
+            if asked is None:
+                yield nothing
+                row += 1
+            for one in asked or []:
+                if isinstance(one, dict):
+                    name = one.get("id")
+                    name = str(name) if type(name) is int else text(one, "id", "id")
+                    yield name, text(paragraph, "context", "context"), text(one, "question", "question"), answers(one)
+                else:
+                    bad(None, f"the question is {shown(one)} and no object")
+                    yield nothing
+                row += 1
+
+
+class Given(NamedTuple):
+    """The answers of some rows, laid out.
+
+    Attributes:
+        texts: of all rows, one after the other.
+        counts: texts of each row, (rows,).
+        starts: first characters, one after the other; ``None``: of no row.
+        start_counts: of each row, (rows,); -1: they are not given, and each answer stands where it first occurs.
+    """
+
+    texts: pa.Array
+    counts: np.ndarray
+    starts: pa.Array | None
+    start_counts: np.ndarray
+
+
+def given(column: pa.ChunkedArray, where: str) -> Given:
+    """A column of answers in one of the forms.
 
     Args:
-        rows: the split.
-        name: of the column of the answers.
-        where: the file or split, for errors.
+        column: of a split.
+        where: file or split and column, for errors.
 
     Raises:
-        SkimError: the column has none of the forms.
+        SkimError: it has none of the forms.
     """
+    import pyarrow as pa
     import pyarrow.types as kinds
 
-    column = column_of(rows, name)
-    kind, many = column.type, False
-    if kinds.is_list(kind) or kinds.is_large_list(kind):
-        kind, many = kind.value_type, True
-    fields = {kind.field(i).name for i in range(kind.num_fields)} if kinds.is_struct(kind) else set()
-    if not (kinds.is_string(kind) or kinds.is_large_string(kind) or kinds.is_null(kind) or "text" in fields):
-        raise SkimError(f"{where}, column '{name}' holds {column.type}.\nWrite answers as {FORMS}.")
-    starts = "answer_start" in fields
+    array = column.combine_chunks()
+    array = pa.concat_arrays(array.chunks) if isinstance(array, pa.ChunkedArray) else array
+    of_texts = (kinds.is_string, kinds.is_large_string, kinds.is_null)
+    if any(is_kind(array.type) for is_kind in of_texts):
+        return _without_starts(*_laid_out(array))
+    fields: dict[str, pa.Array] = {}
+    if kinds.is_struct(array.type):
+        fields = _fields(array)
+    elif _is_list(array.type):
+        values, counts = _laid_out(array)
+        if any(is_kind(values.type) for is_kind in of_texts):
+            return _without_starts(values, counts)
+        fields = _fields(values) if kinds.is_struct(values.type) else {}
+        if "text" in fields:
+            texts, starts = fields["text"], fields.get("answer_start")
+            if not (_is_list(texts.type) or (starts is not None and _is_list(starts.type))):
+                return _without_starts(texts, counts) if starts is None else Given(texts, counts, starts, counts)
+            fields = {}
+    if "text" not in fields:
+        raise SkimError(f"{where} holds {column.type}.\nWrite answers as {FORMS}.")
+    texts, counts = _laid_out(fields["text"])
+    if "answer_start" not in fields:
+        return _without_starts(texts, counts)
+    starts, start_counts = _laid_out(fields["answer_start"])
+    missing = fields["answer_start"].is_null().to_numpy(zero_copy_only=False)
+    return Given(texts, counts, starts, np.where(missing, -1, start_counts))
 
-    def one(value: Any) -> tuple[list[Any], list[Any] | None]:
-        if not value:
-            return [], None
-        if not fields:
-            return (value if many else [value]), None
-        if many:
-            value = {key: [answer and answer[key] for answer in value] for key in fields}
-        texts, begins = (_as_list(value.get(key)) for key in ("text", "answer_start"))
-        return texts, begins if starts and (begins or texts) and value["answer_start"] is not None else None
 
-    return [one(value) for value in column.to_pylist()]
+def _without_starts(texts: pa.Array, counts: np.ndarray) -> Given:
+    return Given(texts, counts, None, np.full(len(counts), -1))
 
 
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
+def _fields(array: pa.StructArray) -> dict[str, pa.Array]:
+    """Fields by name, null where the whole is."""
+    return {field.name: values for field, values in zip(array.type, array.flatten(), strict=True)}
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow.types as kinds
+
+    return any(is_kind(kind) for is_kind in (kinds.is_list, kinds.is_large_list, kinds.is_fixed_size_list))
+
+
+def _laid_out(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Values and how many each row has: those of lists, or the one that is there."""
+    import pyarrow.compute as pc
+
+    if not _is_list(array.type):
+        return array.drop_null(), array.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
+    counts = pc.fill_null(pc.list_value_length(array), 0)
+    return array.flatten(), counts.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def golds(answers: Given) -> pa.Array:
+    """Lists of the texts of each row that say something, (rows,)."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = answers.texts
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        texts = pa.nulls(len(texts), pa.string())
+    blank = pc.or_(pc.utf8_is_space(texts), pc.equal(texts, ""))
+    kept = pc.fill_null(pc.invert(blank), False).to_numpy(zero_copy_only=False)
+    counts = np.bincount(np.repeat(np.arange(len(answers.counts)), answers.counts)[kept], minlength=len(answers.counts))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, texts.filter(pa.array(kept)).cast(pa.string()))
+
+
+def places(contexts: pa.ChunkedArray, answers: Given) -> Iterator[tuple[int, int] | str]:
+    """:func:`place` of each row; only some rows are ever held as Python objects."""
+    row = text = start = 0
+    for some in chunks(range(len(contexts))):
+        counts, start_counts = (each[row : row + len(some)] for each in (answers.counts, answers.start_counts))
+        texts = iter(answers.texts.slice(text, counts.sum()).to_pylist())
+        begun = np.maximum(start_counts, 0).sum()
+        starts = iter([] if answers.starts is None else answers.starts.slice(start, begun).to_pylist())
+        lists = zip(contexts.slice(row, len(some)).to_pylist(), counts.tolist(), start_counts.tolist(), strict=True)
+        for context, many, begins in lists:
+            said = list(islice(texts, many))
+            yield place(context or "", said, None if begins < 0 else list(islice(starts, begins)))
+        row, text, start = row + len(some), text + int(counts.sum()), start + int(begun)
+
+
+NO_START = "answer_start is {} and no character's number"
+COUNTED = "Characters are counted from 0."
 
 
 def place(context: str, texts: list[Any], starts: list[Any] | None) -> tuple[int, int] | str:
@@ -104,20 +242,25 @@ def place(context: str, texts: list[Any], starts: list[Any] | None) -> tuple[int
     """
     if starts is not None and len(starts) != len(texts):
         return f"{len(texts)} answers have {len(starts)} answer_start"
-    found = []
+    found = (-1, -1)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            return f"{text!r} is no answer"
-        if not text.strip():  # as some say that there is none
+            return f"{shown(text)} is no answer"
+        bare = text.strip()
+        if not bare:  # as some say that there is none
             continue
         start = context.find(text) if starts is None else starts[i]
-        if start is None or start < 0 or start != int(start) or not context.startswith(text, int(start)):
+        if type(start) is float and start == start // 1:  # pandas makes such numbers of a column with gaps
+            start = int(start)
+        if type(start) is not int:
+            return NO_START.format(shown(start))
+        if start < 0 or not context.startswith(text, start):
             at = "" if starts is None else f" at character {start}"
             return f"the answer {shortened(text)} does not stand in the context{at}"
-        # no token holds the spaces around an answer
-        begin = int(start) + len(text) - len(text.lstrip())
-        found.append((begin, begin + len(text.strip())))
-    return found[0] if found else (-1, -1)
+        if found[0] < 0:  # no token holds the spaces around an answer
+            begin = start + len(text) - len(text.lstrip())
+            found = (begin, begin + len(bare))
+    return found
 
 
 def shortened(text: str) -> str:

@@ -11,12 +11,13 @@ sentences and has not as many columns as the words have. ``-DOCSTART-`` lines ar
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from skim.errors import SkimError
+from tasks.cells import chunks
+from tasks.files import Parsed, Reader, kind_of, opened
 
 FILES = (".conllu", ".conll", ".iob", ".iob2", ".bio", ".txt")  # endings of such files
 UNIVERSAL = ".conllu"
@@ -36,45 +37,72 @@ class Sentence(NamedTuple):
     lines: list[int]
 
 
+def reader(columns: Sequence[int] | None, words: str, tags: str) -> Reader:
+    """For :func:`tasks.files.read`: a row for each sentence, with its lists of words and tags, and ``line``.
+
+    Args:
+        columns: see :func:`sentences`.
+        words: name of the column of words.
+        tags: name of the column of tags.
+    """
+    import pyarrow as pa
+
+    texts, numbers = pa.list_(pa.string()), pa.list_(pa.int64())
+    schema = pa.schema([(words, texts), (tags, texts), ("line", numbers)])
+
+    def parse(path: Path) -> Parsed:
+        parts = [
+            pa.record_batch(
+                [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), schema, strict=True)],
+                schema,
+            )
+            for some in chunks(sentences(path, columns))
+        ]
+        return pa.Table.from_batches(parts, schema), []  # words that cannot be read are null, and told by their line
+
+    return Reader(FILES, parse, ["columns", columns and list(columns), words, tags])
+
+
 def sentences(path: Path, columns: Sequence[int] | None = None) -> Iterator[Sentence]:
     """The sentences of a file.
 
     Args:
-        path: ``.conllu``, or anything else for other files of columns.
+        path: ``.conllu``, or anything else for other files of columns; may be gzipped.
         columns: that of the word and that of the tag, from 1, or from the last with -1; by default the first and the
             last, in CoNLL-U the second and the fourth.
 
     Raises:
         SkimError: columns that are none, or that the file has not.
     """
-    universal = path.suffix.lower() == UNIVERSAL
+    universal = kind_of(path) == UNIVERSAL
     word, tag = columns_of(columns or (FORM_AND_UPOS if universal else FIRST_AND_LAST))
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    broken = not is_text(text)
-    # not splitlines: words may hold what Unicode takes for line ends
-    lines = text.replace("\r\n", "\n").split("\n")
-    width = WIDTH if universal else usual_width(lines)
-    for place, what in ((word, "words"), (tag, "tags")):
-        if width > 1 and not -width <= place < width:
-            raise SkimError(f"{path} has {width} columns, and task.columns names another for {what}.")
     found = Sentence([], [], [])
-    for number, line in enumerate([*lines, ""], 1):
-        cells = split(line)
-        whole = len(cells) == width
-        if not cells:
-            if found.words:
-                yield found
-                found = Sentence([], [], [])
-            continue
-        comment = line.startswith("#") and (universal or not (found.words or whole))
-        no_word = universal and whole and not cells[0].isdigit()
-        form = cells[word] if whole and width > 1 else cells[0]
-        if comment or no_word or cells[0] == "-DOCSTART-" or form == "-DOCSTART-":
-            continue
-        label = cells[tag] or None if whole and width > 1 else None
-        found.words.append(None if broken and not is_text(form) else form)
-        found.tags.append(None if broken and label and not is_text(label) else label)
-        found.lines.append(number)
+    with opened(path) as lines:  # a line ends where a file's does: words may hold what Unicode takes for line ends
+        width = WIDTH if universal else usual_width(lines)
+        lines.seek(0)
+        for place, what in ((word, "words"), (tag, "tags")):
+            if width > 1 and not -width <= place < width:
+                raise SkimError(f"{path} has {width} columns, and task.columns names another for {what}.")
+        for number, line in enumerate(lines, 1):
+            cells = split(line)
+            if not cells:
+                if found.words:
+                    yield found
+                    found = Sentence([], [], [])
+                continue
+            whole = len(cells) == width
+            comment = line.startswith("#") and (universal or not (found.words or whole))
+            no_word = universal and whole and not cells[0].isdigit()
+            form = cells[word] if whole and width > 1 else cells[0]
+            if comment or no_word or cells[0] == "-DOCSTART-" or form == "-DOCSTART-":
+                continue
+            label = cells[tag] or None if whole and width > 1 else None
+            plain = line.isascii()
+            found.words.append(form if plain or is_text(form) else None)
+            found.tags.append(label if plain or label is None or is_text(label) else None)
+            found.lines.append(number)
+    if found.words:
+        yield found
 
 
 def columns_of(columns: Sequence[int]) -> tuple[int, int]:
@@ -99,13 +127,15 @@ def is_text(text: str) -> bool:
 
 def split(line: str) -> list[str]:
     """A line's columns; none, if it is empty."""
-    line = line.strip(" \t\r")
+    line = line.strip(" \t\r\n")
     if not line:
         return []
-    return [cell.strip(" ") for cell in line.split("\t")] if "\t" in line else re.split(" +", line)
+    if "\t" in line:
+        return [cell.strip(" ") for cell in line.split("\t")] if " " in line else line.split("\t")
+    return [cell for cell in line.split(" ") if cell]
 
 
-def usual_width(lines: list[str]) -> int:
+def usual_width(lines: Iterable[str]) -> int:
     """Columns of the first line that is a word's for sure."""
-    sure = (line for line in lines if line.strip(" \t\r") and not line.startswith(("#", "-DOCSTART-")))
+    sure = (line for line in lines if line.strip(" \t\r\n") and not line.startswith(("#", "-DOCSTART-")))
     return len(split(next(sure, "")))

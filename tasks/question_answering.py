@@ -17,10 +17,12 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError
-from tasks.answers import listed, nested, place
+from tasks.answers import COUNTED, READER, Given, given, golds, places
 from tasks.base import Task, evenly, softened_divergence
 from tasks.batches import Rows
+from tasks.cells import Problem
 from tasks.columns import Rejects, check_column, check_texts, column_of
+from tasks.files import Parsed, cached, problems, read
 from tasks.spans import LOWEST, Answers, best_spans, null_scores, ranked
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POSITIONS = ("start_positions", "end_positions", "cls")  # of tokens: they move with the padding
+PLACING = 1  # counted up whenever the same rows shall give another table of questions; old caches are then left alone
 NEVER = -1e4  # logit of what cannot be; finite, so that nothing times its probability is nothing
 
 
@@ -41,6 +44,9 @@ class QuestionAnswering(Task):
     context, -1 elsewhere, ``cls`` (B,), where [CLS] stands, and, where there are answers, ``start_positions`` and
     ``end_positions`` (B,), those of [CLS] in windows without the answer. ``report`` also has ``windows``; its ``rows``
     are questions, and those are ``truncated`` whose question was.
+
+    The loss is that of ``transformers``, whose softmax runs over padding too: it depends a little on what other windows
+    are in a batch. Scores and answers do not.
     """
 
     question_column: str = "question"
@@ -99,63 +105,100 @@ class QuestionAnswering(Task):
         self._stride = min(self.stride, room // 2)
 
     def read(self, file: str) -> Dataset:
-        path = Path(file).expanduser()
-        published = nested(path) if path.suffix.lower() == ".json" and path.is_file() else None
-        return super().read(file) if published is None else published
+        return read(file, self.file_columns, READER)
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first."""
-        from datasets import List, Value
+        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first.
 
-        texts = {"question": self.question_column, "context": self.context_column}
-        for what, name in texts.items():
-            check_texts(rows, name, rejects, f"task.{what}_column=<column>")
-        columns = {what: column_of(rows, name).to_pylist() for what, name in texts.items()}
-        for what, name in texts.items():
-            for row, text in enumerate(columns[what]):
-                if text is not None and not text.strip():  # None is bad already
-                    rejects.add(row, name, "there is no text")
-        found: dict[str, Any] = {"id": self._ids(rows, part, rejects)}
-        if part != "test" or self.answers_column in rows.column_names:
-            check_column(rows, self.answers_column, "answers column", "task.answers_column=<column>", rejects.where)
-            answers = listed(rows, self.answers_column, rejects.where)
-            if part != "test" or any(texts for texts, _ in answers):  # else they are withheld
-                found |= self._placed(columns["context"], answers, rejects)
-        table = rows.select_columns(list(texts.values())).rename_columns({name: what for what, name in texts.items()})
-        for what, values in found.items():
-            table = table.add_column(what, values, feature=List(Value("string")) if what == "golds" else None)
+        What is found is cached beside what is wrong: to find answers in a hundred thousand texts takes a while.
+        """
+        from datasets.fingerprint import Hasher
+
+        test = part == "test"  # its answers are only for scores, and predictions go by their ids
+        columns = [self.question_column, self.context_column, self.answers_column, self.id_column]
+        numbers = rejects.numbers(len(rows))
+        key = Hasher.hash([PLACING, rows._fingerprint, columns, self.no_answers, test])
+        table = cached(key, lambda: self._checked(rows, test, numbers, Noted(rejects.where)))
+        unusable = []
+        for row, column, why, advice in problems(table):
+            assert column is not None
+            if test and column == self.answers_column:
+                unusable.append((row, column, why))
+            else:
+                rejects.add(row, column, why, advice)
+        if unusable:
+            row, column, why = unusable[0]
+            log.warning(
+                "%s: without scores, as not all of its rows have an answer that can be used. Row %d, column '%s': %s",
+                *(rejects.where, numbers[row], column, why),
+            )
         return table
 
-    def _ids(self, rows: Dataset, part: str, rejects: Rejects) -> list[str]:
+    def _checked(self, rows: Dataset, test: bool, numbers: np.ndarray, noted: Noted) -> Parsed:
+        """What :meth:`check` returns, and what is wrong.
+
+        Args:
+            rows: the split.
+            test: whether it is to be predicted, with or without answers.
+            numbers: of the rows in the file or split, from 1.
+            noted: what is wrong goes there.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found: dict[str, Any] = {}
+        for what, name in (("question", self.question_column), ("context", self.context_column)):
+            check_texts(rows, name, noted, f"task.{what}_column=<column>")
+            texts = column_of(rows, name)
+            if noted.problems:  # bytes that are no text are none for Arrow's functions
+                known = np.isin(np.arange(len(rows)), [problem.row for problem in noted.problems])
+                texts = pc.if_else(pa.array(known), None, texts)
+            for row in np.flatnonzero(pc.or_(pc.utf8_is_space(texts), pc.equal(texts, "")).fill_null(False)).tolist():
+                noted.add(row, name, "there is no text")
+            found[what] = texts
+        found["id"] = self._ids(rows, test, numbers, noted)
+        if not test or self.answers_column in rows.column_names:
+            check_column(rows, self.answers_column, "answers column", "task.answers_column=<column>", noted.where)
+            where = f"{noted.where}, column '{self.answers_column}'"
+            answers = given(column_of(rows, self.answers_column), where)
+            told = golds(answers)
+            if not test or len(told.values):  # else they are withheld
+                placed = self._placed(found["context"], answers, noted)
+                wrong = any(problem.column == self.answers_column for problem in noted.problems)
+                if not (test and wrong):
+                    found |= {"golds": told, "begin": placed[:, 0], "end": placed[:, 1]}
+        return pa.table(found), noted.problems
+
+    def _ids(self, rows: Dataset, test: bool, numbers: np.ndarray, noted: Noted) -> list[str]:
+        """As they are written, or the numbers of rows; every row of the test part needs one of its own."""
+        ids = list(map(str, numbers.tolist()))
+        if self.id_column is None and "id" not in rows.column_names:
+            return ids
         name = self.id_column or "id"
-        if self.id_column is None and name not in rows.column_names:
-            return [str(row) for row in range(1, len(rows) + 1)]
-        check_column(rows, name, "column of ids", "task.id_column=<column>", rejects.where)
-        ids = [str(value) for value in column_of(rows, name).to_pylist()]
-        if part == "test" and len(set(ids)) < len(ids):  # predictions go by their ids
-            seen: set[str] = set()
-            for row, one in enumerate(ids):
-                if one in seen:
-                    rejects.add(row, name, f"{one!r} is the id of an earlier row too")
-                seen.add(one)
+        check_column(rows, name, "column of ids", "task.id_column=<column>", noted.where)
+        seen: set[str] = set()
+        for row, value in enumerate(column_of(rows, name).to_pylist()):
+            if value is not None and str(value).strip():
+                ids[row] = str(value)
+                if test and ids[row] in seen:
+                    noted.add(row, name, f"{ids[row]!r} is the id of an earlier row too")
+                seen.add(ids[row])
+            elif test:
+                noted.add(row, name, "there is no id")
         return ids
 
-    def _placed(self, contexts: list[str | None], answers: list[tuple], rejects: Rejects) -> dict[str, Any]:
-        """Gold answers of each row, and characters of the first; -1 where there is none, and for bad rows."""
-        golds: list[list[str]] = []
-        places = np.full((len(answers), 2), -1)
-        for row, (context, (texts, starts)) in enumerate(zip(contexts, answers, strict=True)):
-            where = place(context or "", texts, starts)
+    def _placed(self, contexts: Any, answers: Given, noted: Noted) -> np.ndarray:
+        """First and last character (exclusive) of each row's first answer, (rows, 2); -1 without, and for bad rows."""
+        found = np.full((len(contexts), 2), -1)
+        for row, where in enumerate(places(contexts, answers)):
             if isinstance(where, str):
-                rejects.add(row, self.answers_column, where, "Characters are counted from 0.")
+                noted.add(row, self.answers_column, where, COUNTED)
             elif where[0] < 0 and not self.no_answers:
-                rejects.add(
-                    row, self.answers_column, "there is no answer", "For questions without one: task.no_answers=true."
-                )
+                advice = "For questions without one: task.no_answers=true."
+                noted.add(row, self.answers_column, "there is no answer", advice)
             else:
-                places[row] = where
-            golds.append([text for text in texts if isinstance(text, str)])
-        return {"golds": golds, "begin": places[:, 0], "end": places[:, 1]}
+                found[row] = where
+        return found
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
         questions, cut = self._questions(rows["question"])
@@ -315,6 +358,17 @@ class QuestionAnswering(Task):
         if found is None:
             log.warning("%s has no threshold: no answer is given where its score is the highest", file)
         return found or 0.0
+
+
+class Noted(Rejects):
+    """Keeps what is wrong, whatever is to be done about it."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.problems: list[Problem] = []
+
+    def add(self, row: int, column: str, why: str, advice: str = "") -> None:
+        self.problems.append(Problem(row, column, why, advice))
 
 
 class Windows(Rows):

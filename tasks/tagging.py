@@ -17,6 +17,7 @@ from tasks import conll
 from tasks.base import Task, evenly, softened_divergence
 from tasks.chunks import TagScores, is_chunked
 from tasks.columns import Rejects, check_column, column_of
+from tasks.files import read
 from tasks.lists import check_words, infer_tags, parts_of, tag_ids
 from tasks.words import first_tokens, space_words, tokenised
 
@@ -174,16 +175,7 @@ class Tagging(Task):
     # ---- rows ----
 
     def read(self, file: str) -> Dataset:
-        from datasets import Dataset
-
-        path = Path(file).expanduser()
-        if path.suffix.lower() not in conll.FILES or not path.is_file():
-            return super().read(file)
-        found = list(conll.sentences(path, self.columns))
-        if not found:
-            raise SkimError(f"{file} has no rows.")
-        words, tags, lines = (list(column) for column in zip(*found, strict=True))
-        return Dataset.from_dict({self.token_column: words, self.tag_column: tags, "line": lines})
+        return read(file, self.file_columns, conll.reader(self.columns, self.token_column, self.tag_column))
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
         from datasets.fingerprint import Hasher
