@@ -1,8 +1,11 @@
-"""From a user's cells to typed Arrow columns: a column has one type, and what does not fit it is noted, row by row."""
+"""From a user's cells to Arrow columns: a column has one type, and what does not fit it is noted, row by row.
+
+What a csv or tsv file holds is text, and stays so: types that are guessed from a file's rows would differ between the
+files of a task. Who wants a number reads it from the text.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,10 +18,6 @@ if TYPE_CHECKING:
 UTF8 = "Save the file as UTF-8."
 CHUNK = 10_000  # rows turned into Arrow at once
 KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
-# as a whole cell; 007 is a name, and so are nan and inf: a column of words shall not turn into numbers
-INTEGER = r"^-?(0|[1-9][0-9]*)$"
-DECIMAL = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
-BOOLEAN = r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"
 
 
 class Problem(NamedTuple):
@@ -182,36 +181,3 @@ def shown(value: Any) -> str:
     """A value as one would write it, cut to some length."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def typed(table: pa.Table) -> pa.Table:
-    """Columns of texts, of which those of nothing but numbers, or of nothing but true and false, become such.
-
-    An empty cell is null in these, and an empty text elsewhere. The whole column is looked at: what its first rows hold
-    does not decide, and neither does a chunk's end.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    for i, name in enumerate(table.column_names):
-        column = table.column(i)
-        if not pa.types.is_string(column.type):
-            continue
-        values = pc.utf8_trim_whitespace(column)
-        values = pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
-        if values.null_count == len(values):
-            continue
-        for pattern, kind in ((INTEGER, pa.int64()), (DECIMAL, pa.float64()), (BOOLEAN, pa.bool_())):
-            # the first rows mostly tell already
-            if all(is_all(part, pattern) for part in (values.slice(0, 100), values)):
-                with contextlib.suppress(pa.ArrowInvalid):  # an integer too large for one
-                    table = table.set_column(i, name, values.cast(kind))
-                    break
-    return table
-
-
-def is_all(values: pa.ChunkedArray, pattern: str) -> bool:
-    """Whether the pattern matches every text that is there."""
-    import pyarrow.compute as pc
-
-    return pc.all(pc.match_substring_regex(values, pattern), min_count=0).as_py()

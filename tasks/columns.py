@@ -110,34 +110,9 @@ class Rejects:
 
 
 TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
-SKIPPING) if line))
-        self.first = self.first or said
-
-    def _left(self, rows: Dataset, numbers: np.ndarray) -> Dataset:
-        if not len(numbers):
-            raise SkimError(
-                f"{self.where}: task.on_bad_row=skip leaves no rows; the first was bad because\n{self.first}"
-            )
-        return rows.select(numbers)
-
-
-TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
-LABELS = "task.label_column=<column>"
-SKIPPING) if line))
-        self.first = self.first or said
-
-    def _left(self, rows: Dataset, numbers: np.ndarray) -> Dataset:
-        if not len(numbers):
-            raise SkimError(
-                f"{self.where}: task.on_bad_row=skip leaves no rows; the first was bad because\n{self.first}"
-            )
-        return rows.select(numbers)
-
-
-TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
-LABELS = "task.label_column=<column>"
-REGRESSION = "For numbers to predict, set task.head=regression."
 SKIPPING = "task.on_bad_row=skip leaves such rows out, and counts them."
+
+
 def as_list(value: Any, option: str) -> list[Any]:
     """A list that a user has given, which may be OmegaConf's; a plain text would be a list of its letters."""
     if isinstance(value, str):
@@ -152,6 +127,11 @@ def as_names(value: Any, option: str = "task.label_names") -> list[str]:
     if twice:
         raise SkimError(f"{option} names {twice[0]!r} twice; each label has one name.")
     return names
+
+
+def kept(name: str) -> str:
+    """What a column of texts is called beside the task's own ``labels``."""
+    return f"{name} (text)" if name == "labels" else name
 
 
 def column_of(rows: Dataset, name: str) -> ChunkedArray:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from skim.errors import SkimError
+from tasks.cells import UTF8
 from tasks.columns import Rejects, column_of
+from tasks.labels import finder, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from pyarrow import Array
+    from pyarrow import Array, ChunkedArray
 
-UTF8 = "Save the file as UTF-8."
 NO_TAG = -1  # id of a word without a tag
 
 
@@ -49,7 +50,7 @@ class Lists(NamedTuple):
 
 
 def lists_of(rows: Dataset, name: str, where: str) -> Lists:
-    """One column of lists, or of texts.
+    """One column of lists, or of texts: then of their parts.
 
     Raises:
         SkimError: it holds neither.
@@ -68,24 +69,49 @@ def lists_of(rows: Dataset, name: str, where: str) -> Lists:
     if pa.types.is_null(column.type):
         column = column.cast(pa.list_(pa.string()))
     counts = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return Lists(column.flatten(), np.repeat(np.arange(len(counts)), counts), counts)
+    values = column.flatten()
+    if str(values.type) == "string_view":
+        values = values.cast(pa.large_string())
+    return Lists(values, np.repeat(np.arange(len(counts)), counts), counts)
+
+
+def is_of_texts(values: Array | ChunkedArray) -> bool:
+    """Whether they are texts, or all null."""
+    import pyarrow.types as kinds
+
+    return any(is_kind(values.type) for is_kind in (kinds.is_string, kinds.is_large_string, kinds.is_null))
 
 
 def check_words(rows: Dataset, name: str, rejects: Rejects) -> Lists:
     """At least one word in every row."""
-    import pyarrow.types as kinds
-
     words = lists_of(rows, name, rejects.where)
-    if not any(is_kind(words.values.type) for is_kind in (kinds.is_string, kinds.is_large_string, kinds.is_null)):
+    if not is_of_texts(words.values):
         raise SkimError(f"{rejects.where}, column '{name}' holds lists of {words.values.type} and not of words.")
     for row in np.flatnonzero(words.counts == 0).tolist():
         rejects.add(row, name, "there are no words")
     for row, place in words.first_of(words.values.is_null().to_numpy(zero_copy_only=False)):
-        if "line" in rows.column_names:
-            rejects.add(row, name, f"word {place + 1} (line {rows[row]['line'][place]}) is not UTF-8", UTF8)
+        line = line_of(rows, row, place)
+        if line is not None:
+            rejects.add(row, name, f"word {place + 1} (line {line}) is not UTF-8", UTF8)
         else:
             rejects.add(row, name, f"word {place + 1} is null")
     return words
+
+
+def line_of(rows: Dataset, row: int, place: int) -> int | None:
+    """The line of a word in a file of columns; other files may have a column of the same name."""
+    lines = rows[row]["line"] if "line" in rows.column_names else None
+    return lines[place] if isinstance(lines, list) and place < len(lines) else None
+
+
+def tags_of(rows: Dataset, name: str, where: str) -> Lists:
+    """One column of tags: names, ids, or class labels."""
+    import pyarrow.types as kinds
+
+    tags = lists_of(rows, name, where)
+    if not is_of_texts(tags.values) and not kinds.is_integer(tags.values.type):
+        raise SkimError(f"{where}, column '{name}' holds lists of {tags.values.type}: neither names nor ids.")
+    return tags
 
 
 def tag_names(rows: Dataset, name: str) -> list[str] | None:
@@ -97,21 +123,19 @@ def tag_names(rows: Dataset, name: str) -> list[str] | None:
 
 def infer_tags(rows: Dataset, name: str, untagged: Collection[Any], where: str) -> list[str]:
     """The labels of a column of tags: a parquet file's own, names with O first and then by the alphabet, or 0, 1, 2."""
+    nothing = {label_text(value) for value in untagged}
     names = tag_names(rows, name)
     if names is None:
-        values = lists_of(rows, name, where).values.unique().to_pylist()
-        values = [value for value in values if value is not None and value not in untagged]
-        if all(isinstance(value, str) for value in values):
-            names = sorted(values, key=lambda value: (value != "O", value))
-        elif all(isinstance(value, int) for value in values) and sorted(values) == list(range(len(values))):
-            names = [str(i) for i in range(len(values))]
-        else:
-            shown = ", ".join(str(value) for value in sorted(values)[:5])
+        values = tags_of(rows, name, where).values.unique().to_pylist()
+        values = sorted(value for value in values if label_text(value) not in {*nothing, None})
+        if values and isinstance(values[0], int) and values != list(range(len(values))):
+            shown = ", ".join(map(str, values[:5]))
             raise SkimError(
                 f"{where}, column '{name}': the tags are {shown}, ...: neither names nor 0, 1, 2 and so on.\n"
                 "Write names, or list the labels in task.label_names; words without a tag: task.untagged=[-1]."
             )
-    names = [value for value in names if value not in untagged]
+        names = sorted(dict.fromkeys(str(value).strip() for value in values), key=lambda value: value != "O")
+    names = [value for value in names if label_text(value) not in nothing]
     if len(names) < 2:
         raise SkimError(f"{where}, column '{name}': there are no two tags; there is nothing to learn.")
     return names
@@ -128,6 +152,8 @@ def tag_ids(
 ) -> Array:
     """Lists of label ids, one for each word, ``NO_TAG`` for a word that has none, of names, ids or class labels.
 
+    Texts are names, whatever they look like; numbers are names too, if there are such, and else ids.
+
     Args:
         rows: the split; a column ``line`` with the line of each word goes into errors.
         name: of the column of tags.
@@ -139,33 +165,36 @@ def tag_ids(
     """
     import pyarrow as pa
 
-    tags = lists_of(rows, name, rejects.where)
-    known = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_null)
-    if not any(is_kind(tags.values.type) for is_kind in known):
-        raise SkimError(f"{rejects.where}, column '{name}' holds lists of {tags.values.type}: neither names nor ids.")
+    tags = tags_of(rows, name, rejects.where)
     for row in np.flatnonzero(tags.counts != words.counts).tolist():
         why = f"there are {words.counts[row]} words and {tags.counts[row]} tags"
         rejects.add(row, name, why, "Each word needs one tag.")
     named = tag_names(rows, name)
-    by_name: dict[Any, int] = {label: i for i, label in enumerate(label_names)}
-    wrong, values = -2, tags.values.dictionary_encode()
+    numbered = named is None and pa.types.is_integer(tags.values.type)
+    values = tags.values.dictionary_encode()
     shown: list[Any] = values.dictionary.to_pylist()
     if named is not None:  # class labels in another order than ours keep their names, not their numbers
         shown = [named[value] if value in range(len(named)) else value for value in shown]
-    elif shown and isinstance(shown[0], int):
-        by_name = dict(zip(range(len(label_names)), range(len(label_names)), strict=True))
-    none = NO_TAG if None in untagged else wrong
-    unknown = wrong if other is None else other
-    ids_of = [NO_TAG if value in untagged else by_name.get(value, unknown) for value in shown]
-    places = values.indices.fill_null(len(ids_of)).to_numpy(zero_copy_only=False)
-    ids = np.asarray([*ids_of, none], dtype=np.int32)[places]
     shown.append(None)
+    nothing = {label_text(value) for value in untagged}
+    by_name = {label: i for i, label in enumerate(label_names)}
+    find = finder(label_names) if numbered else by_name.get
+    wrong = -2
+
+    def id_of(text: str | None) -> int:
+        if text in nothing:
+            return NO_TAG
+        found = None if text is None else find(text)
+        return found if found is not None else wrong if other is None or text is None else other
+
+    ids_of = np.asarray([id_of(label_text(value)) for value in shown], dtype=np.int32)
+    places = values.indices.fill_null(len(shown) - 1).to_numpy(zero_copy_only=False)
+    ids = ids_of[places]
     for row, place in tags.first_of(ids == wrong):
-        at = int(tags.counts[:row].sum()) + place
-        value = shown[places[at]]
+        value = shown[places[int(tags.counts[:row].sum()) + place]]
         why = f"{shown_word(rows, words, row, place)} has "
-        if value is None:
-            rejects.add(row, name, why + "no tag", NONE if "line" not in rows.column_names else NO_COLUMN)
+        if label_text(value) is None:
+            rejects.add(row, name, why + "no tag", NONE if line_of(rows, row, place) is None else NO_COLUMN)
         else:
             some = ", ".join(label_names[:40]) + (", ..." if len(label_names) > 40 else "")
             rejects.add(row, name, why + f"the tag {value!r}, which is no label of this task", f"Labels: {some}.")
@@ -184,5 +213,5 @@ def shown_word(rows: Dataset, words: Lists, row: int, place: int) -> str:
     if place >= words.counts[row]:
         return f"word {place + 1}"
     word = words.values[int(words.counts[:row].sum()) + place].as_py()
-    line = f", line {rows[row]['line'][place]}" if "line" in rows.column_names else ""
-    return f"word {place + 1} ({word!r}{line})"
+    line = line_of(rows, row, place)
+    return f"word {place + 1} ({word!r}{'' if line is None else f', line {line}'})"

@@ -12,7 +12,9 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from skim.errors import SkimError
 from tasks.base import Task, evenly, softened_divergence
-from tasks.columns import MISSING, Rejects, check_column, check_texts, column_of, is_labeled
+from tasks.columns import Rejects, as_list, check_column, check_texts, column_of, kept
+from tasks.labels import FIGURE, is_labeled, known_labels, label_texts, shown_label, whole
+from tasks.lists import is_of_texts, lists_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,20 +43,23 @@ class MultipleChoice(Task):
     the method, and what is reported *per sequence*, such as GFLOPs, is per option. What is longer than ``max_length``
     loses the end of its text; only where question and option fill it by themselves are they shortened too.
 
-    Answers may be letters from A, numbers from 0, or the text of the option.
+    Answers may be letters from A, the text of an option, or numbers from 0: in this order. So where options are numbers
+    themselves, the answer 2 means the option that says 2, and a number that none of them says is an error.
     """
 
     text_column: str = "article"  # what the question is about
     question_column: str | None = "question"  # null: the options go on where the text ends
     options_column: str = "options"  # lists of texts, as many in each row
     option_columns: list[str] = field(default_factory=list)  # instead of the former: a column for each option, for csv
-    label_column: str = "answer"  # the right option: its letter, its number from 0, or its text
+    label_column: str = "answer"  # the right option: its letter, its text, or its number from 0
 
     single_texts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.option_columns = list(self.option_columns)  # a plain list: it is part of a cache's key
+        self.option_columns = as_list(
+            self.option_columns, "task.option_columns"
+        )  # a plain list: it is part of a cache's key
         if len(self.option_columns) == 1:
             raise SkimError(f"task.option_columns={self.option_columns}: there is nothing to choose; name two or more.")
 
@@ -97,6 +102,7 @@ class MultipleChoice(Task):
     # ---- rows ----
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        """The columns of texts and options, and ``labels`` where there are any."""
         check_texts(rows, self.text_column, rejects, TEXT)
         columns = [self.text_column]
         if self.question_column is not None:
@@ -108,46 +114,54 @@ class MultipleChoice(Task):
             count = len(self.option_columns)
         else:
             count = check_options(rows, self.options_column, rejects)
-        known = rows.select_columns([*columns, *(self.option_columns or [self.options_column])])
-        if not is_labeled(rows, self.label_column, rejects, needed=part != "test", option=ANSWER):
-            return known
-        return known.add_column("labels", self._answers(rows, count, rejects))
+        columns += self.option_columns or [self.options_column]
+        known = rows.select_columns(columns).rename_columns({name: kept(name) for name in columns})
 
-    def _answers(self, rows: Dataset, count: int, rejects: Rejects) -> np.ndarray:
+        def read(to: Rejects) -> np.ndarray | None:
+            labelled = is_labeled(rows, self.label_column, to, needed=part != "test", option=ANSWER)
+            return self._answers(rows, known, count, to) if labelled else None
+
+        labels = known_labels(part, rejects, read)
+        return known if labels is None else known.add_column("labels", labels)
+
+    def _answers(self, rows: Dataset, known: Dataset, count: int, rejects: Rejects) -> np.ndarray:
         """Numbers of the right options, (rows,) int64; 0 for a bad row.
 
         Args:
-            rows: with options that were checked.
+            rows: with answers.
+            known: the same with options that were checked.
             count: of options.
             rejects: what a row whose answer is none of its options goes to.
         """
+        texts, codes = label_texts(rows, self.label_column)
         # letters first: an option that says "A" is not what the key of an exam means by it
-        known: dict[Any, int] = {**dict(zip(LETTERS, range(count), strict=False)), **{i: i for i in range(count)}}
-        values = column_of(rows, self.label_column).to_pylist()
-        found = np.asarray([known.get(value, -1) for value in values])
-        others = [
-            int(row) for row in np.flatnonzero(found < 0) if values[row] not in MISSING and row not in rejects.bad
-        ]
-        options = self._options(rows.select(others)[:]) if others else []
-        for row, texts in zip(others, options, strict=True):
-            if values[row] in texts:
-                found[row] = texts.index(values[row])
-            else:
-                why = f"{values[row]!r} is none of the {count} options"
-                letters = f"A to {LETTERS[count - 1]}, " if count <= len(LETTERS) else ""
-                rejects.add(row, self.label_column, why, f"Answers: {letters}0 to {count - 1}, or an option's text.")
+        letters = dict(zip(LETTERS, range(count), strict=False))
+        found = np.asarray([-1 if text is None else letters.get(text, -1) for text in texts], dtype=np.int64)[codes]
+        others = [int(row) for row in np.flatnonzero(found < 0) if row not in rejects.bad]
+        options = self._options(known.select(others)[:]) if others else []
+        for row, some in zip(others, options, strict=True):
+            answer = texts[codes[row]]
+            if answer is None:  # bad already
+                continue
+            place = option_of(answer, [option.strip() for option in some])
+            if place is None:
+                why = f"{shown_label(answer)} is none of the {count} options"
+                letter = f"A to {LETTERS[count - 1]}, " if count <= len(LETTERS) else ""
+                advice = f"Answers: {letter}an option's text, or 0 to {count - 1} if no option is a number."
+                rejects.add(row, self.label_column, why, advice)
+            found[row] = place or 0
         return np.maximum(found, 0)
 
     def _options(self, rows: dict[str, list]) -> list[list[str]]:
         """The texts of each row's options."""
         if self.option_columns:
-            return [list(texts) for texts in zip(*(rows[name] for name in self.option_columns), strict=True)]
-        return rows[self.options_column]
+            return [list(texts) for texts in zip(*(rows[kept(name)] for name in self.option_columns), strict=True)]
+        return rows[kept(self.options_column)]
 
     def _pairs(self, rows: dict[str, list]) -> tuple[list[str], list[str], int]:
         """The tokenizer's arguments, an entry for each option of each row, and how many options a row has."""
-        texts, options = rows[self.text_column], self._options(rows)
-        questions = rows[self.question_column] if self.question_column is not None else [None] * len(texts)
+        texts, options = rows[kept(self.text_column)], self._options(rows)
+        questions = rows[kept(self.question_column)] if self.question_column is not None else [None] * len(texts)
         first = [text for text, some in zip(texts, options, strict=True) for _ in some]
         second = [put(asked, one) for asked, some in zip(questions, options, strict=True) for one in some]
         return first, second, len(options[0])
@@ -205,24 +219,32 @@ def check_options(rows: Dataset, name: str, rejects: Rejects) -> int:
         name: of the column.
         rejects: what rows with more options or fewer, or with one that is no text, go to.
     """
-    import pyarrow.compute as pc
-    import pyarrow.types as kinds
-
     check_column(rows, name, "column of options", OPTIONS, rejects.where)
     column = column_of(rows, name)
-    kind = column.type
-    lists = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-    if not lists or not (kinds.is_string(kind.value_type) or kinds.is_large_string(kind.value_type)):
+    options = None if is_of_texts(column) else lists_of(rows, name, rejects.where)
+    if options is None or not is_of_texts(options.values):
         raise SkimError(
-            f"{rejects.where}, column '{name}' holds {kind} and not lists of texts.\nChoose with {OPTIONS}."
+            f"{rejects.where}, column '{name}' holds {column.type} and not lists of texts.\nChoose with {OPTIONS}."
         )
-    counts = np.asarray(pc.fill_null(pc.list_value_length(column), 0))
-    usual = int(np.bincount(counts).argmax())
+    usual = int(np.bincount(options.counts).argmax())
     if usual < 2:
         raise SkimError(f"{rejects.where}, column '{name}': rows of {usual} options leave nothing to choose.")
-    for row in np.flatnonzero(counts != usual):
-        rejects.add(int(row), name, f"{counts[row]} options, and other rows have {usual}")
-    missing = pc.is_null(pc.list_flatten(column))
-    for row in sorted(set(np.asarray(pc.list_parent_indices(column).filter(missing)).tolist()) - rejects.bad):
-        rejects.add(int(row), name, "one of the options is no text")
+    for row in np.flatnonzero(options.counts != usual).tolist():
+        rejects.add(row, name, f"{options.counts[row]} options, and other rows have {usual}")
+    for row, place in options.first_of(options.values.is_null().to_numpy(zero_copy_only=False)):
+        rejects.add(row, name, f"option {place + 1} is no text")
     return usual
+
+
+def option_of(answer: str, options: list[str]) -> int | None:
+    """Place of the right option, of its text or its number; a number is a text where options are numbers."""
+    for spelling in (answer, answer.lower()) if answer in ("True", "False") else (answer,):
+        if spelling in options:
+            return options.index(spelling)
+    numbers = [whole(option) for option in options]
+    number = whole(answer)
+    if number is None:
+        return None
+    if any(map(FIGURE.fullmatch, options)):
+        return numbers.index(number) if number in numbers else None
+    return number if 0 <= number < len(options) else None

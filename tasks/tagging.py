@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,21 +15,22 @@ from skim.errors import SkimError, unknown
 from tasks import conll
 from tasks.base import Task, evenly, softened_divergence
 from tasks.chunks import TagScores, is_chunked
-from tasks.columns import Rejects, check_column, column_of
+from tasks.columns import Rejects, as_list, as_names, check_column, column_of
 from tasks.files import read
-from tasks.lists import check_words, infer_tags, parts_of, tag_ids
+from tasks.labels import known_labels
+from tasks.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
 from tasks.words import first_tokens, space_words, tokenised
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from pyarrow import Array
 
 log = logging.getLogger(__name__)
 
 METRICS = ("f1", "precision", "recall", "accuracy")  # the first three are of chunks
 ON_UNKNOWN_TAG = ("error", "wrong")
 WORDS, TAGS, COLUMNS = "task.token_column=<column>", "task.tag_column=<column>", "task.columns=[<word>,<tag>]"
-NO_LABEL = -100  # what the models' loss passes over
-PAD = -100  # in gold, where there is no word
+IGNORED = -100  # what the models' loss passes over, and in gold where there is no word
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -57,21 +57,21 @@ class Tagging(Task):
     columns: list[int] | None = None  # of word and tag in files of columns, see tasks/conll.py
 
     no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "cut")
-    fills: ClassVar[dict[str, int]] = {"labels": NO_LABEL, "word": -1, "gold": PAD}
+    fills: ClassVar[dict[str, int]] = {"labels": IGNORED, "word": -1, "gold": IGNORED}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in self.metric_names or ():
+        for name in as_list(self.metric_names or (), "task.metric_names"):
             if name not in METRICS:
                 raise unknown("metric of tags", name, METRICS)
         if self.on_unknown_tag not in ON_UNKNOWN_TAG:
             raise unknown("task.on_unknown_tag", self.on_unknown_tag, ON_UNKNOWN_TAG)
         if self.columns is not None:
-            self.columns = list(self.columns)
+            self.columns = as_list(self.columns, "task.columns")
             conll.columns_of(self.columns)
-        self.untagged = list(self.untagged)
+        self.untagged = as_list(self.untagged, "task.untagged")
         if self.label_names is not None:
-            self._take(list(self.label_names))
+            self._take(as_names(self.label_names))
 
     def _take(self, label_names: list[str]) -> None:
         """These are the labels, which must go with the metrics."""
@@ -125,9 +125,9 @@ class Tagging(Task):
 
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
         predicted, gold = self.predict(output.logits, batch), batch["gold"]
-        target = predicted.new_full(predicted.shape, PAD)
+        target = predicted.new_full(predicted.shape, IGNORED)
         # words in the same places, whichever side the tokenizer pads
-        target[target.new_ones(target.shape).cumsum(1) <= batch["words"][:, None]] = gold[gold != PAD]
+        target[target.new_ones(target.shape).cumsum(1) <= batch["words"][:, None]] = gold[gold != IGNORED]
         metrics.update(predicted, target)
 
     def predict(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -138,10 +138,10 @@ class Tagging(Task):
         return tags
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
-        return int((batch["labels"] != NO_LABEL).sum()) if "labels" in batch else 0
+        return int((batch["labels"] != IGNORED).sum()) if "labels" in batch else 0
 
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
-        here = batch["labels"] != NO_LABEL
+        here = batch["labels"] != IGNORED
         return softened_divergence(output.logits[here], taught.logits[here], temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ class Tagging(Task):
         """
         rows, names = self._raw["test"], self._labels()
         lines: list[dict[str, Any]] = []
-        for words, said in zip(map(parts_of, rows[self.token_column]), found, strict=True):
+        for words, said in zip(map(parts_of, rows["tokens"]), found, strict=True):
             lines.append({"tokens": words, **said})
         if "gold" in rows.column_names:
             for line, gold in zip(lines, rows["gold"], strict=True):
@@ -170,7 +170,7 @@ class Tagging(Task):
         return [whole, columns]
 
     def example_texts(self, count: int) -> list[Any]:
-        return [" ".join(parts_of(row)) for row in evenly(count, self._raw["validation"])[self.token_column]]
+        return [" ".join(parts_of(row)) for row in evenly(count, self._raw["validation"])["tokens"]]
 
     # ---- rows ----
 
@@ -178,33 +178,42 @@ class Tagging(Task):
         return read(file, self.file_columns, conll.reader(self.columns, self.token_column, self.tag_column))
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        """Columns ``tokens`` and, where there are tags, ``gold``."""
         from datasets.fingerprint import Hasher
 
         check_column(rows, self.token_column, "column of words", WORDS, rejects.where)
         words = check_words(rows, self.token_column, rejects)
-        texts = rows.select_columns([self.token_column])
-        if part == "test" and self._is_unlabelled(rows):
-            return texts
-        check_column(rows, self.tag_column, "column of tags", TAGS, rejects.where)
-        if self.label_names is None:
+        texts = rows.select_columns([self.token_column]).rename_columns({self.token_column: "tokens"})
+        if self.label_names is None and (part != "test" or self.tag_column in rows.column_names):
             train, where = (rows, rejects.where) if part == "train" else self.source("train")
             check_column(train, self.tag_column, "column of tags", TAGS, where)
             self._take(infer_tags(train, self.tag_column, self.untagged, where))
-        labels = self._labels()
-        other = None if self.on_unknown_tag == "error" else len(labels)
-        ids = tag_ids(rows, self.tag_column, words, labels, self.untagged, other, rejects)
-        key = Hasher.hash([rows._fingerprint, self.token_column, self.tag_column, labels, self.untagged, other])
-        return texts.add_column("gold", ids, new_fingerprint=key)
+        other = None if self.on_unknown_tag == "error" else len(self._labels())
 
-    def _is_unlabelled(self, rows: Dataset) -> bool:
+        def read(to: Rejects) -> Array | None:
+            if part == "test" and self._is_unlabelled(rows, to.where):
+                return None
+            check_column(rows, self.tag_column, "column of tags", TAGS, to.where)
+            return tag_ids(rows, self.tag_column, words, self._labels(), self.untagged, other, to)
+
+        ids = known_labels(part, rejects, read)
+        if ids is None:
+            return texts
+        key = [rows._fingerprint, self.token_column, self.tag_column, self._labels(), self.untagged, other]
+        return texts.add_column("gold", ids, new_fingerprint=Hasher.hash(key))
+
+    def _is_unlabelled(self, rows: Dataset, where: str) -> bool:
         """Whether no word has a tag, as in a file of words alone."""
         if self.tag_column not in rows.column_names:
             return True
         column = column_of(rows, self.tag_column)
-        return column.null_count == len(column) or all(tag is None for tag in chain(*column.drop_null().to_pylist()))
+        if column.null_count == len(column):
+            return True
+        tags = lists_of(rows, self.tag_column, where).values
+        return tags.null_count == len(tags)
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        words = [parts_of(row) for row in rows[self.token_column]]
+        words = [parts_of(row) for row in rows["tokens"]]
         encoded = tokenised(self.tokenizer, words, truncation=True, max_length=self.report["max_length"])
         counts = np.asarray([len(some) for some in words])
         cuts = np.cumsum([len(ids) for ids in encoded["input_ids"]])[:-1]
@@ -220,15 +229,15 @@ class Tagging(Task):
             starts = np.cumsum(counts) - counts
             gold = np.concatenate(rows["gold"])[starts[sentence] + np.maximum(word, 0)]
             known = (word >= 0) & (gold >= 0) & (gold < self.num_labels)
-            columns |= {"labels": np.split(np.where(known, gold, NO_LABEL), cuts), "gold": rows["gold"]}
+            columns |= {"labels": np.split(np.where(known, gold, IGNORED), cuts), "gold": rows["gold"]}
         return columns
 
     def count(self, rows: dict[str, list]) -> list[int]:
-        words = [parts_of(row) for row in rows[self.token_column]]
+        words = [parts_of(row) for row in rows["tokens"]]
         return [len(ids) for ids in tokenised(self.tokenizer, words, truncation=False, verbose=False)["input_ids"]]
 
     def encoding(self) -> list[Any]:
-        return [type(self).__name__, self.token_column]
+        return [type(self).__name__]
 
     def _tokenise(self, part: str) -> Dataset:
         table = super()._tokenise(part)

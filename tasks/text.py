@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError, unknown
 from tasks.base import Task, evenly, softened_divergence
-from tasks.columns import Rejects, check_texts, infer_label_names, is_labeled, label_ids, numbers
+from tasks.columns import Rejects, as_list, as_names, check_texts, kept
+from tasks.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers
 from tasks.metrics import OfClasses, OfNumbers, accuracy, f1, matthews, pearson, spearman
 
 if TYPE_CHECKING:
@@ -34,8 +36,8 @@ METRICS: dict[str, dict[str, Callable[[int], Metric]]] = {
 class Text(Task):
     """Classification of, or a number for, a text or a pair of texts.
 
-    Labels may be ids, names, or a parquet file's class labels. A split whose labels are all -1, the hub's way of
-    saying that they are withheld, can be predicted and nothing else.
+    Labels may be names, ids where no name is a number, or a parquet file's class labels. A split whose labels are all
+    -1, the hub's way of saying that they are withheld, can be predicted and nothing else.
     """
 
     head: str = "classification"  # or regression
@@ -48,17 +50,19 @@ class Text(Task):
         super().__post_init__()
         if self.head not in METRICS:
             raise unknown("task.head", self.head, METRICS)
-        if len(self.text_columns) not in (1, 2):
-            raise SkimError(f"task.text_columns={list(self.text_columns)}: name one column, or two for pairs of texts.")
-        self.text_columns = list(self.text_columns)  # a plain list: it is part of a cache's key
-        self._metrics = list(self.metric_names or list(METRICS[self.head])[:1])
+        self.text_columns = as_list(self.text_columns, "task.text_columns")  # a plain list: it is part of a cache's key
+        if len(self.text_columns) not in (1, 2) or len({*self.text_columns}) < len(self.text_columns):
+            raise SkimError(f"task.text_columns={self.text_columns}: name one column, or two for pairs of texts.")
+        self._metrics = as_list(self.metric_names or list(METRICS[self.head])[:1], "task.metric_names")
         for name in self._metrics:
             if name not in METRICS[self.head]:
                 raise unknown(f"metric of a {self.head}", name, METRICS[self.head])
         if self.head == "regression":
             self.label_names = []
         elif self.label_names is not None:
-            self.label_names = list(self.label_names)
+            self.label_names = as_names(self.label_names)
+            if len(self.label_names) < 2:
+                raise SkimError(f"task.label_names={self.label_names}: name two or more labels.")
 
     @property
     def monitor(self) -> str:
@@ -115,22 +119,27 @@ class Text(Task):
 
     def example_texts(self, count: int) -> list[Any]:
         chosen = evenly(count, self._raw["validation"])
-        columns = [chosen[name] for name in self.text_columns]
+        columns = self._texts(chosen)
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
+        """The columns of the texts, and ``labels`` where there are any."""
         for name in self.text_columns:
             check_texts(rows, name, rejects)
-        texts = rows.select_columns(self.text_columns)
+        texts = rows.select_columns(self.text_columns).rename_columns({name: kept(name) for name in self.text_columns})
+        if self.head == "classification" and self.label_names is None:
+            if part != "test" or self.label_column in rows.column_names:
+                train, bad = (rows, rejects) if part == "train" else self.checkable("train")
+                self.label_names = infer_label_names(train, self.label_column, bad)
+        labels = known_labels(part, rejects, lambda to: self._labels(rows, part, to))
+        return texts if labels is None else texts.add_column("labels", labels)
+
+    def _labels(self, rows: Dataset, part: str, rejects: Rejects) -> np.ndarray | None:
         if not is_labeled(rows, self.label_column, rejects, needed=part != "test"):
-            return texts
-        if self.head == "regression":
-            return texts.add_column("labels", numbers(rows, self.label_column, rejects))
-        if self.label_names is None:
-            train, bad = (rows, rejects) if part == "train" else self.checkable("train")
-            is_labeled(train, self.label_column, bad, needed=True)
-            self.label_names = infer_label_names(train, self.label_column, bad)
-        return texts.add_column("labels", label_ids(rows, self.label_column, self.label_names, rejects))
+            return None
+        if self.label_names:
+            return label_ids(rows, self.label_column, self.label_names, rejects)
+        return numbers(rows, self.label_column, rejects)
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
         length = self.report["max_length"]
@@ -144,7 +153,7 @@ class Text(Task):
 
     def _texts(self, rows: dict[str, list]) -> list[list[str]]:
         """The tokenizer's arguments: texts, or the first and the second of pairs."""
-        return [rows[name] for name in self.text_columns]
+        return [rows[kept(name)] for name in self.text_columns]
 
     def encoding(self) -> list[Any]:
         return [type(self).__name__, self.text_columns]

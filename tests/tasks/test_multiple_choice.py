@@ -105,6 +105,8 @@ def test_the_article_is_cut_and_question_and_option_survive(tmp_path: Path, toke
         (["very bad", "it is", "soup"], [2, 0, 2]),
         ([2.0, 0.0, 1.0], [2, 0, 1]),
         (["C", "it is not", "A"], [2, 1, 0]),
+        (["2", "0", "1"], [2, 0, 1]),
+        (["C", " it is not", "0"], [2, 1, 0]),
     ],
 )
 def test_answers_are_letters_numbers_or_texts(
@@ -123,6 +125,36 @@ def test_a_csv_file_has_a_column_for_each_option(tmp_path: Path, tokenizer: Any)
         assert torch.equal(in_order(task)[name], tensor), name
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_number_is_the_option_that_says_it_and_true_is_no_number(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    def labels(options: list[str], answer: Any) -> list[int]:
+        rows: dict[str, list] = {"article": ["soup"], "question": ["is it"], "answer": [answer]}
+        columns = {f"option {i}": [option] for i, option in enumerate(options)}
+        if kind == "jsonl":
+            return in_order(make(tmp_path, tokenizer, {**rows, "options": [options]}))["labels"].tolist()
+        task = make(tmp_path, tokenizer, {**rows, **columns}, kind=kind, option_columns=list(columns))
+        return in_order(task)["labels"].tolist()
+
+    assert labels(["1", "2", "3"], 2) == labels(["1", "2", "3"], "2") == [1]
+    assert labels(["2.5", "10", "2"], 2) == [2]
+    assert labels(["not", "film", "soup"], 2) == [2]
+    assert (
+        labels(["True", "False"], True) == labels(["true", "false"], True) == labels(["True", "False"], "True") == [0]
+    )
+    assert labels(["soup", "False"], False) == [1]
+    with pytest.raises(
+        SkimError, match=r"(?s)row 1, column 'answer': 0 is none of the 3 options.*if no option is a nu"
+    ):
+        labels(["1", "2", "3"], 0)
+    with pytest.raises(SkimError, match="row 1, column 'answer': 'True' is none of the 2 options"):
+        labels(["yes", "no"], True)
+
+
+def test_a_column_called_labels_is_any_other(tmp_path: Path, tokenizer: Any) -> None:
+    rows = {"labels": ROWS["article"], **{name: ROWS[name] for name in ("question", "options", "answer")}}
+    assert in_order(make(tmp_path, tokenizer, rows, text_column="labels"))["labels"].tolist() == [0, 1, 2]
+
+
 def test_endings_without_a_question(tmp_path: Path, tokenizer: Any) -> None:
     rows = {name: ROWS[name] for name in ("article", "options", "answer")}
     batch = in_order(make(tmp_path, tokenizer, rows, question_column=None))
@@ -136,7 +168,7 @@ WRONG = {
     "null question": ({"question": ["a", "b", None]}, "row 3, column 'question': there is no text"),
     "answer beyond": (
         {"answer": ["A", "D", "B"]},
-        "row 2, column 'answer': 'D' is none of the 3 options.*A to C, 0 to 2",
+        "row 2, column 'answer': 'D' is none of the 3 options.*A to C, an option's text, or 0 to 2",
     ),
     "number beyond": ({"answer": [0, 1, 3]}, "row 3, column 'answer': 3 is none of the 3 options"),
     "no such text": ({"answer": ["good", "so", "soup"]}, "row 2, column 'answer': 'so' is none of"),
@@ -155,7 +187,7 @@ WRONG = {
     ),
     "null option": (
         {"options": [["a", "b", "c"], ["a", None, "c"], ["a", "b", "c"]]},
-        "row 2, column 'options': one of the options is no text",
+        "row 2, column 'options': option 2 is no text",
     ),
 }
 

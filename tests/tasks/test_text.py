@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torchmetrics.functional import f1_score
@@ -77,7 +80,10 @@ def test_words_that_pandas_takes_for_missing_values(tmp_path: Path, tokenizer: A
         (["pos", "neg", "neg"], ["neg", "pos"], [1, 0, 0]),
         ([2, 0, 1], ["0", "1", "2"], [2, 0, 1]),
         ([1.0, 0.0, 0.0], ["0", "1"], [1, 0, 0]),
-        ([True, False, False], ["0", "1"], [1, 0, 0]),
+        ([True, False, False], ["False", "True"], [1, 0, 0]),
+        ([1, -1, -1], ["-1", "1"], [1, 0, 0]),
+        ([" x", "x ", "y"], ["x", "y"], [0, 0, 1]),
+        (["2.0", " 1", "1"], ["1", "2"], [1, 0, 0]),
     ],
 )
 def test_labels_come_from_the_data(tmp_path: Path, tokenizer: Any, labels: list, names: list, ids: list) -> None:
@@ -232,6 +238,113 @@ def test_withheld_labels_can_be_predicted_only(tmp_path: Path, tokenizer: Any) -
         task.setup("validate")
 
 
+STARS = ["1", "2", "3", "5+"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("train", "other", "names", "ids"),
+    [
+        (STARS, [1, 2, 3, 2], STARS, [0, 1, 2, 1]),
+        (["True", "False", "Maybe", "True"], [True, False, False, True], None, [2, 0, 0, 2]),
+        (["true", "false", "maybe", "true"], [True, False, False, True], None, [2, 0, 0, 2]),
+        ([-1, 0, 1, 1], [1, -1, -1, 0], ["-1", "0", "1"], [2, 0, 0, 1]),
+        ([-1, 0, 1, 1], [1, 1, 1, 1], [-1, 0, 1], [2] * 4),
+        ([-1, 1, 1, 1], ["+1", "-1", "1.0", "1"], None, [1, 0, 1, 1]),
+        (["x", "y", "x", "x"], [1, 0, 0, 0], None, [1, 0, 0, 0]),
+        (["x", "y", "x", "x"], ["y", "x", " y", "x "], None, [1, 0, 1, 0]),
+        (["10", "20", "10", "20"], [20, 20, 20, 10], [10, 20], [1, 1, 1, 0]),
+    ],
+)
+def test_a_label_has_one_id_whatever_else_its_file_holds(
+    tmp_path: Path, tokenizer: Any, kind: str, train: list, other: list, names: Any, ids: list[int]
+) -> None:
+    texts = ["a", "good", "bad", "film"]
+    files = {
+        "train": write(tmp_path / f"train.{kind}", {"text": texts, "label": train}),
+        "validation": write(tmp_path / f"other.{kind}", {"text": texts, "label": other}),
+    }
+    task = make(tmp_path, tokenizer, files=files, label_names=names)
+    expected = {tuple(tokenizer(text).input_ids): i for text, i in zip(texts, ids, strict=True)}
+    assert all_rows(task.val_dataloader()) == expected
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("label", "names", "said"),
+    [
+        (0, STARS, "0 is no label"),
+        (4, STARS, "4 is no label"),
+        (True, ["0", "1"], "'True' is no label"),
+        (True, ["no", "yes"], "'True' is no label"),
+        (-1, ["no", "yes"], "-1 is no label"),
+        (2, ["no", "yes"], "2 is no label"),
+    ],
+)
+def test_a_number_is_no_id_where_a_name_is_one(
+    tmp_path: Path, tokenizer: Any, kind: str, label: Any, names: list[str], said: str
+) -> None:
+    rows = {"text": ["a", "good"], "label": [label, False if label is True else 1]}
+    with pytest.raises(SkimError, match=f"row 1, column 'label': {said} of this task"):
+        make(tmp_path, tokenizer, rows, kind=kind, label_names=names)
+
+
+def test_columns_called_as_the_task_s_own(tmp_path: Path, tokenizer: Any) -> None:
+    rows = {"labels": ["a", "good"], "row": ["film", "bad"], "label": [0, 1]}
+    task = make(tmp_path, tokenizer, rows, text_columns=["labels", "row"])
+    (batch,) = task.val_dataloader()
+    assert batch["labels"].tolist() == [0, 1]
+    assert task.example_texts(2) == [("a", "film"), ("good", "bad")]
+    task = make(tmp_path, tokenizer, rows, text_columns=["labels"])
+    task.files["test"] = write(tmp_path / "new.csv", {"labels": ["a", "good"]})
+    task.setup("predict")
+    (batch,) = task.predict_dataloader()
+    assert "labels" not in batch
+
+
+@pytest.mark.parametrize("labels", [["x", None, "z"], ["x", "y", "q"], [None, "y", "z"]])
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_labels_keep_no_row_from_being_predicted(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, labels: list, on_bad_row: str
+) -> None:
+    test = write(tmp_path / "test.csv", {"text": ["a", "good", "film"], "label": labels})
+    task = Text(name="text", files={"test": test}, label_names=["x", "y", "z"], on_bad_row=on_bad_row)
+    task.setup_tokenizer(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        task.setup("predict")
+    (batch,) = task.predict_dataloader()
+    assert len(batch["row"]) == 3
+    assert "labels" not in batch
+    assert f"test.csv, row {1 + [one not in ('x', 'y', 'z') for one in labels].index(True)}, col" in caplog.text
+    task = Text(name="text", files={"test": test}, label_names=["x", "y", "z"], eval_split="test")
+    task.setup_tokenizer(tokenizer)
+    with pytest.raises(SkimError, match=r"test\.csv, row \d, column 'label'"):
+        task.setup("validate")
+
+
+def test_a_test_part_with_all_its_labels_is_measured(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "test.csv").write_text("text,label\na,x\ngood\nfilm,y\n")
+    files = {"test": str(tmp_path / "test.csv")}
+    task = Text(name="text", files=files, label_names=["x", "y"], on_bad_row="skip")
+    task.setup_tokenizer(tokenizer)
+    task.setup("test")
+    assert all_rows(task.test_dataloader()) == {
+        (2, *tokenizer("a").input_ids[1:]): 0,
+        (*tokenizer("film").input_ids,): 1,
+    }
+
+
+@pytest.mark.parametrize("kind", ["string_view", "large_string", "dictionary"])
+def test_texts_of_any_layout_and_decimal_numbers(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    texts = pa.array(["a", "good", "film"])
+    texts = texts.dictionary_encode() if kind == "dictionary" else texts.cast(kind)
+    table = pa.table({"text": texts, "label": pa.array([Decimal("1.5"), Decimal("-2"), Decimal("0.25")])})
+    pq.write_table(table, tmp_path / "own.parquet")
+    files = {part: str(tmp_path / "own.parquet") for part in ("train", "validation")}
+    task = make(tmp_path, tokenizer, files=files, head="regression")
+    assert sorted(all_rows(task.val_dataloader()).values()) == [-2, 0.25, 1.5]
+
+
 WRONG_ROWS = {
     "no label column": ({"text": ["a"], "score": [1]}, {}, "no label column 'label'. Its columns: text, score"),
     "no text column": ({"words": ["a"], "label": [1]}, {}, "no text column 'text'. Its columns: words, label"),
@@ -298,6 +411,11 @@ def test_wrong_files(tmp_path: Path, tokenizer: Any, file: str, content: bytes |
         ({"metric_names": ["pearson"]}, "Unknown metric of a classification 'pearson'"),
         ({"text_columns": []}, r"task.text_columns=\[\]: name one column"),
         ({"holdout": 1.5}, "task.holdout=1.5"),
+        ({"text_columns": "text"}, r"task.text_columns=text must be a list; write task.text_columns=\[text\]"),
+        ({"metric_names": "f1"}, r"write task.metric_names=\[f1\]"),
+        ({"label_names": "x"}, r"write task.label_names=\[x\]"),
+        ({"label_names": [1, "1"]}, "task.label_names names '1' twice"),
+        ({"text_columns": ["a", "a"]}, "task.text_columns"),
     ],
 )
 def test_wrong_settings(tokenizer: Any, settings: dict[str, Any], message: str) -> None:
