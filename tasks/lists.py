@@ -127,14 +127,16 @@ def infer_tags(rows: Dataset, name: str, untagged: Collection[Any], where: str) 
     names = tag_names(rows, name)
     if names is None:
         values = tags_of(rows, name, where).values.unique().to_pylist()
-        values = sorted(value for value in values if label_text(value) not in {*nothing, None})
-        if values and isinstance(values[0], int) and values != list(range(len(values))):
-            shown = ", ".join(map(str, values[:5]))
+        values = [value for value in values if label_text(value) not in {*nothing, None}]
+        numbered = any(isinstance(value, int) for value in values)
+        if numbered and sorted(values) != list(range(len(values))):
+            shown = ", ".join(map(str, sorted(values)[:5]))
             raise SkimError(
                 f"{where}, column '{name}': the tags are {shown}, ...: neither names nor 0, 1, 2 and so on.\n"
                 "Write names, or list the labels in task.label_names; words without a tag: task.untagged=[-1]."
             )
-        names = sorted(dict.fromkeys(str(value).strip() for value in values), key=lambda value: value != "O")
+        texts = {str(label_text(value)) for value in values}
+        names = sorted(texts, key=int if numbered else lambda value: (value != "O", value))
     names = [value for value in names if label_text(value) not in nothing]
     if len(names) < 2:
         raise SkimError(f"{where}, column '{name}': there are no two tags; there is nothing to learn.")

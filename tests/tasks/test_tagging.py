@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -135,6 +137,44 @@ def test_labels_and_metrics_come_from_the_tags(
     assert task.model_kwargs()["label2id"] == {name: i for i, name in enumerate(names)}
     assert task.monitor == monitor
     assert set(task.metrics().compute()) == metrics
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_tags_that_are_numbers(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    """Of one figure or of several, in the training file alone or everywhere; names first, ids where there are none."""
+    other = {"tokens": [["it"], ["a"]], "tags": [["1"], ["2"]]}
+    rows = {"tokens": [["a", "dog"], ["it"]], "tags": [["1", "2"], ["1"]]}
+    files = {"train": write(tmp_path / f"a.{kind}", rows), "validation": write(tmp_path / f"b.{kind}", other)}
+    for names in (None, ["1", "2"], [1, 2]):
+        task = make(tmp_path, tokenizer, None, files=files, label_names=names)
+        assert task.label_names == ["1", "2"]
+        assert only(task)["gold"].tolist() == [[0], [1]]
+    rows = {"tokens": [["it"], ["a"]], "tags": [[1], [0]]}
+    assert only(make(tmp_path, tokenizer, rows, label_names=["X", "Y"]))["gold"].tolist() == [[1], [0]]
+    rows["tags"] = [[1], [2]]
+    assert only(make(tmp_path, tokenizer, rows, label_names=[1, 2]))["gold"].tolist() == [[0], [1]]
+    rows = {"tokens": [["it", "a", "dog"]], "tags": [["0", "-1", " 1"]]}
+    task = make(tmp_path, tokenizer, rows, untagged=[-1])
+    assert task.label_names == ["0", "1"]
+    assert only(task)["gold"].tolist() == [[0, -1, 1]]
+
+
+@pytest.mark.parametrize("name", ["gold", "labels", "word", "line"])
+def test_columns_called_as_the_task_s_own(tmp_path: Path, tokenizer: Any, name: str) -> None:
+    rows = {name: ROWS["tokens"], "tags": ROWS["tags"]}
+    task = make(tmp_path, tokenizer, rows, token_column=name)
+    assert only(task)["gold"].tolist() == [[2, 4, 0], [3, -100, -100], [1, 2, -100]]
+    assert task.example_texts(1) == ["dogs bark loudly"]
+
+
+@pytest.mark.parametrize("line", [[1, 2, 3], [[9], [9], [9]], ["a", "b", "c"]])
+def test_a_column_called_line_in_other_files(tmp_path: Path, tokenizer: Any, line: list) -> None:
+    rows = {**ROWS, "line": line}
+    with pytest.raises(SkimError, match=r"row 1, column 'tags': word 3 \('loudly'\) has the tag 'ADV', which is no"):
+        make(tmp_path, tokenizer, rows, label_names=["NOUN", "VERB"])
+    rows["tokens"] = [["dogs", "bark", None], *ROWS["tokens"][1:]]
+    with pytest.raises(SkimError, match="row 1, column 'tokens': word 3 is null"):
+        make(tmp_path, tokenizer, rows)
 
 
 def test_a_word_of_no_tokens_is_read_as_unknown(tmp_path: Path, tokenizer: Any) -> None:
@@ -323,7 +363,12 @@ def test_bad_rows_of_text_files(tmp_path: Path, tokenizer: Any, kind: str, text:
         ({"tokens": [["a", "dog"]], "tags": [[0, 2]]}, {}, "tags are 0, 2"),
         ({"tokens": [["a", "dog"]], "tags": [["N", "N"]]}, {}, "nothing to learn"),
         (ROWS, {"metric_names": ["f1"]}, r"f1 is of chunks(.|\n)*metric_names=\[accuracy\]"),
+        ({"tokens": [["a"]], "tags": [[["D"]]]}, {}, "column 'tags' holds lists of list<.*neither names nor ids"),
+        ({"tokens": [["a", "dog"]], "tags": [[True, False]]}, {}, "column 'tags' holds lists of bool"),
         (ROWS, {"metric_names": ["bleu"]}, "bleu"),
+        (ROWS, {"metric_names": "f1"}, r"write task.metric_names=\[f1\]"),
+        (ROWS, {"label_names": ["A", "B", "A"]}, "task.label_names names 'A' twice"),
+        (ROWS, {"untagged": "_"}, r"write task.untagged=\[_\]"),
         (ROWS, {"on_unknown_tag": "skip"}, "on_unknown_tag"),
         (ROWS, {"columns": [0, 1]}, r"task.columns=\[0, 1\]"),
         (ROWS, {"label_names": ["O", "B-X"], "on_unknown_tag": "wrong"}, "on_unknown_tag=wrong"),
@@ -359,6 +404,51 @@ def test_files_without_tags_can_be_predicted(tmp_path: Path, tokenizer: Any) -> 
     first = task.label_names[0]
     assert json.loads(written[0].read_text().splitlines()[0]) == {"tokens": ["a", "dogs"], "tags": [first] * 2}
     assert written[1].read_text() == f"a\t{first}\ndogs\t{first}\n\nit\t{first}\n"
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [["N"], None, ["V", "N"]],
+        [["N"], ["Q"], ["V", "N"]],
+        [["N"], ["N", "N"], ["V", "N"]],
+        [[None], ["N"], ["V", "N"]],
+        [1, 2, 3],
+        [[0.5], [1.5], [0.5]],
+    ],
+)
+def test_tags_keep_no_row_from_being_predicted(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, tags: list
+) -> None:
+    rows = {"tokens": [["a"], ["it"], ["dogs", "bark"]], "tags": tags}
+    file = write(tmp_path / "test.parquet", rows)
+    for skip in ("error", "skip"):
+        task = Tagging(name="tagging", files={"test": file}, label_names=["N", "V"], on_bad_row=skip)
+        task.setup_tokenizer(tokenizer)
+        with caplog.at_level(logging.WARNING):
+            task.setup("predict")
+        (batch,) = task.predict_dataloader()
+        assert len(batch["row"]) == 3
+        assert "labels" not in batch
+        assert "test.parquet, " in caplog.text
+        assert "can be predicted, and not be measured" in caplog.text
+
+
+@pytest.mark.parametrize("tags", [[None, None], [[], []], [[None], [None, None]], ["", ""]])
+def test_no_tags_at_all_are_no_news(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, tags: list
+) -> None:
+    table = pa.table({"tokens": [["a"], ["dogs", "bark"]], "tags": tags})
+    if isinstance(tags[0], list):
+        table = table.set_column(1, "tags", pa.array(tags, pa.list_(pa.string())))
+    pq.write_table(table, tmp_path / "test.parquet")
+    task = Tagging(name="tagging", files={"test": str(tmp_path / "test.parquet")}, label_names=["N", "V"])
+    task.setup_tokenizer(tokenizer)
+    with caplog.at_level(logging.WARNING):
+        task.setup("test")
+    (batch,) = task.test_dataloader()
+    assert "labels" not in batch
+    assert not caplog.text
 
 
 def test_second_time_from_the_cache_and_anew_when_something_changed(tmp_path: Path, tokenizer: Any) -> None:
