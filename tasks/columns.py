@@ -88,6 +88,17 @@ class Rejects:
         numbers = np.arange(count) if self._numbers is None else self._numbers
         return np.delete(numbers, sorted(self.bad)) + 1
 
+    def unread(self, column: str, count: int) -> list[Problem]:
+        """Cells of a column that could not be read, which are null; ``row`` is that of the ``count`` checked rows."""
+        numbers = np.arange(count) if self._numbers is None else self._numbers
+        cells = [problem for problem in self._known.values() if problem.column == column]
+        rows = np.searchsorted(numbers, [problem.row for problem in cells]).tolist()
+        return [
+            problem._replace(row=row)
+            for problem, row in zip(cells, rows, strict=True)
+            if row < count and numbers[row] == problem.row
+        ]
+
     def without(self, rows: Dataset) -> Dataset:
         """The rows that are left.
 

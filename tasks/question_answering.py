@@ -116,9 +116,9 @@ class QuestionAnswering(Task):
 
         test = part == "test"  # its answers are only for scores, and predictions go by their ids
         columns = [self.question_column, self.context_column, self.answers_column, self.id_column]
-        numbers = rejects.numbers(len(rows))
+        numbers, unread = rejects.numbers(len(rows)), rejects.unread(self.answers_column, len(rows))
         key = Hasher.hash([PLACING, rows._fingerprint, columns, self.no_answers, test])
-        table = cached(key, lambda: self._checked(rows, test, numbers, Noted(rejects.where)))
+        table = cached(key, lambda: self._checked(rows, test, numbers, unread, Noted(rejects.where)))
         unusable = []
         for row, column, why, advice in problems(table):
             assert column is not None
@@ -134,13 +134,14 @@ class QuestionAnswering(Task):
             )
         return table
 
-    def _checked(self, rows: Dataset, test: bool, numbers: np.ndarray, noted: Noted) -> Parsed:
+    def _checked(self, rows: Dataset, test: bool, numbers: np.ndarray, unread: list[Problem], noted: Noted) -> Parsed:
         """What :meth:`check` returns, and what is wrong.
 
         Args:
             rows: the split.
             test: whether it is to be predicted, with or without answers.
             numbers: of the rows in the file or split, from 1.
+            unread: answers that are null because they could not be read, not because there are none.
             noted: what is wrong goes there.
         """
         import pyarrow as pa
@@ -162,6 +163,7 @@ class QuestionAnswering(Task):
             where = f"{noted.where}, column '{self.answers_column}'"
             answers = given(column_of(rows, self.answers_column), where)
             told = golds(answers)
+            noted.problems += unread
             if not test or len(told.values):  # else they are withheld
                 placed = self._placed(found["context"], answers, noted)
                 wrong = any(problem.column == self.answers_column for problem in noted.problems)
