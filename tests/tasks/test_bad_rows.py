@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -17,6 +17,10 @@ from hypothesis import strategies as st
 
 from skim.errors import SkimError
 from tasks import cells
+from tasks.base import Task
+from tasks.multiple_choice import MultipleChoice
+from tasks.question_answering import QuestionAnswering
+from tasks.tagging import Tagging
 from tasks.text import Text
 
 WORDS = ["a", "good", "film", "soup"]  # of the good rows, whose labels are their numbers' parity
@@ -284,6 +288,205 @@ def test_rows_after_a_lost_one_keep_their_numbers(tmp_path: Path, tokenizer: Any
     rejects.bad.clear()
     with pytest.raises(SkimError, match="row 5, column 'label': 7 is no label"):
         task.check(rows, "train", rejects)
+
+
+# ---- all kinds of tasks ----
+
+
+class Kind(NamedTuple):
+    task: type[Task]
+    row: dict[str, Any]  # a good one, as an object
+    cells: dict[str, Any]  # and as cells of a csv file
+    settings: dict[str, Any]
+    csv_settings: dict[str, Any]
+
+
+KINDS = {
+    "text": Kind(Text, *[{"text": "a film", "label": "x"}] * 2, {"label_names": ["x", "y"]}, {}),
+    "pair": Kind(
+        Text,
+        *[{"one": "a film", "two": "it", "label": 1}] * 2,
+        {"text_columns": ["one", "two"], "label_names": [0, 1]},
+        {},
+    ),
+    "regression": Kind(Text, *[{"text": "a film", "label": -0.5}] * 2, {"head": "regression"}, {}),
+    "tagging": Kind(
+        Tagging,
+        {"tokens": ["a", "film"], "tags": ["D", "N"]},
+        {"tokens": "a film", "tags": "D N"},
+        {"label_names": ["D", "N"]},
+        {},
+    ),
+    "choice": Kind(
+        MultipleChoice,
+        {"article": "soup", "question": "is it", "options": ["a", "good"], "answer": "B"},
+        {"article": "soup", "question": "is it", "o1": "a", "o2": "good", "answer": "B"},
+        {},
+        {"option_columns": ["o1", "o2"]},
+    ),
+    "question": Kind(
+        QuestionAnswering, *[{"question": "is it", "context": "the soup was", "answers": "soup"}] * 2, {}, {}
+    ),
+}
+NO_TEXT = "there is no text"
+# kind of task, column, what stands there in row 3 of a jsonl file, what is said of it
+BAD_VALUES: list[tuple[str, str, Any, str]] = [
+    *((kind, name, None, NO_TEXT) for kind, name in (("text", "text"), ("pair", "two"), ("choice", "article"))),
+    *((kind, name, None, "there is no ") for kind, name in (("question", "context"), ("question", "question"))),
+    ("question", "context", "  ", NO_TEXT),
+    ("tagging", "tokens", None, "there are no words"),
+    ("tagging", "tokens", [], "there are no words"),
+    ("tagging", "tokens", ["a", None], "word 2 is null"),
+    ("tagging", "tokens", ["a", 5], ".* does not fit the rows before it"),
+    ("tagging", "tokens", "a film", '"a film" is a text, and other rows hold a list'),
+    ("text", "text", ["a"], r'\["a"\] is a list, and other rows hold a text'),
+    ("choice", "question", 5, "5 is a number, and other rows hold a text"),
+    ("question", "context", {"a": 1}, ".* is an object, and other rows hold a text"),
+    *((kind, name, None, "there is no label") for kind, name in (("text", "label"), ("regression", "label"))),
+    ("choice", "answer", None, "there is no label"),
+    ("text", "label", " ", "there is no label"),
+    ("tagging", "tags", None, "there are 2 words and 0 tags"),
+    ("tagging", "tags", ["D"], "there are 2 words and 1 tags"),
+    ("tagging", "tags", ["D", None], r"word 2 \('film'\) has no tag"),
+    ("tagging", "tags", ["D", "Q"], r"word 2 \('film'\) has the tag 'Q', which is no label"),
+    ("tagging", "tags", ["D", 1], ".* does not fit the rows before it"),
+    ("text", "label", "z", "'z' is no label of this task"),
+    ("pair", "label", 2, "2 is no label of this task"),
+    ("pair", "label", -1, "-1 is no label of this task"),
+    ("pair", "label", 0.5, "0.5 is no label of this task"),
+    ("regression", "label", "x", '"x" is a text, and other rows hold a number'),
+    ("choice", "options", ["a"], "1 options, and other rows have 2"),
+    ("choice", "options", None, "0 options, and other rows have 2"),
+    ("choice", "options", ["a", None], "option 2 is no text"),
+    ("choice", "answer", "C", "'C' is none of the 2 options"),
+    ("choice", "answer", "2", "2 is none of the 2 options"),
+    ("question", "answers", "film", "the answer 'film' does not stand in the context"),
+    ("question", "answers", 5, "5 is a number, and other rows hold a text"),
+]
+# the same of csv files
+BAD_CELLS: list[tuple[str, str, str, str]] = [
+    ("tagging", "tokens", " ", "there are no words"),
+    ("tagging", "tags", "D N D", "there are 2 words and 3 tags"),
+    ("tagging", "tags", "D 1", r"word 2 \('film'\) has the tag '1', which is no label"),
+    ("text", "label", "1.5", "1.5 is no label"),
+    ("regression", "label", "1_0", "'1_0' is no number"),
+    ("choice", "answer", "", "there is no label"),
+    ("choice", "answer", "True", "'True' is none of the 2 options"),
+    ("question", "context", "", NO_TEXT),
+    ("question", "answers", "1984", "the answer '1984' does not stand in the context"),
+]
+
+
+def rows_file(file: Path, kind: Kind, change: dict[str, Any], line: bytes | None = None) -> Path:
+    """Five rows, the third of which is bad: in some of its cells, or as a whole."""
+    good = kind.cells if file.suffix == ".csv" else kind.row
+
+    def encoded(row: dict[str, Any]) -> bytes:
+        return (",".join(map(str, row.values())) if file.suffix == ".csv" else json.dumps(row)).encode()
+
+    lines = [encoded(good), encoded(good), line or encoded({**good, **change}), encoded(good), encoded(good)]
+    header = [",".join(good).encode()] if file.suffix == ".csv" else []
+    file.write_bytes(b"\n".join([*header, *lines]))
+    return file
+
+
+def assert_named_or_left_out(file: Path, kind: Kind, tokenizer: Any, said: str) -> None:
+    settings = {**kind.settings, **(kind.csv_settings if file.suffix == ".csv" else {})}
+
+    def use(on_bad_row: str) -> Task:
+        task = kind.task(name="any", files={"train": str(file)}, on_bad_row=on_bad_row, **settings)
+        task.setup_tokenizer(tokenizer)
+        task._raw["train"] = task._select("train")
+        return task
+
+    with pytest.raises(SkimError, match=rf"(?s){file.name}, row 3{said}.*on_bad_row=skip") as error:
+        use("error")
+    assert len(str(error.value).splitlines()) <= 3
+    task = use("skip")
+    assert task.numbers["train"].tolist() == [1, 2, 4, 5]
+    assert task.report["skipped"] == {"train": 1}
+    assert len(task._raw["train"]) == 4
+
+
+@pytest.mark.parametrize(("kind", "column", "value", "said"), BAD_VALUES)
+def test_a_bad_value_of_any_task(tmp_path: Path, tokenizer: Any, kind: str, column: str, value: Any, said: str) -> None:
+    file = rows_file(tmp_path / "rows.jsonl", KINDS[kind], {column: value})
+    assert_named_or_left_out(file, KINDS[kind], tokenizer, rf", column '{column}': {said}")
+
+
+@pytest.mark.parametrize(("kind", "column", "value", "said"), BAD_CELLS)
+def test_a_bad_cell_of_any_task(tmp_path: Path, tokenizer: Any, kind: str, column: str, value: str, said: str) -> None:
+    file = rows_file(tmp_path / "rows.csv", KINDS[kind], {column: value})
+    assert_named_or_left_out(file, KINDS[kind], tokenizer, rf", column '{column}': {said}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("suffix", "line", "said"),
+    [
+        ("jsonl", b'{"text": ', ": it is no JSON"),
+        ("jsonl", b"5", ": it is 5, and no object with columns"),
+        ("csv", b"x", r": it has 1 of \d cells"),
+        ("csv", b"," * 9, r": it has 10 cells for \d columns"),
+        ("csv", b'"x"y', ": a quotation mark inside a quoted cell"),
+    ],
+)
+def test_a_bad_line_of_any_task(tmp_path: Path, tokenizer: Any, kind: str, suffix: str, line: bytes, said: str) -> None:
+    file = rows_file(tmp_path / f"rows.{suffix}", KINDS[kind], {}, line)
+    assert_named_or_left_out(file, KINDS[kind], tokenizer, said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_bytes_of_another_encoding_in_any_task(tmp_path: Path, tokenizer: Any, kind: str, suffix: str) -> None:
+    good = KINDS[kind].cells if suffix == "csv" else KINDS[kind].row
+    column = next(iter(good))
+    broken = ["xx"] if isinstance(good[column], list) else "xx"
+    file = rows_file(tmp_path / f"rows.{suffix}", KINDS[kind], {column: broken})
+    file.write_bytes(file.read_bytes().replace(b"xx", b"caf\xe9"))
+    if isinstance(broken, list):  # what the lists hold is not looked at one by one
+        said = f", column '{column}': "
+    else:
+        said = rf", column '{column}': the text is not UTF-8 \(byte 0xE9 at character 4\)"
+    assert_named_or_left_out(file, KINDS[kind], tokenizer, said)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_without_the_columns_of_the_task(tmp_path: Path, tokenizer: Any, kind: str) -> None:
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    task = KINDS[kind].task(name="any", files={"train": str(tmp_path / "rows.csv")}, **KINDS[kind].settings)
+    task.setup_tokenizer(tokenizer)
+    with pytest.raises(SkimError, match=r"(?s)rows\.csv has no .*'\. Its columns: a, b\.\nChoose with task\."):
+        task.setup("fit")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_what_is_learned_does_not_hang_on_the_other_rows_of_a_file(tmp_path: Path, tokenizer: Any, suffix: str) -> None:
+    """The training file has words among its cells, the validation file holds nothing but numbers, true and false."""
+    cases: list[tuple[str, dict[str, Any], dict[str, Any], str, Any]] = [
+        ("text", {"label": "x"}, {"text": "12", "label": "y"}, "labels", 1),
+        ("tagging", {"tags": "D N"}, {"tokens": "12", "tags": "N"}, "gold", [1]),
+        ("choice", {"o1": "True"}, {"question": "2", "o1": "1", "o2": "2", "answer": "2"}, "labels", 1),
+        ("choice", {"o1": "x"}, {"o1": "True", "o2": "False", "answer": "False"}, "labels", 1),
+        ("question", {}, {"context": "1984", "question": "1", "answers": "1984"}, "golds", ["1984"]),
+    ]
+    for number, (name, train, other, column, expected) in enumerate(cases):
+        kind, files = KINDS[name], {}
+        for part, change in (("train", train), ("validation", other)):
+            cells = {**kind.cells, **change}
+            row: dict[str, Any] = dict(cells)
+            if suffix == "jsonl":
+                options = [row.pop(name) for name in ("o1", "o2") if name in row]
+                row |= {"options": options} if options else {}
+                row |= {name: row[name].split() for name in ("tokens", "tags") if name in row}
+            file = tmp_path / f"{part}{number}.{suffix}"
+            pd.DataFrame([row]).to_csv(file, index=False) if suffix == "csv" else file.write_text(json.dumps(row))
+            files[part] = str(file)
+        settings = {**kind.settings, **(kind.csv_settings if suffix == "csv" else {})}
+        task = kind.task(name="any", files=files, **settings)
+        task.setup_tokenizer(tokenizer)
+        task.setup("fit")
+        assert task._raw["validation"][column][:] == [expected], name
 
 
 GOOD = st.tuples(st.just(None), st.sampled_from(["a", "good", 'film, "very" good', "soup\nis"]), st.integers(0, 1))
