@@ -112,7 +112,7 @@ class Task(pl.LightningDataModule, ABC):
             raise unknown("task.on_bad_row", self.on_bad_row, ON_BAD_ROW)
         self.tokenizer: Any = None
         self.report: dict[str, Any] = {"rows": {}, "left_out": {}, "truncated": {}, "skipped": {}, "from_cache": {}}
-        self._resume = (0, 0)  # epoch and batch at which training goes on
+        self._resume: tuple[int, int] | None = None  # epoch and batch at which training goes on
         self.numbers: dict[str, np.ndarray] = {}
         self._raw: dict[str, Dataset] = {}
         self._rows: dict[str, Dataset] = {}
@@ -195,8 +195,11 @@ class Task(pl.LightningDataModule, ABC):
         """This task on other evaluation splits that are reported beside its own, by what goes behind metrics' names."""
         return {}
 
+    def check_model(self, model: nn.Module) -> None:
+        """Refuse, by a SkimError, a plain model whose head is not of the kind that the task needs."""
+
     def companion(self, model: nn.Module) -> nn.Module | None:
-        """What is trained beside the backbone, such as ELECTRA's generator; made once, saved in checkpoints."""
+        """What is trained beside a compressed model, such as ELECTRA's generator; made once, saved in checkpoints."""
         return None
 
     def corrupt(self, batch: dict[str, Tensor], companion: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
@@ -231,6 +234,11 @@ class Task(pl.LightningDataModule, ABC):
     @abstractmethod
     def encoding(self) -> list[Any]:
         """What ``encode`` and ``count`` depend on, besides rows, tokenizer and ``max_length``; keys the cache."""
+
+    @property
+    def training_rows(self) -> int | None:
+        """Tokenised rows of the training part; ``None`` where they are not loaded, or stream."""
+        return len(self._rows["train"]) if "train" in self._rows else None
 
     @property
     def endless(self) -> bool:
@@ -435,8 +443,7 @@ class Task(pl.LightningDataModule, ABC):
         lengths = lengths_of(table) if by_length else np.zeros(len(table))
         sampler = LengthBatches(lengths, batch_size, shuffle, self.seed, name=part, draws=self.draws)
         if shuffle:
-            sampler.epoch, sampler.start = self._resume
-            self._resume = (0, 0)
+            sampler.resumed, self._resume = self._resume, None
         return DataLoader(
             self._assembled(table),
             sampler=sampler,

@@ -66,7 +66,7 @@ class LengthBatches(Sampler[list[int]]):
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.draws = draws
         self.epoch = 0
-        self.start = 0  # the batch of the next epoch at which to begin: of a run that goes on
+        self.resumed: tuple[int, int] | None = None  # epoch and batch of the next pass: of a run that goes on
         # the second bound counts at batch_size 1 only: no rank may get a batch of no rows, on which models fail
         self.steps = min(
             math.ceil(len(self.lengths) / (batch_size * self.world_size)), len(self.lengths) // self.world_size
@@ -81,16 +81,18 @@ class LengthBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         # the batches of one step stand side by side in the sorted order: no rank waits long for another
-        start, self.start = self.start, 0
-        first = (self.epoch + 1) * len(self.lengths) if self.draws and self.shuffle else 0
-        for step in self._steps()[start:]:
+        # Lightning may number the epoch otherwise: it closes one that max_steps cuts short
+        epoch, start = self.resumed or (self.epoch, 0)
+        self.resumed = None
+        first = (epoch + 1) * len(self.lengths) if self.draws and self.shuffle else 0
+        for step in self._steps(epoch)[start:]:
             yield (step[self.rank] + first).tolist()
 
-    def _steps(self) -> list[list[np.ndarray]]:
-        """The epoch's batches on all ranks, ``[step][rank]``."""
+    def _steps(self, epoch: int) -> list[list[np.ndarray]]:
+        """An epoch's batches on all ranks, ``[step][rank]``."""
         if not self.shuffle:
             return self._cut(np.argsort(-self.lengths, kind="stable"))
-        rng = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.lengths))
         size = POOL * self.batch_size * self.world_size
         pools = [order[start : start + size] for start in range(0, len(order), size)]

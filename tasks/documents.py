@@ -186,7 +186,7 @@ class Documents(Task):
     def train_dataloader(self) -> DataLoader:
         if not self.streaming:
             return super().train_dataloader()
-        number, start = self._resume[1], Place()
+        number, start = (self._resume or (0, 0))[1], Place()
         if number:
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
             if self._places is None or len(self._places) != ranks:
@@ -196,7 +196,7 @@ class Documents(Task):
                     f"{ranks}.\nUse as many as before, or start anew from its weights: init_from=<that run>."
                 )
             start = Place(*self._places[dist.get_rank() if ranks > 1 else 0])
-        self._resume, self._places = (0, 0), None
+        self._resume = self._places = None
         tokenizer = self.tokenizer
         self._stream = Stream(
             self.streamed(),

@@ -74,18 +74,22 @@ class ReplacedTokens(MaskedLanguage):
 
         return AutoModelForPreTraining
 
+    def check_model(self, model: nn.Module) -> None:
+        from transformers import ElectraForPreTraining
+
+        if not isinstance(model, ElectraForPreTraining):
+            raise SkimError(
+                f"task={self.name} needs ELECTRA's head, which judges each token; {type(model).__name__} has another.\n"
+                "Use backbone=electra_small, or backbone.overrides.model_type=electra for one from random weights."
+            )
+
     def companion(self, model: nn.Module) -> nn.Module:
         """The generator: as deep as the backbone, narrower, with its token, position and type embeddings."""
-        from transformers import ElectraForMaskedLM, ElectraForPreTraining
+        from transformers import ElectraForMaskedLM
 
         from skim.compression import walk_of
 
         whole: Any = walk_of(model).model
-        if not isinstance(whole, ElectraForPreTraining):
-            raise SkimError(
-                f"task={self.name} needs ELECTRA's head, which judges each token; {type(whole).__name__} has another.\n"
-                "Use backbone=electra_small, or backbone.overrides.model_type=electra for one from random weights."
-            )
         config = copy.deepcopy(whole.config)
         heads = max(1, round(config.num_attention_heads * self.generator_size))
         config.hidden_size = config.hidden_size // config.num_attention_heads * heads

@@ -66,17 +66,12 @@ class SentenceOrder(MaskedLanguage):
 
         return AutoModelForPreTraining
 
-    def companion(self, model: nn.Module) -> nn.Module | None:
-        """None, for a model that tells the order; a SkimError for any other."""
-        from skim.compression import walk_of
-
-        whole = walk_of(model).model
-        if not set(ORDER_LABELS) & set(inspect.signature(type(whole).forward).parameters):
+    def check_model(self, model: nn.Module) -> None:
+        if not set(ORDER_LABELS) & set(inspect.signature(type(model).forward).parameters):
             raise SkimError(
-                f"task={self.name} needs a head that tells two segments' order, which {type(whole).__name__} is not.\n"
+                f"task={self.name} needs a head that tells two segments' order, which {type(model).__name__} is not.\n"
                 "Use an ALBERT or BERT (backbone=albert_base, bert_base, minilm), or task=mlm."
             )
-        return None
 
     def metrics(self) -> Metric | MetricCollection:
         found = {"accuracy": MeanMetric(), "perplexity": Perplexity(), "order_accuracy": MeanMetric()}

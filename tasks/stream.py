@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +26,8 @@ from tasks.batches import laid_out
 if TYPE_CHECKING:
     from datasets import IterableDataset
     from pyarrow import Table
+
+log = logging.getLogger(__name__)
 
 CHUNK = 1000  # documents that are tokenised together
 KEPT = 16  # places of the last batches that are remembered: Lightning fetches a batch or two ahead
@@ -137,6 +140,7 @@ class Stream(torch.utils.data.IterableDataset):
         self.batch_size, self.seed, self.buffer, self.skip = batch_size, seed, buffer, skip
         self.number, self.start = number, start
         self.places = {number: start}
+        self.told = False  # that bad rows are skipped
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         import pyarrow as pa
@@ -164,6 +168,8 @@ class Stream(torch.utils.data.IterableDataset):
             first = self.start if turn == self.start.turn else Place(turn)
             some = False
             for chunk, texts in enumerate(self._chunks(turn, first.chunk), first.chunk):
+                if not texts:  # all were bad; the chunk counts all the same
+                    continue
                 columns = self.encode({self.column: texts})
                 table = pa.table({name: pa.array(column) for name, column in columns.items() if name != "truncated"})
                 lengths = np.asarray([len(ids) for ids in columns["input_ids"]])
@@ -191,6 +197,9 @@ class Stream(torch.utils.data.IterableDataset):
             for chunk in itertools.islice(split_dataset_by_node(rows, self.rank, self.ranks).iter(CHUNK), first, None):
                 texts = chunk[self.column]
                 bad = [text for text in texts if not isinstance(text, str)]
+                if bad and self.skip and not self.told:
+                    self.told = True
+                    log.warning("%s: rows without a text are skipped, such as %r", self.where, bad[0])
                 if bad and not self.skip:
                     raise SkimError(
                         f"{self.where}, column '{self.column}': a row holds {bad[0]!r} and no text.\n"

@@ -201,7 +201,5 @@ def _columns(path: Path) -> Iterator[tuple[list[str], list[str]]]:
         pairs = [(word, tag) for word, tag in zip(words, tags, strict=True) if word is not None and tag is not None]
         if len(pairs) < len(words):
             bad = next(line for word, tag, line in zip(words, tags, lines, strict=True) if None in (word, tag))
-            raise SkimError(
-                f"{path}, line {bad}: expected a word and its tag, as many columns as before."
-            )
+            raise SkimError(f"{path}, line {bad}: expected a word and its tag, as many columns as before.")
         yield [word for word, _ in pairs], [tag for _, tag in pairs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ from skim.engine.trace import Trace
 from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 
-Batches = list[dict[str, Tensor]]
+Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 

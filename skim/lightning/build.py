@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 import transformers
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
 from torch import nn
 
 from skim import hub
@@ -24,6 +25,7 @@ from skim.compression import compress, read_method
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
 from skim.lightning import published
+from skim.lightning.budget import Batches
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
 from skim.methods import METHODS, Method, method_class, method_name
@@ -41,6 +43,7 @@ NOISE = (
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
 )
 
+COMPANION = "companion.safetensors"  # in a run's model/: what was trained beside the backbone
 INFINITY = float("inf")
 LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "seed": (int, 0, 2**32 - 1),
@@ -172,6 +175,40 @@ class Parts:
     model: nn.Module
     stages: list[Stage]
     teacher: nn.Module | None = None
+    companion: nn.Module | None = None  # what the task trains beside the model
+
+    def sampled(self, batch_size: int, samples: int) -> Batches:
+        """Batches of validation rows as the model sees them, for measurements."""
+        batches = self.task.sample_batches(batch_size, samples)
+        return batches if self.companion is None else Handed(batches, self.task, self.companion)
+
+
+class Handed(Sequence[Any]):
+    """Batches as a companion hands them on: it does so anew each time, for it learns in the meantime.
+
+    Args:
+        batches: of the task.
+        task: whose the companion is.
+        companion: see :meth:`tasks.base.Task.companion`.
+    """
+
+    def __init__(self, batches: Batches, task: Task, companion: nn.Module) -> None:
+        self.batches, self.task, self.companion = batches, task, companion
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return Handed(self.batches[place], self.task, self.companion)
+        device, training = next(self.companion.parameters()).device, self.companion.training
+        self.companion.eval()
+        try:
+            with torch.no_grad():
+                batch = {name: tensor.to(device) for name, tensor in self.batches[place].items()}
+                return self.task.corrupt(batch, self.companion)[0]
+        finally:
+            self.companion.train(training)
 
 
 def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
@@ -212,6 +249,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     for name, value in task.model_kwargs().items():
         setattr(config, name, value)
     plain = load_backbone(task, config, source)
+    task.check_model(plain)
     teacher = None
     check_teacher(cfg, method)
     if cfg.train.distill > 0 and cfg.train.distill_from == "init":
@@ -235,7 +273,10 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
             f"Stage {stages[0].name} of method={method.name} starts from what stage {method.stages[0]} has learned.\n"
             f"Set init_from=<a run of method={method.name}>, or train both stages: method={method.name}."
         )
-    return Parts(task, tokenizer, model, stages, teacher)
+    companion = task.companion(model)
+    if companion is not None and start is not None and (start / COMPANION).is_file():
+        companion.load_state_dict(load_file(start / COMPANION))
+    return Parts(task, tokenizer, model, stages, teacher, companion)
 
 
 def check_teacher(cfg: DictConfig, method: Method) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,10 +23,10 @@ from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, tagged
 from skim.benchmark import compare_training, machine, usable
 from skim.compression import accepted, walk_of
 from skim.errors import SkimError, unknown
-from skim.lightning.budget import EXTREME, calibrate, spend
+from skim.lightning.budget import EXTREME, Batches, calibrate, spend
 from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import COMPANION, TOLERANCE, elsewhere, latency
+from skim.lightning.recipe import TOLERANCE, elsewhere, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth
@@ -46,11 +46,13 @@ class Loaded:
     parts: Parts
     cfg: DictConfig  # the run's own, with the caller's changes
     folder: Path
-    companion: nn.Module | None = None  # what was trained beside the model
 
-    def corrupted(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch as the model is to see it."""
-        return batch if self.companion is None else self.parts.task.corrupt(batch, self.companion)[0]
+    def seen(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Batches as the model sees them, where it is."""
+        device, companion = next(self.parts.model.parameters()).device, self.parts.companion
+        for batch in batches:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            yield batch if companion is None else self.parts.task.corrupt(batch, companion)[0]
 
 
 def load(cfg: DictConfig) -> Loaded:
@@ -97,21 +99,18 @@ def load(cfg: DictConfig) -> Loaded:
             raise SkimError(
                 f"{checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}"
             ) from error
-        restore(parts.model, {k[6:]: v for k, v in state.items() if k.startswith("model.")}, checkpoint)
+        for name, module in (("model.", parts.model), ("companion.", parts.companion)):
+            if module is not None:
+                own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+                restore(module, own, checkpoint)
     else:
         from safetensors.torch import load_file
 
         restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
-    companion = parts.task.companion(parts.model)
-    if companion is not None:
-        if checkpoint is not None:
-            beside = {k[10:]: v for k, v in state.items() if k.startswith("companion.")}
-        else:
-            beside = load_file(folder / "model" / COMPANION)
-        restore(companion, beside, checkpoint or folder / "model" / COMPANION)
-        companion.eval().to(usable(cfg.device))
-    parts.model.eval().to(usable(cfg.device))
-    return Loaded(parts, run, folder, companion)
+    for module in (parts.model, parts.companion):
+        if module is not None:
+            module.eval().to(usable(cfg.device))
+    return Loaded(parts, run, folder)
 
 
 def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
@@ -144,7 +143,7 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     """Evaluate a loaded run as the model is now."""
     model, task = loaded.parts.model, loaded.parts.task
     device = next(model.parameters()).device
-    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.companion)
+    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.parts.companion)
     values = trainer.validate(module, datamodule=task, verbose=False)[0]
     others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
@@ -212,7 +211,7 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
     method = walk_of(model).method
     trainer = trainer_of(loaded, console)
     precision = trainer.precision_plugin.forward_context
-    inputs = loaded.parts.task.sample_batches(cfg.batch_size, SAMPLES)
+    inputs = loaded.parts.sampled(cfg.batch_size, SAMPLES)
     shift = method.shift
     assert shift is not None
     target, saved = method.target, float(shift)
@@ -255,7 +254,7 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
     return points
 
 
-def move(model: nn.Module, inputs: list[dict[str, Tensor]], target: float) -> str | None:
+def move(model: nn.Module, inputs: Batches, target: float) -> str | None:
     """Shift the method's decisions to spend ``target``, or as near as they go; returns what is to be said of a miss."""
     method = walk_of(model).method
     assert method.shift is not None
@@ -290,12 +289,11 @@ def predict(cfg: DictConfig, console: Console) -> None:
     """What the model says of the test split, or of ``split``; writes files beside the run's ``results.json``."""
     loaded = load(cfg)
     task, model = loaded.parts.task, loaded.parts.model
-    device = next(model.parameters()).device
     loader = task.test_dataloader()
     found: dict[int, dict[str, Any]] = {}
     with torch.inference_mode(), trainer_of(loaded, console).precision_plugin.forward_context():
-        for batch in track(loader, "predict", console=console, disable=not console.is_terminal, transient=True):
-            batch = loaded.corrupted({name: tensor.to(device) for name, tensor in batch.items()})
+        batches = track(loader, "predict", console=console, disable=not console.is_terminal, transient=True)
+        for batch in loaded.seen(batches):
             said = task.predictions(model(**accepted(model, batch)), batch)
             found.update(zip(batch["row"].tolist(), said, strict=True))
     for file in task.write_predictions([found[row] for row in sorted(found)], loaded.folder):
@@ -327,10 +325,8 @@ def throughput(cfg: DictConfig, console: Console) -> None:
     task.batch_size = size
     # what a training of that batch size would see first: shuffled, and grouped by length
     batches = list(islice(task.train_dataloader(), math.ceil(cfg.benchmark.samples / size)))
-    if loaded.companion is not None:
-        device = next(model.parameters()).device
-        with torch.no_grad():
-            batches = [loaded.corrupted({name: one.to(device) for name, one in batch.items()}) for batch in batches]
+    with torch.no_grad():
+        batches = list(loaded.seen(batches))
     if loaded.cfg.train.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     forward = trainer_of(loaded, console).precision_plugin.forward_context
@@ -370,7 +366,7 @@ def depth(cfg: DictConfig, console: Console) -> None:
     loaded = load(cfg)
     results = finished(loaded.folder)
     model, task, tokenizer = loaded.parts.model, loaded.parts.task, loaded.parts.tokenizer
-    batches = task.sample_batches(cfg.batch_size, options.samples)
+    batches = loaded.parts.sampled(cfg.batch_size, options.samples)
     depths = Depths(len(walk_of(model).costs))
     with console.status("depth of tokens"), trainer_of(loaded, console).precision_plugin.forward_context():
         by_token(model, tokenizer, batches, depths)

@@ -31,8 +31,9 @@ HOLDS = 10  # times per stage with hard decisions that the budget is looked afte
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     """Epoch and batch at which the training of a checkpoint goes on."""
     fit = checkpoint["loops"]["fit_loop"]
-    batches = fit["epoch_loop.batch_progress"]
-    epoch = fit["epoch_progress"]["current"]["processed"]
+    batches, epochs = fit["epoch_loop.batch_progress"], fit["epoch_progress"]["current"]
+    closed = epochs["processed"] == epochs["started"]  # also by max_steps, in its middle
+    epoch = epochs["processed"] - closed
     return (epoch + 1, 0) if batches["is_last_batch"] else (epoch, batches["current"]["processed"])
 
 
@@ -102,7 +103,7 @@ class SkimModule(pl.LightningModule):
             the method begins.
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
-        companion: what ``task.companion`` made, if that is done already.
+        companion: what ``task.companion`` made, to be trained beside the model.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class SkimModule(pl.LightningModule):
         self._teacher = (teacher,)
         self.calibrate_on = calibrate_on
         self.metrics = task.metrics()
-        self.companion = task.companion(model) if companion is None else companion
+        self.companion = companion
         walk = walk_of(model)
         self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
         self.eval_loss = MeanMetric()
@@ -186,12 +187,31 @@ class SkimModule(pl.LightningModule):
         checkpoint["bounds"] = self._bounds
         checkpoint["method_begin"] = self._begin
         checkpoint["method_progress"] = self.method.progress  # the next forward decides by it
+        checkpoint["order"] = self._order()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
         self._begin_before = checkpoint.get("method_begin")
         self.method.progress = checkpoint.get("method_progress", 0.0)
-        self.task.resume_at(*position(checkpoint))
+        epoch, batch = position(checkpoint)
+        before, now = checkpoint.get("order", {}), self._order()
+        if batch and (differs := [name for name in before if before[name] != now[name]]):
+            said = ", ".join(f"{name}={before[name]}, now {now[name]}" for name in differs)
+            raise SkimError(
+                f"resume: the checkpoint stands in the middle of an epoch, whose batches are others now: {said}.\n"
+                "Use what it was made with, or a checkpoint from the end of an epoch."
+            )
+        self.task.resume_at(epoch, batch)
+
+    def _order(self) -> dict[str, Any]:
+        """What the batches of an epoch follow from."""
+        task = self.task
+        return {
+            "seed": task.seed,
+            "task.batch_size": task.batch_size,
+            "training rows": task.training_rows,
+            "processes": self.trainer.world_size,
+        }
 
     @property
     def plan(self) -> Plan:
@@ -259,7 +279,7 @@ class SkimModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """By the norm, of the method's parameters apart: a threshold's gradient can be a hundred times the weights'."""
-        if gradient_clip_val is None:
+        if not gradient_clip_val:  # None or 0: off
             return
         own = {id(parameter) for parameter in self.method.parameters()}
         for group in (True, False):

@@ -25,7 +25,7 @@ from skim.benchmark import compare
 from skim.compression import execution, save_pretrained, walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import calibrate, check_survivors, check_target, spend
-from skim.lightning.build import Parts, build
+from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.module import SkimModule
 from skim.lightning.results import Results
 from skim.report.heatmap import SkimmedText, read
@@ -33,7 +33,6 @@ from skim.report.page import write_page
 from tasks.base import Task
 
 TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
-COMPANION = "companion.safetensors"  # in a run's model/: what was trained beside the backbone
 LEFT_BEHIND = (
     "results.json",
     "report.html",
@@ -132,7 +131,7 @@ def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) ->
         max_steps=cfg.train.max_steps,
         gradient_clip_val=cfg.train.clip,
         accumulate_grad_batches=cfg.train.accumulate,
-        val_check_interval=every * cfg.train.accumulate if every else 1.0 / cfg.train.evals_per_epoch,
+        val_check_interval=every or 1.0 / cfg.train.evals_per_epoch,
         check_val_every_n_epoch=None if every else 1,
         log_every_n_steps=cfg.callbacks.log_every,
         callbacks=callbacks,
@@ -173,9 +172,9 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     if parts.task.endless and (cfg.train.max_steps < 1 or cfg.train.get("eval_every") is None):
         raise SkimError(
             f"task={parts.task.name} streams its training data, which have no end and no epochs.\n"
-            "Set train.max_steps=<optimizer steps> and train.eval_every=<steps between evaluations>."
+            "Set train.max_steps=<optimizer steps> and train.eval_every=<batches between evaluations>."
         )
-    sample = parts.task.sample_batches(32, 256)
+    sample = parts.sampled(32, 256)
     check_target(parts.model, sample)
     check_survivors(parts.model, sample, calibrates=cfg.train.calibrate > 0)
     if cfg.train.gradient_checkpointing:
@@ -191,8 +190,9 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         distill_from=cfg.train.distill_from,
         teacher=parts.teacher,
         method_after=cfg.train.method_after or 0.0,
-        calibrate_on=parts.task.sample_batches(32, cfg.train.calibrate) if cfg.train.calibrate else None,
+        calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.get("formulas") or (),
+        companion=parts.companion,
     )
     try:
         trainer = trainer_of(cfg, folder, parts, console)
@@ -236,8 +236,6 @@ def finish(
 ) -> Run:
     """The run itself: fit, calibrate, measure, export."""
     model, task = parts.model, parts.task
-    # every rank was seeded alike so that weights agree; gate noise and dropout must not
-    torch.manual_seed(cfg.seed + 1000 * trainer.global_rank)
     try:
         trainer.fit(module, datamodule=task, ckpt_path=cfg.resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -247,9 +245,9 @@ def finish(
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": cfg.hardware.precision}
     method = walk_of(model).method
     if method.target is not None and method.shift is not None and cfg.train.calibrate:
-        inputs = task.sample_batches(32, cfg.train.calibrate)
+        inputs = parts.sampled(32, cfg.train.calibrate)
         with trainer.precision_plugin.forward_context():
-            model.to(device)  # Lightning takes the model off the device after each of its loops
+            module.to(device)  # Lightning takes it off the device after each of its loops
             before = spend(model, inputs)
             calibrate(model, inputs)
         results.calibration = {"relative_flops_before": before, "shift": float(method.shift)}
@@ -257,7 +255,7 @@ def finish(
     measure(results, trainer, module, parts)
     if not trainer.is_global_zero:
         return Run(results, [], folder)
-    model.eval().to(device)
+    module.eval().to(device)
     save_pretrained(model, folder / "model")
     parts.tokenizer.save_pretrained(folder / "model")
     if module.companion is not None:
@@ -306,6 +304,6 @@ def latency(parts: Parts, settings: DictConfig) -> dict[str, Any]:
     """The model as it runs, packed dense and padded Hugging Face on the same batches; see :mod:`skim.benchmark`."""
     measured = {}
     for batch_size in settings.batch_sizes:
-        batches = parts.task.sample_batches(int(batch_size), settings.samples)
+        batches = parts.sampled(int(batch_size), settings.samples)
         measured[str(batch_size)] = compare(parts.model, batches, repeats=settings.repeats)
     return measured

@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from skim.errors import SkimError
 from skim.lightning.recipe import Run
 from tests.runs import composed, watched_by
 
@@ -66,6 +67,14 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
             *("train.distill=0.5", "train.distill_from=self"),
         ],
         [3, 8],
+    ),
+    # saved at the end of an epoch, by default; workers fetch before Lightning says which epoch it is
+    "between epochs, with a worker": (
+        [
+            *("task=builtin", "method=dense", "task.train_rows=48", "hardware.num_workers=1"),
+            *("train.epochs=3", "callbacks.save_every=null"),
+        ],
+        [6],
     ),
     "ELECTRA": (
         [
@@ -130,3 +139,33 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name: str, tmp_path: P
             assert not differences(last[part], again[part], part)
         assert resumed.results.metrics == straight.results.metrics
         assert resumed.results.keep_ratio == straight.results.keep_ratio
+
+
+SMALL = ["task=builtin", "method=dense", *COMMON, "task.train_rows=48"]  # six batches per epoch
+
+
+class Seen(pl.Callback):
+    """Which rows were trained on, batch by batch."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, *_: Any) -> None:
+        self.rows.append(batch["row"].tolist())
+
+
+def test_a_run_that_max_steps_has_ended_within_an_epoch_finishes_it(tmp_path: Path) -> None:
+    first, then = Seen(), Seen()
+    watched_by(first, composed(*SMALL, "train.max_steps=4"), tmp_path / "first")
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    watched_by(then, composed(*SMALL, "train.max_steps=12", f"resume={last}"), tmp_path / "then")
+    assert sorted(row for batch in first.rows + then.rows[:2] for row in batch) == list(range(48))
+    assert sorted(row for batch in then.rows[2:] for row in batch) == list(range(48))
+
+
+@pytest.mark.parametrize("given", ["seed=2", "task.batch_size=16", "task.train_rows=24"])
+def test_other_batches_within_an_epoch_are_refused(given: str, tmp_path: Path) -> None:
+    watched_by(pl.Callback(), composed(*SMALL, "train.max_steps=4"), tmp_path / "first")
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    with pytest.raises(SkimError, match=r"resume: the checkpoint stands in the middle of an epoch, .*, now "):
+        watched_by(pl.Callback(), composed(*SMALL, "train.max_steps=12", f"resume={last}", given), tmp_path / "then")

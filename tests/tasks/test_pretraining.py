@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import skim
 from skim.errors import SkimError
+from skim.lightning.budget import spend
+from skim.lightning.build import COMPANION, build
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
 from tasks.electra import ReplacedTokens
@@ -218,10 +221,10 @@ def test_a_generator_is_saved_and_loaded_with_the_run(tmp_path: Path) -> None:
     for source in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"):
         loaded = load(composed(f"ckpt={source}", "device=cpu", config="evaluate"))
         state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        assert loaded.companion is not None
-        for name, tensor in loaded.companion.state_dict().items():
+        assert loaded.parts.companion is not None
+        for name, tensor in loaded.parts.companion.state_dict().items():
             assert torch.equal(tensor, state[f"companion.{name}"])
-        tied = loaded.companion.electra.embeddings.word_embeddings.weight
+        tied = loaded.parts.companion.electra.embeddings.word_embeddings.weight
         assert tied is loaded.parts.model.electra.embeddings.word_embeddings.weight
 
 
@@ -282,6 +285,23 @@ def test_blocks_as_long_as_the_backbone_takes(tmp_path: Path, tokenizer: Any, ca
 )
 def test_a_head_that_cannot_is_refused(kind: type, says: str, tokenizer: Any) -> None:
     config = transformers.RobertaConfig(vocab_size=20, **SIZES)
-    model = skim.compress(transformers.RobertaForMaskedLM(config), "dense")
     with pytest.raises(SkimError, match=says):
-        kind(name="own").companion(model)
+        kind(name="own").check_model(transformers.RobertaForMaskedLM(config))
+
+
+def test_a_budget_is_that_of_inputs_as_the_generator_hands_them_on(tmp_path: Path) -> None:
+    """And whoever starts from a run starts from its generator too."""
+    given = ["task=electra", "task.hub_id=builtin/text", "task.config=default", "backbone=tiny"]
+    given += ["backbone.overrides.model_type=electra", "train.lr=1e-3", "task.max_length=32"]
+    given += ["hardware=cpu", "benchmark.enabled=false", "task.max_train_samples=40", "task.max_eval_samples=20"]
+    train(composed(*given, "method=dense", "train.max_steps=5"), tmp_path / "dense", "")
+    first = [f"init_from={tmp_path / 'dense'}", "method=transkimmer", "method.target=0.7", "train.max_steps=3"]
+    parts = build(composed(*given, *first))
+    before = load_file(tmp_path / "dense" / "model" / COMPANION)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.companion.state_dict().items())
+    results = train(composed(*given, *first), tmp_path / "run", "").results
+    loaded = load(composed(f"ckpt={tmp_path / 'run'}", "device=cpu", config="evaluate"))
+    assert spend(loaded.parts.model, loaded.parts.sampled(32, 512)) == pytest.approx(results.relative_flops, abs=1e-3)
+    hidden = loaded.parts.task.sample_batches(32, 512)[0]["input_ids"] == loaded.parts.tokenizer.mask_token_id
+    assert hidden.any()
+    assert not (loaded.parts.sampled(32, 512)[0]["input_ids"] == loaded.parts.tokenizer.mask_token_id).any()
