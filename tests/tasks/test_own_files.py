@@ -93,3 +93,23 @@ def test_a_file_without_labels_is_predicted(run: Path, tmp_path: Path, kind: str
     assert {row["prediction"] for row in found} <= {"1", "2", "3"}
     with pytest.raises(SkimError, match="row 3: it "):
         look(run, "what=predict", f"+overrides.task.files.test={new}", columns, "+overrides.task.on_bad_row=error")
+
+
+def test_predictions_pass_over_labels_that_the_model_does_not_know(run: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.csv"
+    for labels, known in ((["1", "", "2", "3"], False), (["1", "3", "2", "soup"], False), (["1", "3", "2", "3"], True)):
+        new.write_text("".join(f"{label},{text}\n" for label, text in zip(labels, TEXTS, strict=True)))
+        look(run, "what=predict", f"+overrides.task.files.test={new}", "+overrides.task.on_bad_row=error")
+        found = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+        assert [row["text"] for row in found] == TEXTS
+        assert [row.get("label") for row in found] == (labels if known else [None] * 4)
+
+
+def test_label_names_that_hydra_reads_as_numbers() -> None:
+    from hydra.utils import instantiate
+
+    for names, expected in (("[0,1]", ["0", "1"]), ("[-1,0,1]", ["-1", "0", "1"]), ("[true,false]", ["True", "False"])):
+        for kind in ("text", "tagging"):
+            task = instantiate(composed(f"task={kind}", f"task.label_names={names}").task)
+            assert task.label_names == expected
+            assert list(task.model_kwargs()["label2id"]) == expected
