@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from skim.errors import SkimError
+from tasks import cells
 from tasks.conll import sentences
+from tasks.tagging import Tagging
 
 
 def write(path: Path, text: str | bytes) -> Path:
@@ -103,3 +106,45 @@ def test_columns_that_are_none(tmp_path: Path, columns: tuple[int, ...], said: s
 
 def test_no_sentences(tmp_path: Path) -> None:
     assert list(sentences(write(tmp_path / "a.txt", "\n\n# nothing\n"))) == []
+
+
+@pytest.mark.parametrize("name", ["a.conll", "a.txt.gz", "a.IOB.gz"])
+def test_a_tasks_file_is_read_once_also_gzipped(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "CHUNK", 2)
+    text = "a DET x\ndog N y\n\nit PRON z\n\nb\n\nd\xe9 N q\n".encode("latin-1")
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    wanted = {
+        "words": [["a", "dog"], ["it"], ["b"], [None]],
+        "kinds": [["x", "y"], ["z"], [None], ["q"]],
+        "line": [[1, 2], [4], [6], [8]],
+    }
+    task = Tagging(name="own", token_column="words", tag_column="kinds")
+    rows = task.read(str(file))
+    assert rows.to_dict() == wanted
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.conll.sentences", lambda *arguments: pytest.fail("read again"))
+        again = task.read(str(file))
+    assert again.to_dict() == wanted
+    assert again._fingerprint == rows._fingerprint
+    assert again.cache_files
+    other = Tagging(name="own", columns=[1, 2]).read(str(file))  # another way to read it
+    assert other["tags"][:2] == [["DET", "N"], ["PRON"]]
+
+
+def test_universal_dependencies_gzipped(tmp_path: Path) -> None:
+    line = "1\tdog\tdog\tNOUN" + "\t_" * 6 + "\n"
+    file = tmp_path / "a.conllu.gz"
+    file.write_bytes(gzip.compress(line.encode()))
+    assert Tagging(name="own").read(str(file)).to_dict() == {"tokens": [["dog"]], "tags": [["NOUN"]], "line": [[1]]}
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    for name, content, said in (
+        ("a.conll", b"", "is empty"),
+        ("a.conll", b"\n\n", "has no rows"),
+        ("a.conll.gz", b"no", "cannot be read as conll"),
+        ("a.doc", b"a X\n", r"skim reads \.csv, .*\.conllu, \.conll, .* not '\.doc'"),
+    ):
+        with pytest.raises(SkimError, match=rf"{name}.* {said}"):
+            Tagging(name="own").read(str(write(tmp_path / name, content)))
