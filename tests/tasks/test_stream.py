@@ -174,6 +174,15 @@ def test_bad_rows_are_skipped_where_that_is_asked_for(tmp_path: Path, tokenizer:
     assert documents(first(task, 1)) == Counter(tuple(tokenizer(text).input_ids) for text in ("a good film", "soup"))
 
 
+def test_a_chunk_of_bad_rows_alone(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Bad rows may be all that a pass has left for its last chunk; they are told once."""
+    bad: list[Any] = [None] * 30
+    some = make(tmp_path, tokenizer, texts=["a good film", *bad, "soup"], pack=False, on_bad_row="skip", batch_size=2)
+    batches = first(some, 3)
+    assert sum(documents(batches).values()) == 6
+    assert caplog.text.count("rows without a text are skipped") == 1
+
+
 @pytest.mark.parametrize("options", [[], ["train.max_steps=3"], ["train.eval_every=2"]])
 def test_steps_and_evaluations_have_to_be_given(tmp_path: Path, options: list[str]) -> None:
     cfg = composed("task=builtin_text", "task.streaming=true", "method=dense", "hardware=cpu", *options)
