@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 READING = 2  # counted up whenever the same file shall give another table; old caches are then left alone
 # GLUE's tsv files hold single quotation marks: in a tsv file they quote nothing
 SEPARATED: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
+DEPTH = 50  # of lists and objects in a row; Arrow's files hold no more than 64
 PARQUET = ".parquet"
 KINDS = (*SEPARATED, ".json", ".jsonl", PARQUET)
 LINES = 'A row is an object with its columns: {"text": "...", "label": "..."}.'
@@ -301,11 +302,15 @@ def _whole(file: Path, stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
 
 
 def _object(row: int, value: Any) -> dict[str, Any] | Problem:
-    return (
-        value
-        if isinstance(value, dict)
-        else Problem(row, None, f"it is {shown(value)}, and no object with columns", LINES)
-    )
+    if not isinstance(value, dict):
+        return Problem(row, None, f"it is {shown(value)}, and no object with columns", LINES)
+    return Problem(row, None, "it is nested too deeply", LINES) if _is_deeper(value, DEPTH) else value
+
+
+def _is_deeper(value: dict[str, Any] | list[Any], depth: int) -> bool:
+    """Whether lists and objects hold each other so many times."""
+    inner = value.values() if isinstance(value, dict) else value
+    return not depth or any(isinstance(one, dict | list) and _is_deeper(one, depth - 1) for one in inner)
 
 
 def _why(error: Exception) -> str:

@@ -129,7 +129,8 @@ class QuestionAnswering(Task):
         if unusable:
             row, column, why = unusable[0]
             log.warning(
-                "%s: without scores, as not all of its rows have an answer that can be used. Row %d, column '%s': %s",
+                "%s, row %d, column '%s': %s. So no answers of this part are read: it can be predicted, and not be "
+                "measured.",
                 *(rejects.where, numbers[row], column, why),
             )
         return table

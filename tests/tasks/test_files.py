@@ -201,10 +201,15 @@ def test_rows_that_were_changed_since_have_no_known_problems(tmp_path: Path) -> 
 
 def test_a_line_nested_too_deeply_is_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"a": 1}\n{"a": ' + "[" * 100_000 + "\n")
-    assert [problem[:3] for problem in problems(read(str(file)))] == [
-        (1, None, "it is no JSON (it is nested too deeply)")
-    ]
+    for deep, why in (
+        ("[" * 100_000, "it is no JSON (it is nested too deeply)"),
+        ("[" * 100 + "]" * 100, "it is nested too deeply"),
+        ('{"b": ' * 900 + "1" + "}" * 900, "it is nested too deeply"),
+    ):
+        file.write_text('{"a": [["b"]]}\n{"a": ' + deep + "}\n")
+        rows = read(str(file))
+        assert rows["a"][:] == [[["b"]], None]
+        assert [problem[:3] for problem in problems(rows)] == [(1, None, why)]
     (tmp_path / "rows.json").write_text('[{"a": 1}, {"a": ' + "[" * 100_000)
     with pytest.raises(SkimError, match=r"rows\.json, row 2: it is no JSON \(it is nested too deeply\)"):
         read(str(tmp_path / "rows.json"))
