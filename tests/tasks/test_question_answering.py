@@ -21,6 +21,7 @@ import skim
 from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
+from tasks import cells
 from tasks.answers import READER
 from tasks.files import problems, read
 from tasks.question_answering import QuestionAnswering
@@ -175,8 +176,9 @@ def labels(task: Any) -> list[list[int]]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_every_form_of_answers(tmp_path: Path, form: str, kind: str) -> None:
+def test_every_form_of_answers(tmp_path: Path, form: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = labels(make(tmp_path, ROWS[:4], max_length=384))
+    monkeypatch.setattr(cells, "CHUNK", 3)
     assert wanted[0][3] == 0 < wanted[0][0]
     rows = [{**row, "answers": FORMS[form](row["answers"])} for row in ROWS[:4]]
     task = make(tmp_path, rows, kind=kind)
@@ -343,8 +345,9 @@ def test_answers_are_placed_once(tmp_path: Path) -> None:
         with pytest.raises(SkimError, match=r"row 4, column 'question': there is no text"):
             make(tmp_path, [*ROWS[:3], bad])
     # but not where other answers are asked for
-    with pytest.raises(SkimError, match=r"row 4, column 'question'"):
-        make(tmp_path, [*ROWS[:3], bad], no_answers=False)
+    make(tmp_path, ROWS[:4])
+    with pytest.raises(SkimError, match=r"row 4, column 'answers': there is no answer"):
+        make(tmp_path, ROWS[:4], no_answers=False)
     with pytest.raises(SkimError, match=r"no answers column 'none'"):
         make(tmp_path, [*ROWS[:3], bad], answers_column="none")
 
