@@ -95,9 +95,12 @@ class MultipleChoice(Task):
         """``prediction``: an option's letter (its number from 0 behind the 26th); ``probability``: of the softmax."""
         probability, found = output.logits.float().softmax(-1).max(-1)
         return [
-            {"prediction": LETTERS[option] if option < len(LETTERS) else str(option), "probability": share}
+            {"prediction": self.named(option), "probability": share}
             for option, share in zip(found.tolist(), probability.tolist(), strict=True)
         ]
+
+    def named(self, label: Any) -> str:
+        return LETTERS[label] if label < len(LETTERS) else str(label)
 
     # ---- rows ----
 

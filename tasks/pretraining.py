@@ -6,7 +6,6 @@ and always the same in evaluation (:mod:`tasks.masking`).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
-from tasks.base import softened_divergence
+from tasks.base import softened_divergence, write_lines
 from tasks.batches import Rows
 from tasks.documents import Documents
 from tasks.masking import IGNORED, Masking, Places
@@ -158,9 +157,7 @@ class MaskedLanguage(Documents):
         ]
 
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
-        file = folder / "predictions.jsonl"
-        file.write_text("".join(json.dumps(said, ensure_ascii=False) + "\n" for said in found), encoding="utf-8")
-        return [file]
+        return [write_lines(folder / "predictions.jsonl", found)]
 
     # ---- batches ----
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from skim.errors import SkimError, unknown
 from tasks import conll
-from tasks.base import Task, evenly, softened_divergence
+from tasks.base import Task, evenly, softened_divergence, write_lines
 from tasks.chunks import TagScores, is_chunked
 from tasks.columns import Rejects, as_list, as_names, check_column, column_of
 from tasks.files import read
@@ -151,23 +150,22 @@ class Tagging(Task):
         return [{"tags": [names[tag] if tag >= 0 else None for tag in tags[:words]]} for tags, words in found]
 
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
-        """``predictions.jsonl`` with ``tokens``, ``tags`` and, where known, ``gold``; and two columns, word and tag.
+        """``predictions.jsonl``: ``row``, ``tokens``, ``tags`` and, where known, ``gold``; and columns of word and tag.
 
         In the columns of ``predictions.txt``, words that were cut off have the tag ``-``.
         """
         rows, names = self._raw["test"], self._labels()
         lines: list[dict[str, Any]] = []
-        for words, said in zip(map(parts_of, rows["tokens"]), found, strict=True):
-            lines.append({"tokens": words, **said})
+        for number, words, said in zip(self.numbers["test"].tolist(), rows["tokens"], found, strict=True):
+            lines.append({"row": number, "tokens": parts_of(words), **said})
         if "gold" in rows.column_names:
             for line, gold in zip(lines, rows["gold"], strict=True):
                 line["gold"] = [names[tag] if 0 <= tag < len(names) else None for tag in gold]
-        whole, columns = folder / "predictions.jsonl", folder / "predictions.txt"
-        whole.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        columns = folder / "predictions.txt"
         pairs = (zip(line["tokens"], line["tags"], strict=True) for line in lines)
         texts = ("".join(f"{word}\t{tag or '-'}\n" for word, tag in sentence) for sentence in pairs)
         columns.write_text("\n".join(texts), encoding="utf-8")
-        return [whole, columns]
+        return [write_lines(folder / "predictions.jsonl", lines), columns]
 
     def example_texts(self, count: int) -> list[Any]:
         return [" ".join(parts_of(row)) for row in evenly(count, self._raw["validation"])["tokens"]]

@@ -279,7 +279,7 @@ def test_metrics_and_predictions_of_a_run(folder: Path) -> None:
     evaluate(asked(folder, "what=predict", "split=validation"))
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 24
-    right = [line["prediction"] == "ABCD"[line["labels"]] for line in lines]
+    right = [line["prediction"] == line["label"] for line in lines]
     assert sum(right) / 24 == pytest.approx(metrics["accuracy"])
     assert all(0.25 <= line["probability"] <= 1 and len(line["options"]) == 4 for line in lines)
 

@@ -402,7 +402,11 @@ def test_files_without_tags_can_be_predicted(tmp_path: Path, tokenizer: Any) -> 
     assert [len(one["tags"]) for one in found] == batch["words"].tolist()
     written = task.write_predictions([found[i] for i in batch["row"].argsort()], tmp_path)
     first = task.label_names[0]
-    assert json.loads(written[0].read_text().splitlines()[0]) == {"tokens": ["a", "dogs"], "tags": [first] * 2}
+    assert json.loads(written[0].read_text().splitlines()[0]) == {
+        "row": 1,
+        "tokens": ["a", "dogs"],
+        "tags": [first] * 2,
+    }
     assert written[1].read_text() == f"a\t{first}\ndogs\t{first}\n\nit\t{first}\n"
 
 
