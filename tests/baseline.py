@@ -202,6 +202,7 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     )
     trainer = transformers.Trainer(model, settings, collate, train_table, processing_class=tokenizer)
     trainer.train()
+    trainer.args.train_sampling_strategy = "random"  # by it, evaluation is grouped too, and windows come in no order
     features = (
         dev_table.remove_columns(["offset_mapping", "overflow_to_sample_mapping"]) if kind == "squad" else dev_table
     )
