@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import skim
+from skim.engine.walk import INPUTS
 from skim.lightning.build import Parts
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
@@ -100,11 +101,16 @@ def pruned(dense: Path, request: pytest.FixtureRequest):
     return train(composed(*DEMO, *overrides), dense.parent / request.param, "")
 
 
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an encoder takes of a batch."""
+    return {name: batch[name] for name in INPUTS if name in batch}
+
+
 def accuracy(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
     right = count = 0
     with torch.no_grad():
         for batch in batches:
-            logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "salient")}).logits
+            logits = model(**inputs_of(batch)).logits
             right += int((logits.argmax(-1) == batch["labels"]).sum())
             count += len(logits)
     return right / count
@@ -115,7 +121,7 @@ def kept(parts: Parts) -> tuple[list[float], list[float]]:
     salient, alive, all_salient, real = torch.zeros(4), torch.zeros(4), 0, 0
     for batch in parts.task.sample_batches(32, 200):
         with torch.no_grad():
-            parts.model(**{k: v for k, v in batch.items() if k not in ("labels", "salient")})
+            parts.model(**inputs_of(batch))
         here = parts.model.trace.alive()
         alive, real = alive + here.sum((1, 2)), real + int(parts.model.trace.lengths.sum())
         salient = salient + (here & batch["salient"]).sum((1, 2))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import skim
+from skim.engine.walk import INPUTS
 from skim.errors import SkimError
 from skim.lightning.build import build
 from skim.lightning.module import SkimModule
@@ -39,11 +40,17 @@ class Watch(pl.Callback):
 
 
 class Pupil(SkimModule):
-    """Notes what it was taught."""
+    """Notes what it was taught, and what it said."""
 
-    def _distance(self, logits: Tensor, target: Tensor) -> Tensor:
-        self.target, self.logits = target, logits
-        return super()._distance(logits, target)
+    def _taught(self, batch: dict[str, Tensor]) -> Any:
+        taught = super()._taught(batch)
+        self.target = None if taught is None else taught.logits
+        return taught
+
+    def forward(self, batch: dict[str, Tensor]) -> Any:
+        out = super().forward(batch)
+        self.logits = out.logits
+        return out
 
 
 def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tuple[Pupil, Watch, dict[str, Tensor]]:
@@ -70,7 +77,7 @@ def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tup
 
 def test_the_teacher_is_the_model_itself_run_dense_and_without_dropout() -> None:
     module, watch, batch = one_step(distill=1.0, distill_from="self")
-    inputs = {name: value for name, value in batch.items() if name not in ("labels", "salient")}
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
     with torch.no_grad():
         wanted = skim.decompress(watch.before).eval()(**inputs).logits
     assert torch.allclose(module.target, wanted, atol=1e-6)

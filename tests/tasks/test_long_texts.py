@@ -27,8 +27,7 @@ def test_the_built_in_pairs_with_a_method(tmp_path: Path) -> None:
     metrics = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert metrics == pytest.approx(results.metrics, abs=1e-5)
     rows = predictions(run, "split=validation", "max_samples=32")
-    names = ["entailment", "neutral", "contradiction"]
-    right = [row["prediction"] == names[int(row["labels"])] for row in rows]
+    right = [row["prediction"] == row["label"] for row in rows]
     assert sum(right) / 32 == pytest.approx(metrics["accuracy"])
 
 
@@ -51,7 +50,7 @@ def test_yelp_as_published_has_no_header_and_counts_stars_from_1(
     rows = predictions(run)
     assert [row["text"] for row in rows] == REVIEWS
     assert {row["prediction"] for row in rows} <= {"1", "2"}
-    assert [row["labels"] for row in rows] == [1] * 10 + [0] * 10
+    assert [row["label"] for row in rows] == ["2"] * 10 + ["1"] * 10
 
 
 def test_the_other_long_texts_as_published_are_json_lines(
