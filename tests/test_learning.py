@@ -135,7 +135,7 @@ def test_it_keeps_what_matters_at_the_budget_that_was_asked_for(skimmed) -> None
     assert results.relative_flops == pytest.approx(0.4, abs=0.03)
     salient, alive = kept(load(composed(f"ckpt={skimmed.folder}", "device=cpu", config="evaluate")).parts)
     assert salient[1] >= 0.9  # tokens have met each other once: what stays now is what is needed
-    assert salient[1] >= 1.5 * alive[1]
+    assert sum(salient) >= 1.5 * sum(alive)  # in which layer the others leave is up to the run
 
 
 def test_dropping_as_much_at_random_fails(skimmed) -> None:
