@@ -39,7 +39,7 @@ from torch.optim import AdamW
 from skim.compression import accepted, compress, decompress, walk_of
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.engine.walk import INPUTS
+from skim.engine.walk import INPUTS, inputs_of
 from skim.errors import SkimError
 from skim.methods import Method, Spec
 from skim.methods.funnel import Funnel
@@ -160,7 +160,7 @@ def compare(
         runs, named by its execution: ``packed``, ``narrowed`` or ``masked``.
     """
     device = next(model.parameters()).device
-    inputs = [{k: v.to(device) for k, v in batch.items() if k in INPUTS} for batch in batches]
+    inputs = [{k: v.to(device) for k, v in inputs_of(batch).items()} for batch in batches]
     if not inputs:
         raise SkimError("There is nothing to time: no batches were given.")
     own = twin(model).eval()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import skim
-from skim.engine.walk import INPUTS
+from skim.engine.walk import inputs_of
 from skim.lightning.build import Parts
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
@@ -99,11 +99,6 @@ def pruned(dense: Path, request: pytest.FixtureRequest):
     """LTP, through both stages, and top-k; all but an epoch or two of their time is the dense training."""
     overrides = [*PRUNERS[request.param], "method.target=0.5", "train.epochs=1", f"init_from={dense}"]
     return train(composed(*DEMO, *overrides), dense.parent / request.param, "")
-
-
-def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What an encoder takes of a batch."""
-    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 def accuracy(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:

@@ -12,6 +12,7 @@ a decision is taken once per step.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,11 @@ class Inputs:
 
 
 INPUTS = tuple(Inputs.__dataclass_fields__)  # what an encoder takes of a batch: no labels, so no loss
+
+
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch an encoder takes."""
+    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 class KeyValues:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skim.compression import walk_of
 from skim.engine.trace import Trace
-from skim.engine.walk import INPUTS
+from skim.engine.walk import inputs_of
 from skim.errors import SkimError
 
 Batches = Sequence[dict[str, Tensor]]
@@ -26,7 +26,7 @@ def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
     device = next(model.parameters()).device
     try:
         for batch in batches:
-            model(**{name: tensor.to(device) for name, tensor in batch.items() if name in INPUTS})
+            model(**{name: tensor.to(device) for name, tensor in inputs_of(batch).items()})
             yield cast(Trace, model.trace)
     finally:  # whoever has seen enough stops early
         model.train(training)

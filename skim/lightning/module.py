@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from skim.compression import accepted, uncompressed, walk_of
 from skim.engine.trace import Trace
-from skim.engine.walk import INPUTS
+from skim.engine.walk import inputs_of
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
@@ -333,7 +333,7 @@ class SkimModule(pl.LightningModule):
         student, whose trace is the one to be looked at; and as long as the student is uncompressed too, it teaches
         nothing.
         """
-        inputs = {name: batch[name] for name in INPUTS if name in batch}
+        inputs = inputs_of(batch)
         if self.distill_from == "init":
             return None if self._teacher[0] is None else self._teacher[0](**inputs)
         if not self.begun:

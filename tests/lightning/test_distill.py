@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import skim
-from skim.engine.walk import INPUTS
+from skim.engine.walk import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
 from skim.lightning.module import SkimModule
@@ -77,7 +77,7 @@ def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tup
 
 def test_the_teacher_is_the_model_itself_run_dense_and_without_dropout() -> None:
     module, watch, batch = one_step(distill=1.0, distill_from="self")
-    inputs = {name: batch[name] for name in INPUTS if name in batch}
+    inputs = inputs_of(batch)
     with torch.no_grad():
         wanted = skim.decompress(watch.before).eval()(**inputs).logits
     assert torch.allclose(module.target, wanted, atol=1e-6)
