@@ -33,6 +33,15 @@ FIGURE = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+
 WHOLE = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0*)?")
 
 
+def settings_of(label_names: Sequence[str]) -> dict[str, Any]:
+    """What a model's config says of its labels."""
+    return {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: i for i, name in enumerate(label_names)},
+    }
+
+
 def known_labels(part: str, rejects: Rejects, read: Callable[[Rejects], Read | None]) -> Read | None:
     """A part's labels, or ``None`` if it has none.
 

@@ -16,7 +16,7 @@ from tasks.base import Task, evenly, softened_divergence, write_lines
 from tasks.chunks import TagScores, is_chunked
 from tasks.columns import Rejects, as_list, as_names, check_column, column_of
 from tasks.files import read
-from tasks.labels import known_labels
+from tasks.labels import known_labels, settings_of
 from tasks.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
 from tasks.words import first_tokens, space_words, tokenised
 
@@ -106,12 +106,7 @@ class Tagging(Task):
         return AutoModelForTokenClassification
 
     def model_kwargs(self) -> dict[str, Any]:
-        names = self._labels()
-        return {
-            "num_labels": len(names),
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return settings_of(self._labels())
 
     def setup_tokenizer(self, tokenizer: Any) -> None:
         super().setup_tokenizer(tokenizer)

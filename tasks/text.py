@@ -14,7 +14,7 @@ from torchmetrics import Metric, MetricCollection
 from skim.errors import SkimError, unknown
 from tasks.base import Task, evenly, softened_divergence
 from tasks.columns import Rejects, as_list, as_names, check_texts, kept
-from tasks.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers
+from tasks.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers, settings_of
 from tasks.metrics import OfClasses, OfNumbers, accuracy, f1, matthews, pearson, spearman
 
 if TYPE_CHECKING:
@@ -81,11 +81,8 @@ class Text(Task):
 
     def model_kwargs(self) -> dict[str, Any]:
         kind = "regression" if self.head == "regression" else "single_label_classification"
-        settings: dict[str, Any] = {"num_labels": self.num_labels, "problem_type": kind}
-        if self.label_names:
-            settings["id2label"] = dict(enumerate(self.label_names))
-            settings["label2id"] = {name: i for i, name in enumerate(self.label_names)}
-        return settings
+        named = settings_of(self.label_names) if self.label_names else {"num_labels": self.num_labels}
+        return {**named, "problem_type": kind}
 
     def metrics(self) -> MetricCollection:
         return MetricCollection({name: METRICS[self.head][name](self.num_labels) for name in self._metrics})
