@@ -85,12 +85,11 @@ class Rejects:
 
     def numbers(self, count: int) -> np.ndarray:
         """Numbers in the file, from 1, of those of ``count`` checked rows that :meth:`without` leaves."""
-        numbers = np.arange(count) if self._numbers is None else self._numbers
-        return np.delete(numbers, sorted(self.bad)) + 1
+        return np.delete(self._in_file(count), sorted(self.bad)) + 1
 
     def unread(self, column: str, count: int) -> list[Problem]:
         """Cells of a column that could not be read, which are null; ``row`` is that of the ``count`` checked rows."""
-        numbers = np.arange(count) if self._numbers is None else self._numbers
+        numbers = self._in_file(count)
         cells = [problem for problem in self._known.values() if problem.column == column]
         rows = np.searchsorted(numbers, [problem.row for problem in cells]).tolist()
         return [
@@ -106,6 +105,10 @@ class Rejects:
             SkimError: none is.
         """
         return self._left(rows, np.delete(np.arange(len(rows)), sorted(self.bad))) if self.bad else rows
+
+    def _in_file(self, count: int) -> np.ndarray:
+        """Numbers in the file, from 0, of ``count`` checked rows."""
+        return np.arange(count) if self._numbers is None else self._numbers
 
     def _refuse(self, said: str, advice: str) -> None:
         if not self.skip:
