@@ -102,7 +102,7 @@ class Glue(Text):
         usual = self.eval_split is None and self.holdout is None and self.files.get("validation") is None
         if self.name == "mnli" and usual and stage in ("fit", "validate") and not self._others:
             other = copy.copy(self)  # with the tokenizer
-            other.eval_split, other._raw, other._rows = "validation_mismatched", {}, {}
+            other.eval_split, other.numbers, other._raw, other._rows = "validation_mismatched", {}, {}, {}
             # what is told of its rows is its own
             other.report = {key: {} if isinstance(told, dict) else told for key, told in self.report.items()}
             other.setup("validate")
