@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from transformers import BertTokenizer
 
 WORDS = "a good bad film soup the was not very and it is".split()
@@ -22,3 +23,10 @@ def tokenizer() -> Any:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"
+
+
+def in_order(task: Any) -> dict[str, torch.Tensor]:
+    """All validation rows as one batch, in the file's order."""
+    (batch,) = task.val_dataloader()
+    order = batch["row"].argsort()
+    return {name: tensor[order] for name, tensor in batch.items()}

@@ -20,6 +20,7 @@ from skim.lightning.recipe import train
 from tasks.batches import Rows
 from tasks.multiple_choice import MultipleChoice, put
 from tests.runs import composed
+from tests.tasks.conftest import in_order
 
 ROWS: dict[str, list] = {
     "article": ["a good film", "the soup was bad and it is not good", "soup"],
@@ -43,13 +44,6 @@ def make(folder: Path, tokenizer: Any, rows: dict[str, list] = ROWS, kind: str =
     task.setup_tokenizer(tokenizer)
     task.setup("fit")
     return task
-
-
-def in_order(task: Any) -> dict[str, torch.Tensor]:
-    """All validation rows as one batch, in the file's order."""
-    (batch,) = task.val_dataloader()
-    order = batch["row"].argsort()
-    return {name: tensor[order] for name, tensor in batch.items()}
 
 
 def test_the_option_stands_in_the_blank_or_behind_the_question() -> None:

@@ -29,6 +29,7 @@ from skim.lightning.recipe import train
 from tasks.chunks import TagScores
 from tasks.tagging import Tagging
 from tests.runs import composed
+from tests.tasks.conftest import in_order
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "bark", "loud", "##ly", "it"]
 ROWS = {
@@ -70,13 +71,6 @@ def make(folder: Path, tokenizer: Any, rows: Any = ROWS, kind: str = "parquet", 
     return task
 
 
-def only(task: Tagging) -> dict[str, torch.Tensor]:
-    """The validation batch, rows in their order."""
-    (batch,) = task.val_dataloader()
-    order = batch["row"].argsort()
-    return {name: tensor[order] for name, tensor in batch.items()}
-
-
 # ---- tokens and labels ----
 
 
@@ -84,7 +78,7 @@ def only(task: Tagging) -> dict[str, torch.Tensor]:
 def test_every_kind_of_file_has_its_labels_on_first_tokens(tmp_path: Path, tokenizer: Any, kind: str) -> None:
     task = make(tmp_path, tokenizer, kind=kind)
     assert task.label_names == ["ADV", "DET", "NOUN", "PRON", "VERB"]
-    batch = only(task)
+    batch = in_order(task)
     no = -100
     # [CLS] dog ##s bark loud ##ly [SEP]
     assert batch["labels"].tolist() == [[no, 2, no, 4, 0, no, no], [no, 3, no, no, no, no, no], [no, 1, 2] + [no] * 4]
@@ -99,7 +93,7 @@ def test_every_kind_of_file_has_its_labels_on_first_tokens(tmp_path: Path, token
 def test_labels_are_where_the_tokenizer_says_words_begin(tmp_path: Path, tokenizer: Any) -> None:
     words = [["dogs", "dogs", "loudly", "it", "a"] * n for n in range(1, 9)]
     tags = [[f"T{i % 7}" for i in range(len(some))] for some in words]
-    batch = only(make(tmp_path, tokenizer, {"tokens": words, "tags": tags}))
+    batch = in_order(make(tmp_path, tokenizer, {"tokens": words, "tags": tags}))
     for some, labels, word in zip(tags, batch["labels"], batch["word"], strict=True):
         names = [f"T{i}" for i in labels[labels >= 0].tolist()]
         cut = min(len(some), len(names))
@@ -116,8 +110,8 @@ def test_class_labels_keep_their_names_in_another_order(tmp_path: Path, tokenize
     files = {"train": str(tmp_path / "own.parquet"), "validation": str(tmp_path / "own.parquet")}
     assert make(tmp_path, tokenizer, None, files=files).label_names == ["O", "B-X", "_"]
     task = make(tmp_path, tokenizer, None, files=files, label_names=["B-X", "O"], untagged=["_"])
-    assert only(task)["labels"].tolist() == [[-100, 0, 1, -100, -100]]
-    assert only(task)["gold"].tolist() == [[0, 1, -1]]
+    assert in_order(task)["labels"].tolist() == [[-100, 0, 1, -100, -100]]
+    assert in_order(task)["gold"].tolist() == [[0, 1, -1]]
     assert make(tmp_path, tokenizer, None, files=files, untagged=["_"]).label_names == ["O", "B-X"]
 
 
@@ -148,22 +142,22 @@ def test_tags_that_are_numbers(tmp_path: Path, tokenizer: Any, kind: str) -> Non
     for names in (None, ["1", "2"], [1, 2]):
         task = make(tmp_path, tokenizer, None, files=files, label_names=names)
         assert task.label_names == ["1", "2"]
-        assert only(task)["gold"].tolist() == [[0], [1]]
+        assert in_order(task)["gold"].tolist() == [[0], [1]]
     rows = {"tokens": [["it"], ["a"]], "tags": [[1], [0]]}
-    assert only(make(tmp_path, tokenizer, rows, label_names=["X", "Y"]))["gold"].tolist() == [[1], [0]]
+    assert in_order(make(tmp_path, tokenizer, rows, label_names=["X", "Y"]))["gold"].tolist() == [[1], [0]]
     rows["tags"] = [[1], [2]]
-    assert only(make(tmp_path, tokenizer, rows, label_names=[1, 2]))["gold"].tolist() == [[0], [1]]
+    assert in_order(make(tmp_path, tokenizer, rows, label_names=[1, 2]))["gold"].tolist() == [[0], [1]]
     rows = {"tokens": [["it", "a", "dog"]], "tags": [["0", "-1", " 1"]]}
     task = make(tmp_path, tokenizer, rows, untagged=[-1])
     assert task.label_names == ["0", "1"]
-    assert only(task)["gold"].tolist() == [[0, -1, 1]]
+    assert in_order(task)["gold"].tolist() == [[0, -1, 1]]
 
 
 @pytest.mark.parametrize("name", ["gold", "labels", "word", "line"])
 def test_columns_called_as_the_task_s_own(tmp_path: Path, tokenizer: Any, name: str) -> None:
     rows = {name: ROWS["tokens"], "tags": ROWS["tags"]}
     task = make(tmp_path, tokenizer, rows, token_column=name)
-    assert only(task)["gold"].tolist() == [[2, 4, 0], [3, -100, -100], [1, 2, -100]]
+    assert in_order(task)["gold"].tolist() == [[2, 4, 0], [3, -100, -100], [1, 2, -100]]
     assert task.example_texts(1) == ["dogs bark loudly"]
 
 
@@ -179,7 +173,7 @@ def test_a_column_called_line_in_other_files(tmp_path: Path, tokenizer: Any, lin
 
 def test_a_word_of_no_tokens_is_read_as_unknown(tmp_path: Path, tokenizer: Any) -> None:
     rows = {"tokens": [["\u200b", "dog", "", "it"], ["a", "\ufeff"]], "tags": [["X", "N", "Y", "P"], ["D", "X"]]}
-    batch = only(make(tmp_path, tokenizer, rows))
+    batch = in_order(make(tmp_path, tokenizer, rows))
     assert batch["input_ids"][0].tolist() == [2, 1, 6, 1, 11, 3]
     assert batch["labels"].tolist() == [[-100, 3, 1, 4, 2, -100], [-100, 0, 3, -100, -100, -100]]
 
@@ -193,7 +187,7 @@ def test_byte_level_tokenizers_see_a_space_before_each_word(tmp_path: Path) -> N
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *("".join(pair) for pair in merges)]
     tokenizer = RobertaTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
     task = make(tmp_path, tokenizer, {"tokens": [["dog", "dogs", ""]], "tags": [["A", "B", "C"]]})
-    batch = only(task)
+    batch = in_order(task)
     assert tokenizer.convert_ids_to_tokens(batch["input_ids"][0]) == ["<s>", "Ġdog", "Ġdog", "s", "<unk>", "</s>"]
     assert batch["labels"].tolist() == [[-100, 0, 1, -100, 2, -100]]
     tokenizer.save_pretrained(tmp_path / "model")
@@ -214,7 +208,7 @@ def test_words_that_are_cut_off_are_wrong_and_in_no_chunk(
     with caplog.at_level(logging.WARNING):
         task = make(tmp_path, tokenizer, rows, max_length=4, label_names=["O", "B-X", "I-X"])
     assert "2 words were cut off" in caplog.text
-    batch = only(task)
+    batch = in_order(task)
     assert task.labelled(batch) == 2
     assert batch["words"].tolist() == [3, 1]
     logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 3).float()  # all that it can be asked is right
@@ -229,7 +223,7 @@ def test_words_that_are_cut_off_are_wrong_and_in_no_chunk(
 
 def test_the_distance_is_over_labelled_tokens(tmp_path: Path, tokenizer: Any) -> None:
     task = make(tmp_path, tokenizer)
-    batch = only(task)
+    batch = in_order(task)
     here = batch["labels"] != -100
     mine, taught = torch.randn(2, *here.shape, 5)
     away = task.distance(output(mine), output(taught), batch, 2.0)
@@ -329,7 +323,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path: Path, tokenizer: Any, words: An
         make(tmp_path, tokenizer, rows, **options)
     task = make(tmp_path, tokenizer, rows, on_bad_row="skip", **options)
     assert task.report["skipped"] == {"train": 1, "validation": 1}
-    assert only(task)["labels"].tolist() == [[-100, 0, -100, 2, -100], [-100, 1, -100, -100, -100]] * 2
+    assert in_order(task)["labels"].tolist() == [[-100, 0, -100, 2, -100], [-100, 1, -100, -100, -100]] * 2
 
 
 @pytest.mark.parametrize(
@@ -349,7 +343,7 @@ def test_bad_rows_of_text_files(tmp_path: Path, tokenizer: Any, kind: str, text:
         make(tmp_path, tokenizer, text, kind, label_names=["D", "P", "N", "V"])
     task = make(tmp_path, tokenizer, text, kind, label_names=["D", "P", "N", "V"], on_bad_row="skip")
     assert task.report["skipped"] == {"train": 1, "validation": 1}
-    assert only(task)["gold"][:, 0].tolist() == [0]
+    assert in_order(task)["gold"][:, 0].tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -381,7 +375,7 @@ def test_what_no_row_is_to_blame_for(tmp_path: Path, tokenizer: Any, rows: Any, 
 
 def test_unknown_tags_can_be_wrong_instead(tmp_path: Path, tokenizer: Any) -> None:
     task = make(tmp_path, tokenizer, label_names=["NOUN", "VERB"], on_unknown_tag="wrong")
-    batch = only(task)
+    batch = in_order(task)
     assert task.labelled(batch) == 3
     metrics = task.metrics()
     logits = torch.nn.functional.one_hot(batch["labels"].clamp(min=0), 2).float()
