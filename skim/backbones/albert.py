@@ -18,6 +18,7 @@ class Albert(Backbone):
     model_types = ("albert",)
     feed_forward_parts = ("ffn", "ffn_output")
     key_parts = ("attention.key", "attention.value")
+    output = BaseModelOutputWithPooling
 
     def layers(self, base: Module) -> list[Module]:
         groups = base.encoder.albert_layer_groups
@@ -43,9 +44,9 @@ class Albert(Backbone):
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.full_layer_layer_norm(layer.ff_chunk(hidden) + hidden)
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, base: Module, hidden: Tensor) -> Any:
         pooled = None if base.pooler is None else base.pooler_activation(base.pooler(hidden[:, 0]))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        return self.output(last_hidden_state=hidden, pooler_output=pooled)
 
     def pair_flops(self, layer: Module) -> float:
         return 4.0 * layer.attention.all_head_size

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from skim.engine.attention import AttentionMask, MaskedSoftmax, skim_attention
 from skim.engine.tokens import TokenBatch
@@ -29,6 +29,8 @@ class Backbone:
         looks_apart: whether rows can look at other rows than themselves, by the two functions that say so.
         shortens: whether the architecture itself changes its rows on the way, in :meth:`before_layer`; it then takes no
             method that does so as well.
+        output: the class of the base model's output.
+        always_pooled: whether the tuple of ``return_dict=False`` has a place for the pooler's output without a pooler.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -39,6 +41,8 @@ class Backbone:
     key_parts: ClassVar[tuple[str, ...]] = ("attention.self.key", "attention.self.value")
     looks_apart: ClassVar[bool] = True
     shortens: ClassVar[bool] = False
+    output: ClassVar[type[ModelOutput]] = BaseModelOutputWithPoolingAndCrossAttentions
+    always_pooled: ClassVar[bool] = False
 
     def refuses(self, config: Any) -> str | None:
         """Why a model of this family with this config cannot be compressed; ``None`` if it can."""
@@ -100,12 +104,17 @@ class Backbone:
         """The layer's second half, residual and norm included."""
         return layer.output(layer.intermediate(hidden), hidden)
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
-        """The base model's output from the restored last states ``(B, N, D)``."""
+    def finish(self, base: Module, hidden: Tensor) -> Any:
+        """The base model's output from the restored last states ``(B, N, D)``, as transformers has it."""
         pooler = getattr(base, "pooler", None)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=hidden, pooler_output=None if pooler is None else pooler(hidden)
-        )
+        pooled = {} if pooler is None else {"pooler_output": pooler(hidden)}
+        return self.output(last_hidden_state=hidden, **pooled)
+
+    def as_tuple(self, output: Any) -> tuple[Any, ...]:
+        """The base model's output by ``return_dict=False``."""
+        listed = output.to_tuple()
+        missing = self.always_pooled and output.pooler_output is None
+        return (listed[0], None, *listed[1:]) if missing else listed
 
     def hidden_states(self, base: Module, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
         """``output_hidden_states`` as the family reports them: what entered each layer, and the model's output."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Module, Narrowed, distances
 from skim.engine.tokens import TokenBatch
@@ -16,6 +17,7 @@ class DebertaV2(Narrowed):
     """Every layer projects the distance table anew: work that does not shrink when tokens leave."""
 
     model_types = ("deberta-v2",)
+    output = BaseModelOutput
 
     def refuses(self, config: Any) -> str | None:
         if getattr(config, "conv_kernel_size", 0) > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look
 from skim.engine.attention import AttentionMask
@@ -17,6 +18,7 @@ class DistilBert(Backbone):
     model_types = ("distilbert",)
     feed_forward_parts = ("ffn",)
     key_parts = ("attention.k_lin", "attention.v_lin")
+    output = BaseModelOutput
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.transformer.layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from skim.backbones.base import Backbone, Module
 from skim.engine.walk import Inputs
@@ -12,6 +13,7 @@ class Electra(Backbone):
     """Only the way into the first layer differs."""
 
     model_types = ("electra",)
+    output = BaseModelOutputWithPastAndCrossAttentions
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         hidden = super().embed(base, inputs)

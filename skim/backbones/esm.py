@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
@@ -53,5 +52,5 @@ class Esm(Backbone):
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.feed_forward_chunk(hidden)
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, base: Module, hidden: Tensor) -> Any:
         return super().finish(base, base.encoder.emb_layer_norm_after(hidden))

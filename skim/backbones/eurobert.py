@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
@@ -19,6 +19,7 @@ class EuroBert(Backbone):
     model_types = ("eurobert",)
     feed_forward_parts = ("mlp",)
     key_parts = ("self_attn.k_proj", "self_attn.v_proj")
+    output = BaseModelOutput
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)
@@ -52,7 +53,7 @@ class EuroBert(Backbone):
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, base: Module, hidden: Tensor) -> Any:
         return super().finish(base, base.norm(hidden))
 
     def pair_flops(self, layer: Module) -> float:

@@ -147,6 +147,7 @@ class Funnel(Backbone):
     model_types = ("funnel",)
     packs = False
     shortens = True
+    output = BaseModelOutput
 
     def refuses(self, config: Any) -> str | None:
         if compatible(config) and not pools_pads(config):
@@ -236,9 +237,6 @@ class Funnel(Backbone):
             return ffn(hidden)
         wide = F.gelu(ffn.linear_1(hidden), approximate="tanh")  # the same function, in one pass instead of eight
         return ffn.layer_norm(hidden + ffn.dropout(ffn.linear_2(ffn.activation_dropout(wide))))
-
-    def finish(self, base: Module, hidden: Tensor) -> Any:
-        return BaseModelOutput(last_hidden_state=hidden)
 
     def hidden_states(self, base: Module, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
         if not hasattr(base, "decoder"):

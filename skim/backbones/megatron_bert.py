@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Module, Narrowed
 
@@ -12,9 +13,10 @@ class MegatronBert(Narrowed):
     """One more norm follows the last layer."""
 
     model_types = ("megatron-bert",)
+    always_pooled = True
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return layer.feed_forward_chunk(hidden)
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, base: Module, hidden: Tensor) -> Any:
         return super().finish(base, base.encoder.ln(hidden))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module
 from skim.engine.attention import AttentionMask
@@ -19,6 +20,7 @@ class MobileBert(Backbone):
     model_types = ("mobilebert",)
     feed_forward_parts = ()
     looks_apart = False
+    output = BaseModelOutputWithPooling
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         # Not layer(...): a checkpointed layer's __call__ would be recomputed inside the walk's own recomputation.

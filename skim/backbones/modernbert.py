@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
@@ -23,6 +23,7 @@ class ModernBert(Backbone):
     model_types = ("modernbert",)
     feed_forward_parts = ("mlp",)
     key_parts = ("attn.Wqkv",)
+    output = BaseModelOutput
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)
@@ -59,7 +60,7 @@ class ModernBert(Backbone):
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         return hidden + layer.mlp(layer.mlp_norm(hidden))
 
-    def finish(self, base: Module, hidden: Tensor) -> BaseModelOutputWithPooling:
+    def finish(self, base: Module, hidden: Tensor) -> Any:
         return super().finish(base, base.final_norm(hidden))
 
     def cost(self, layer: Module) -> LayerCost:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
 from skim.backbones.base import Module, Narrowed, distances
 from skim.engine.tokens import TokenBatch
 from skim.engine.walk import Inputs
@@ -14,6 +16,8 @@ class MPNet(Narrowed):
 
     model_types = ("mpnet",)
     positions_after_padding = True
+    output = BaseModelOutputWithPooling
+    always_pooled = True
 
     def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
         encoder = base.encoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
@@ -18,6 +19,7 @@ class NomicBert(Backbone):
     model_types = ("nomic_bert", "jina_embeddings_v3")
     feed_forward_parts = ("mlp",)
     key_parts = ("self_attn.k_proj", "self_attn.v_proj")
+    output = BaseModelOutputWithPooling
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from skim.backbones.base import Module, Narrowed
 from skim.engine.tokens import TokenBatch
@@ -15,6 +16,7 @@ class RoFormer(Narrowed):
     """It takes no position ids: a token is turned by where it came in."""
 
     model_types = ("roformer",)
+    output = BaseModelOutputWithPastAndCrossAttentions
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         hidden = base.embeddings(

@@ -269,7 +269,7 @@ class Walk:
         if wants_states:
             output.hidden_states = backbone.hidden_states(base, states, hidden, output)
         self.model.trace = trace  # type: ignore[assignment]
-        return output.to_tuple() if wants_tuple else output
+        return backbone.as_tuple(output) if wants_tuple else output
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
         """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""
