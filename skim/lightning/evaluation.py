@@ -107,9 +107,11 @@ def load(cfg: DictConfig) -> Loaded:
         from safetensors.torch import load_file
 
         restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
+    accelerator = str(cfg.hardware.accelerator)
+    device = usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
     for module in (parts.model, parts.companion):
         if module is not None:
-            module.eval().to(usable(cfg.device))
+            module.eval().to(device)
     return Loaded(parts, run, folder)
 
 
@@ -395,7 +397,7 @@ def evaluate(cfg: DictConfig) -> None:
     """One look at a run, of the kind that ``cfg.what`` names."""
     if cfg.what not in LOOKS:
         raise unknown("what", cfg.what, LOOKS)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
     check(cfg)
+    if cfg.hardware.threads is not None:
+        torch.set_num_threads(cfg.hardware.threads)
     LOOKS[cfg.what](cfg, Console())

@@ -132,7 +132,13 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path: Path, capsys: pytest
     train(small("method=act", "train.max_steps=1"), folder, "")
     words = tmp_path / "words.txt"
     words.write_text("the DET\nfilm NOUN\n")
-    options = ["device=cpu", "threads=1", "what=depth", "depth.samples=16", f"depth.tagged.dataset={words}"]
+    options = [
+        "hardware.accelerator=cpu",
+        "hardware.threads=1",
+        "what=depth",
+        "depth.samples=16",
+        f"depth.tagged.dataset={words}",
+    ]
     evaluate(composed(f"ckpt={folder}", *options, config="evaluate"))
     depth = json.loads((folder / "results.json").read_text())["depth"]
     assert depth["tokens"]["[CLS]"]["count"] == 16

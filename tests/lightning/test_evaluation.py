@@ -28,7 +28,14 @@ SAVED = 0.25  # the shift that the run below was saved with
 
 def asked(folder: Path, *overrides: str) -> DictConfig:
     """What ``python evaluate.py ckpt=<folder> <overrides>`` would do."""
-    return composed(f"ckpt={folder}", "device=cpu", "threads=1", "max_samples=48", *overrides, config="evaluate")
+    return composed(
+        f"ckpt={folder}",
+        "hardware.accelerator=cpu",
+        "hardware.threads=1",
+        "max_samples=48",
+        *overrides,
+        config="evaluate",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +201,7 @@ def test_throughput_needs_training_data_and_a_finished_run(
         (["what=throughput", "benchmark.repeats=0"], "repeats=0"),
         (["what=latency", "benchmark.batch_sizes=[0]"], "at least 1"),
         (["what=curves"], "curve"),
-        (["device=nonsense"], "device nonsense"),
+        (["hardware.accelerator=nonsense"], "device nonsense"),
     ],
 )
 def test_refusals(folder: Path, overrides: list[str], says: str) -> None:

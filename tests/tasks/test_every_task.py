@@ -81,7 +81,7 @@ def test_trains_a_step_is_evaluated_and_predicts(
         assert results.relative_flops == pytest.approx(0.8, abs=0.02)
     else:
         assert results.relative_flops == 1
-    look = [f"ckpt={run}", "device=cpu", "threads=1", "max_samples=32"]
+    look = [f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", "max_samples=32"]
     evaluate(composed(*look, "what=metrics", config="evaluate"))
     again: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
     assert again["metrics"] == pytest.approx(results.metrics, abs=1e-5, nan_ok=True)

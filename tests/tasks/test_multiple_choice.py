@@ -249,7 +249,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(folder: Path, *overrides: str) -> Any:
-    return composed(f"ckpt={folder}", "device=cpu", "threads=1", "max_samples=24", *overrides, config="evaluate")
+    return composed(
+        f"ckpt={folder}",
+        "hardware.accelerator=cpu",
+        "hardware.threads=1",
+        "max_samples=24",
+        *overrides,
+        config="evaluate",
+    )
 
 
 def test_packed_and_masked_agree_on_options(folder: Path) -> None:

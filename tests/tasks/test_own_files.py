@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(run: Path, *overrides: str) -> None:
-    evaluate(composed(f"ckpt={run}", "device=cpu", "threads=1", *overrides, config="evaluate"))
+    evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", *overrides, config="evaluate"))
 
 
 def test_the_model_knows_its_labels_and_the_results_what_was_skipped(run: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_generator_is_saved_and_loaded_with_the_run(tmp_path: Path) -> None:
     given += ["hardware=cpu", "benchmark.enabled=false", "task.max_train_samples=40", "task.max_eval_samples=20"]
     train(composed(*given), tmp_path / "run", "")
     for source in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"):
-        loaded = load(composed(f"ckpt={source}", "device=cpu", config="evaluate"))
+        loaded = load(composed(f"ckpt={source}", "hardware.accelerator=cpu", config="evaluate"))
         state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert loaded.parts.companion is not None
         for name, tensor in loaded.parts.companion.state_dict().items():
@@ -300,7 +300,7 @@ def test_a_budget_is_that_of_inputs_as_the_generator_hands_them_on(tmp_path: Pat
     before = load_file(tmp_path / "dense" / "model" / COMPANION)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.companion.state_dict().items())
     results = train(composed(*given, *first), tmp_path / "run", "").results
-    loaded = load(composed(f"ckpt={tmp_path / 'run'}", "device=cpu", config="evaluate"))
+    loaded = load(composed(f"ckpt={tmp_path / 'run'}", "hardware.accelerator=cpu", config="evaluate"))
     assert spend(loaded.parts.model, loaded.parts.sampled(32, 512)) == pytest.approx(results.relative_flops, abs=1e-3)
     hidden = loaded.parts.task.sample_batches(32, 512)[0]["input_ids"] == loaded.parts.tokenizer.mask_token_id
     assert hidden.any()

@@ -461,7 +461,7 @@ def test_a_run_from_config_to_official_files(tmp_path: Path) -> None:
     assert results.samples == {"train": 800, "validation": 64}
     assert results.metrics["f1"] == pytest.approx(results.masked_metrics["f1"])
     assert results.metrics["f1"] == pytest.approx(results.metrics["best_f1"], abs=1e-6)
-    look = ["device=cpu", "threads=1", f"ckpt={run}", "max_samples=64", "split=validation"]
+    look = ["hardware.accelerator=cpu", "hardware.threads=1", f"ckpt={run}", "max_samples=64", "split=validation"]
     evaluate(composed(*look, "what=predict", config="evaluate"))
     said, best, odds = (
         json.loads((run / f"{name}.json").read_text()) for name in ("predictions", "nbest_predictions", "null_odds")

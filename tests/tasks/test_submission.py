@@ -109,7 +109,16 @@ def run_of(task: str, mirror: Path, folder: Path, backbone: Path, *overrides: st
 
 
 def predicted(folder: Path, *overrides: str) -> None:
-    evaluate(composed(f"ckpt={folder}", "device=cpu", "threads=1", "what=predict", *overrides, config="evaluate"))
+    evaluate(
+        composed(
+            f"ckpt={folder}",
+            "hardware.accelerator=cpu",
+            "hardware.threads=1",
+            "what=predict",
+            *overrides,
+            config="evaluate",
+        )
+    )
 
 
 def table(file: Path) -> list[list[str]]:
@@ -172,7 +181,9 @@ def test_mnli_reports_both_splits_and_predicts_three(
     assert metrics["loss"] != metrics["loss_mismatched"]
     looks = {"what=metrics": metrics, "what=metrics split=validation_mismatched": None}
     for look, expected in looks.items():
-        evaluate(composed(f"ckpt={run}", "device=cpu", "threads=1", *look.split(), config="evaluate"))
+        evaluate(
+            composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", *look.split(), config="evaluate")
+        )
         found = json.loads((run / "evaluation.json").read_text())["metrics"]
         expected = expected or {name: metrics[f"{name}_mismatched"] for name in ("accuracy", "loss")}
         assert found == pytest.approx(expected, abs=1e-5)
@@ -182,7 +193,7 @@ def test_mnli_reports_both_splits_and_predicts_three(
         assert (header, len(rows)) == (["index", "prediction"], 12)
         assert {row[1] for row in rows} <= FILES["mnli"][1]
     with pytest.raises(SkimError, match="all labels are -1"):
-        evaluate(composed(f"ckpt={run}", "device=cpu", "what=metrics", "split=ax", config="evaluate"))
+        evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", "what=metrics", "split=ax", config="evaluate"))
 
 
 def test_files_of_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
@@ -244,7 +255,7 @@ def test_real_data(name: str, file: str, count: int, tmp_path: Path) -> None:
     evaluate(
         composed(
             f"ckpt={tmp_path / 'run'}",
-            "device=cpu",
+            "hardware.accelerator=cpu",
             "what=predict",
             "+overrides.task.max_eval_samples=null",
             config="evaluate",

@@ -482,7 +482,9 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_and_predicts(dense: Path) -> None:
-    evaluate(composed(f"ckpt={dense}", "device=cpu", "threads=1", "what=predict", config="evaluate"))
+    evaluate(
+        composed(f"ckpt={dense}", "hardware.accelerator=cpu", "hardware.threads=1", "what=predict", config="evaluate")
+    )
     lines = [json.loads(line) for line in (dense / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 100
     true, said = [line["gold"] for line in lines], [line["tags"] for line in lines]
@@ -498,7 +500,13 @@ def test_retired_tokens_are_tagged_and_packed_is_masked(dense: Path, tmp_path: P
     train(composed(*TINY, "train.max_steps=10", f"init_from={dense}", *method), folder, "")
     found = {}
     for execution in ("packed", "masked"):
-        cfg = composed(f"ckpt={folder}", "device=cpu", "threads=1", f"execution={execution}", config="evaluate")
+        cfg = composed(
+            f"ckpt={folder}",
+            "hardware.accelerator=cpu",
+            "hardware.threads=1",
+            f"execution={execution}",
+            config="evaluate",
+        )
         parts = load(cfg).parts
         model, task = parts.model, parts.task
         metrics = task.metrics()
