@@ -32,8 +32,8 @@ def main() -> None:
     from rich.console import Console
 
     from skim.lightning.recipe import train
+    from skim.report.compared import runs_table
     from skim.report.heatmap import show, write_html
-    from skim.report.table import runs_table
 
     console = Console()
     runs = []

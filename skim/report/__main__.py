@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from skim.errors import SkimError
+from skim.report.compared import runs_table
 from skim.report.runs import collect
-from skim.report.table import runs_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skim.report.runs import Results, Setting, Spread, aggregate, load_curve
 
-COLORS = ("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a", "#4a5568")  # told apart without red and green alone
-MARKERS = ("o", "s", "^", "D", "v", "P")
+DENSE = "#4a5568"
+# ten that are told apart without red and green alone, and each with a marker of its own; then the lines' dashes change
+COLORS = (
+    *("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a"),
+    *("#17a2b8", "#8c4a2f", "#e377c2", "#8f9a1a", "#14213d"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", "h")
+DASHES = ("-", "--", ":", "-.")
+LEGEND = 34  # characters of a line in the legend; longer ones are broken
 
 
 def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
@@ -53,7 +61,7 @@ def draw(settings: Sequence[Setting]) -> Any:
 
     Points of one method, backbone and variant are joined in the order of their cost; bars are standard deviations
     over seeds.
-    The dense model is a star with a dashed line at its height.
+    The dense model is a star with a dashed line at its height. Which is which stands beside the panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen, and nothing is left open
 
@@ -63,29 +71,59 @@ def draw(settings: Sequence[Setting]) -> Any:
     axes: list[tuple[str, Callable[[Setting], Spread | None]]] = [("relative FLOPs", lambda s: s.relative_flops)]
     for size in batch_sizes:
         axes.append((f"time / packed dense, batch {size}", lambda s, size=size: s.times.get((size, "packed_dense"))))
-    figure = Figure(figsize=(5.2 * len(axes), 3.9), layout="constrained")
-    panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
     lines = sorted({_line(s) for s in settings}, key=lambda line: (line[0] != "dense", line))
-    shades = list(dict.fromkeys((method, variant) for method, variant, _ in lines if method != "dense"))
-    backbones = list(dict.fromkeys(backbone for *_, backbone in lines))
+    labels = _labels(lines)
+    rows = sum(label.count("\n") + 1 for label in labels)
+    height = max(3.9, 0.7 + 0.2 * rows)  # inches: a line of the legend takes a fifth of one
+    figure = Figure(figsize=(5.2 * len(axes) + 0.9 + 0.085 * _longest(labels), height), layout="constrained")
+    panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
+    looks = list(map(Look.of, *_places(lines)))
     for panel, (title, cost) in zip(panels, axes, strict=True):
-        for line in lines:
-            method, variant, backbone = line
-            points = [s for s in settings if _line(s) == line]
-            label = ", ".join(filter(None, (method, variant, backbone if len(backbones) > 1 else "")))
-            dense = method == "dense"
-            marker = "*" if dense else MARKERS[backbones.index(backbone) % len(MARKERS)]
-            color = COLORS[-1] if dense else COLORS[shades.index((method, variant)) % (len(COLORS) - 1)]
-            _plot(panel, points, cost, label, marker, color)
+        for line, label, look in zip(lines, labels, looks, strict=True):
+            _plot(panel, [s for s in settings if _line(s) == line], cost, label, look)
         panel.set_xlabel(title)
         panel.set_xlim(0, 1.03 * panel.get_xlim()[1])  # the margin is of the range of the points, which may be small
         panel.grid(color="#dde2ea", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(settings[0].monitor)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
     figure.suptitle(settings[0].task, x=0.01, ha="left", fontweight="bold")
     return figure
+
+
+class Look(NamedTuple):
+    """How a line is told from the others."""
+
+    marker: str
+    color: str
+    dash: str
+
+    @classmethod
+    def of(cls, place: int, dense: bool) -> Look:
+        """Of the line at this place among those that are dense, or that are not."""
+        if dense:
+            return cls("*", (DENSE, *COLORS)[place % (len(COLORS) + 1)], "none")
+        times, place = divmod(place, len(COLORS))
+        return cls(MARKERS[place], COLORS[place], DASHES[times % len(DASHES)])
+
+
+def _places(lines: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[bool]]:
+    """The place of each line among the dense ones or among the others, and whether it is dense."""
+    dense = [method == "dense" for method, *_ in lines]
+    return [dense[:i].count(one) for i, one in enumerate(dense)], dense
+
+
+def _labels(lines: Sequence[tuple[str, str, str]]) -> list[str]:
+    """What stands in the legend: what the lines do not share, broken into lines of text."""
+    several = len({backbone for *_, backbone in lines}) > 1
+    labels = [", ".join(filter(None, (method, variant, backbone * several))) for method, variant, backbone in lines]
+    return [textwrap.fill(label, LEGEND, subsequent_indent="  ", break_on_hyphens=False) for label in labels]
+
+
+def _longest(labels: Sequence[str]) -> int:
+    """Characters of the longest line of text."""
+    return max(len(line) for label in labels for line in label.splitlines())
 
 
 def _line(setting: Setting) -> tuple[str, str, str]:
@@ -94,7 +132,7 @@ def _line(setting: Setting) -> tuple[str, str, str]:
 
 
 def _plot(
-    panel: Any, settings: list[Setting], cost: Callable[[Setting], Spread | None], label: str, marker: str, color: str
+    panel: Any, settings: list[Setting], cost: Callable[[Setting], Spread | None], label: str, look: Look
 ) -> None:
     found = [(spent, s.metric) for s in settings if (spent := cost(s)) is not None and s.metric is not None]
     if not found:
@@ -102,9 +140,10 @@ def _plot(
     found.sort(key=lambda point: point[0].mean)
     x, y = [spent.mean for spent, _ in found], [metric.mean for _, metric in found]
     bars = {"xerr": [spent.std or 0 for spent, _ in found], "yerr": [metric.std or 0 for _, metric in found]}
-    dense = marker == "*"
+    marker, color, dash = look
+    dense = dash == "none"
     style = {"marker": marker, "markersize": 12 if dense else 6, "color": color, "linewidth": 1.4, "elinewidth": 0.9}
-    panel.errorbar(x, y, **bars, **style, linestyle="none" if dense else "-", label=label, capsize=2)
+    panel.errorbar(x, y, **bars, **style, linestyle=dash, label=label, capsize=2)
     if dense:
         for height in y:
             panel.axhline(height, color=color, linestyle="--", linewidth=0.8, zorder=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from skim.report.table import plain
+from skim.report.fitted import plain
 
 SECTIONS = {"tokens": "", "corrupted": "corrupted", "tags": "tag"}
 WIDTH = 20  # characters of the longest bar

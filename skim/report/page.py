@@ -11,8 +11,8 @@ from pathlib import Path
 from skim.report.document import document
 from skim.report.heatmap import STYLE as SKIMMED_STYLE
 from skim.report.heatmap import SkimmedText, fragment
-from skim.report.runs import Results, speedups
-from skim.report.table import BASELINES, CANDIDATES, Latency, latency_rows, masked_gap
+from skim.report.runs import BASELINES, Results, speedups
+from skim.report.table import CANDIDATES, Latency, latency_rows, masked_gap
 
 STYLE = """
 .quiet{color:var(--quiet)}

@@ -13,6 +13,7 @@ from skim.errors import SkimError
 from skim.lightning.results import SCHEMA
 
 OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
+BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # what it was timed beside, and how that is called
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
@@ -72,12 +73,15 @@ class Setting:
     speedups: dict[tuple[int, str], Spread]
 
     @property
-    def name(self) -> str:
-        """The method, with its target or shift if it has one: ``transkimmer 0.45, bottleneck=96``."""
+    def asked(self) -> str:
+        """The method, with its target or shift if it has one: ``transkimmer 0.45``."""
         name = self.method if self.target is None else f"{self.method} {self.target:g}"
-        if self.moved is not None:
-            name = f"{name} shift {self.moved:+g}"
-        return f"{name}, {self.variant}" if self.variant else name
+        return name if self.moved is None else f"{name} shift {self.moved:+g}"
+
+    @property
+    def name(self) -> str:
+        """What no other setting of its task and backbone is called: ``transkimmer 0.45, bottleneck=96``."""
+        return f"{self.asked}, {self.variant}" if self.variant else self.asked
 
 
 def aggregate(results: Sequence[Results]) -> list[Setting]:
@@ -172,7 +176,7 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
     found = {}
     for batch_size, timings in (run["latency"] or {}).items():
         for own in filter(timings.get, OWN):
-            for baseline in filter(timings.get, ("packed_dense", "padded_hf")):
+            for baseline in filter(timings.get, BASELINES):
                 found[int(batch_size), baseline] = timings[baseline]["median_ms"] / timings[own]["median_ms"]
     return found
 

@@ -1,17 +1,18 @@
-"""Tables for terminals: runs side by side, layers, latencies. Every number is read from a ``results.json``."""
+"""Tables for terminals: layers, latencies, curves, and what a run came to. Every number is read from its results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skim.report.runs import MOVED, OWN, Results, Setting, Spread, aggregate
+from skim.report.compared import runs_table
+from skim.report.fitted import Column, Fitted, Naming, plain
+from skim.report.runs import BASELINES, MOVED, OWN, Results
 
 Latency = dict[str, dict[str, dict[str, float]]]  # batch size -> candidate -> a Timing; see skim.benchmark.compare
 CANDIDATES = {
@@ -22,64 +23,6 @@ CANDIDATES = {
     "masked": "this model, masked",
 }
 COUNTED = {"skipped": "bad rows skipped", "left_out": "rows left out by length", "truncated": "texts truncated"}
-BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}
-
-
-def runs_table(results: Sequence[Results]) -> Table:
-    """One line per setting, mean ± standard deviation where it has several seeds.
-
-    Speedup is measured: the median time of the packed dense model, or of padded Hugging Face, over the median time of
-    the model, at a batch size. One task with two batch sizes fits 80 columns.
-    """
-    settings = aggregate(results)
-    table = plain()
-    columns = _columns(settings)
-    for name in columns:
-        words = name in ("task", "backbone", "method")
-        table.add_column(name, justify="left" if words else "right", no_wrap=words, overflow="fold")
-    for setting in settings:
-        cells = (Text(cell(setting)) for cell in columns.values())
-        table.add_row(*cells, style="dim" if setting.method == "dense" else "")
-    table.caption = "\n".join(_notes(settings, failed=sum(run["status"] != "done" for run in results))) or None
-    return table
-
-
-def _columns(settings: list[Setting]) -> dict[str, Callable[[Setting], str]]:
-    """What the settings differ in and what was measured: a column's title, and what stands in its cells."""
-    columns: dict[str, Callable[[Setting], str]] = {
-        "task": lambda s: s.task,
-        "backbone": lambda s: s.backbone,
-        "method": lambda s: s.name,
-        "seeds": lambda s: ",".join(map(str, s.seeds)),
-    }
-    for name in ("task", "backbone", "seeds"):
-        if len({getattr(setting, name) for setting in settings}) < 2:
-            del columns[name]
-    monitors = {setting.monitor for setting in settings}
-    if len(monitors) == 1:
-        columns[monitors.pop()] = lambda s: _text(s.metric, 4)
-    else:
-        columns["metric"] = lambda s: f"{s.monitor} {_text(s.metric, 4)}"
-    columns["keep\nratio"] = lambda s: "-" if s.keep_ratio is None else f"{s.keep_ratio.mean:.3f}"
-    columns["relative\nFLOPs"] = lambda s: _text(s.relative_flops)
-    for size, baseline in sorted({key for setting in settings for key in setting.speedups}):
-        key = (size, baseline)
-        cell = lambda s, key=key: f"{s.speedups[key].mean:.2f}" if key in s.speedups else "-"  # noqa: E731
-        columns[f"b{size} vs\n{BASELINES[baseline]}"] = cell
-    return columns
-
-
-def _notes(settings: list[Setting], failed: int) -> list[str]:
-    """What a reader needs to know to read the columns."""
-    notes = []
-    seeds = {setting.seeds for setting in settings}
-    if len(seeds) == 1 and len(settings[0].seeds) > 1:
-        notes.append(f"mean ± standard deviation over seeds {', '.join(map(str, settings[0].seeds))}")
-    if any(setting.speedups for setting in settings):
-        notes.append("b1 vs dense: measured speedup at batch 1 over packed dense; padded: Hugging Face")
-    if failed:
-        notes.append(f"runs that failed, left out: {failed}")
-    return notes
 
 
 def layers_table(keep_ratio: Sequence[float]) -> Table:
@@ -138,7 +81,7 @@ def training_table(training: dict[str, Any]) -> Table:
     return table
 
 
-def curve_table(points: Sequence[Results]) -> Table:
+def curve_table(points: Sequence[Results]) -> Fitted:
     """One trained model at several budgets, a line each, with times where they were measured.
 
     Args:
@@ -150,23 +93,22 @@ def curve_table(points: Sequence[Results]) -> Table:
         notes.append(
             "b1 ms: median of one pass at batch size 1, in turns; / dense: over packed dense; / padded: over HF"
         )
-    table = plain(caption="\n".join(notes) or None)
-    first = "target" if points[0].get(MOVED) is None else "shift by"
-    metrics = sorted(points[0]["metrics"], key=lambda name: name != points[0]["monitor"])
-    times = (name for size in sizes for name in (f"b{size}\nms", "/\ndense", "/\npadded"))
-    for name in (first, "relative\nFLOPs", *metrics, *times):
-        table.add_column(name, justify="right", no_wrap=True)
-    for point in points:
-        asked = f"{point['target']:g}" if point.get(MOVED) is None else f"{point[MOVED]:+g}"
-        cells = [f"{asked} *" if point["notes"] else asked, f"{point['relative_flops']:.3f}"]
-        cells += [f"{point['metrics'][name]:.4f}" for name in metrics]
-        for size in sizes:
-            times_of = {name: timing["median_ms"] for name, timing in point["latency"][size].items()}
-            ms = next(times_of[own] for own in OWN if own in times_of)
-            cells.append(f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}")  # two batch sizes shall fit 80 columns
-            cells += [f"{ms / times_of[base]:.2f}" for base in BASELINES]
-        table.add_row(*cells)
-    return table
+    by = MOVED if points[0].get(MOVED) is not None else "target"
+    asked = [f"{point[by]:+g}" if by == MOVED else f"{point[by]:g}" for point in points]
+    marked = [f"{value} *" if point["notes"] else value for value, point in zip(asked, points, strict=True)]
+    columns = [Column("relative\nFLOPs", [f"{point['relative_flops']:.3f}" for point in points])]
+    for name in sorted(points[0]["metrics"], key=lambda name: name != points[0]["monitor"]):
+        columns.append(Column(name, [f"{point['metrics'][name]:.4f}" for point in points]))
+    for size in sizes:
+        medians = [{name: timing["median_ms"] for name, timing in point["latency"][size].items()} for point in points]
+        own = [next(times[name] for name in OWN if name in times) for times in medians]
+        # two batch sizes shall fit 80 columns
+        columns.append(Column(f"b{size}\nms", [f"{ms:.1f}" if ms < 1000 else f"{ms:.0f}" for ms in own]))
+        for base, title in BASELINES.items():
+            ratios = [ms / times[base] for ms, times in zip(own, medians, strict=True)]
+            columns.append(Column(f"/\n{title}", [f"{ratio:.2f}" for ratio in ratios]))
+    first = "shift by" if by == MOVED else "target"
+    return Fitted([Naming([Column(first, marked)], {})], columns, notes=notes)
 
 
 def print_run(results: Results, folder: Path, console: Console | None = None) -> None:
@@ -206,14 +148,3 @@ def masked_gap(results: Results) -> float | None:
     if monitor not in masked or monitor not in results["metrics"]:
         return None
     return masked[monitor] - results["metrics"][monitor]
-
-
-def plain(caption: str | None = None) -> Table:
-    """An empty table in the look of all of them."""
-    return Table(
-        caption=caption, box=SIMPLE_HEAD, caption_justify="left", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-
-
-def _text(spread: Spread | None, digits: int = 3) -> str:
-    return "-" if spread is None else spread.text(digits)

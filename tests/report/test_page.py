@@ -15,6 +15,7 @@ from skim.report.page import keep_plot, page, write_page
 from skim.report.runs import aggregate
 from tests.report.results import dense, results
 from tests.report.test_heatmap import ODD, TEXT, Seen
+from tests.report.test_tables import settings_of
 
 
 def test_page_has_numbers_plot_times_texts_and_config():
@@ -70,6 +71,30 @@ def test_curve_puts_points_where_the_numbers_are():
     for panel, cost in ((flops, 0.48), (time, 0.5)):
         skimmed = next(line for line in panel.lines if line.get_marker() == "o")
         assert skimmed.get_xydata().tolist() == [[cost, pytest.approx(0.915)]]
+
+
+def test_ten_settings_of_a_curve_are_told_apart_and_none_is_covered():
+    figure = draw(aggregate(settings_of(10)))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    labels = [" ".join(text.get_text().split()) for text in legend.get_texts()]
+    assert labels[0] == "dense"
+    assert len(set(labels)) == 11
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+    for panel in figure.axes:
+        assert panel.get_tightbbox().x1 <= box.x0
+        assert panel.get_window_extent().width > 300
+        points = [line for line in panel.lines if line.get_marker() not in ("None", "_", "|", "*")]
+        looks = {(line.get_color(), line.get_marker()) for line in points}
+        assert len({color for color, _ in looks}) == len({marker for _, marker in looks}) == len(looks) == 10
+
+
+def test_more_settings_than_colours_differ_in_their_lines():
+    panel, *_ = draw(aggregate(settings_of(25))).axes
+    points = [line for line in panel.lines if line.get_marker() not in ("None", "_", "|", "*")]
+    assert len({(line.get_color(), line.get_linestyle()) for line in points}) == 25
 
 
 def test_command_prints_the_table_and_writes_curves(tmp_path, capsys):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import statistics
 
 import pytest
@@ -9,9 +10,11 @@ from rich.console import Console
 
 from skim.errors import SkimError
 from skim.report.__main__ import main
+from skim.report.compared import runs_table
 from skim.report.curve import draw, write_curve
+from skim.report.fitted import letters
 from skim.report.runs import Spread, aggregate, collect
-from skim.report.table import curve_table, latency_table, layers_table, print_run, runs_table
+from skim.report.table import curve_table, latency_table, layers_table, print_run
 from tests.report.results import dense, results, timing
 
 
@@ -48,6 +51,61 @@ def test_runs_of_three_seeds_fit_eighty_columns():
     lines = printed(runs_table(runs), width=80)
     assert "transkimmer 0.5 0.9020±.0010 0.500 0.480±.000 2.00 3.00 2.00 3.00" in lines
     assert "mean ± standard deviation over seeds 1, 2, 3" in lines
+
+
+def settings_of(count: int, **changes) -> list[dict]:
+    """Runs at batch sizes 1 and 32, told apart by a folder, a rate and a temperature, and their dense baseline."""
+    runs = [dense()]
+    for i in range(count):
+        config = {
+            "seed": 1,
+            "task": {"files": {"train": f"/home/somebody/{i}/a-folder-of-many-words/reviews-train.csv"}},
+            "method": {"temperature": i + 1},
+            "train": {"lr": (i + 1) / 1e5},
+        }
+        runs.append(results(config=config, metrics={"accuracy": 0.8 + i / 1000}, **changes))
+    for run in runs:
+        run["latency"] = {**run["latency"], "1": run["latency"]["32"]}
+    return runs
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 100, 300])
+@pytest.mark.parametrize("count", [2, 10])
+def test_every_number_is_shown_at_any_width(count, width):
+    lines = printed(runs_table(settings_of(count)), width)
+    shown = " ".join(lines)
+    for i in range(count):
+        assert f"{0.8 + i / 1000:.4f}" in shown
+    for number, times in (("0.480", count), ("2.00", 2 * count), ("3.00", 2 * count), ("1.50", 2)):
+        assert shown.count(number) == times, lines
+    assert "…" not in shown
+
+
+def test_what_tells_two_settings_apart_stands_in_a_key_where_it_leaves_no_room():
+    lines = printed(runs_table(settings_of(2, backbone="minilm")), width=80)
+    rows = ["dense 0.9000 1.000 1.000 1.00 1.50 1.00 1.50"]
+    rows += [f"transkimmer 0.5 {named} 0.500 0.480 2.00 3.00 2.00 3.00" for named in ("a 0.8000", "b 0.8010")]
+    assert [line for line in lines if " 0.480 " in line or line.startswith("dense 0")] == rows
+    keys = " ".join(lines[lines.index(rows[-1]) + 1 :])
+    for key, i in (("a", 0), ("b", 1)):
+        folder = f"/home/somebody/{i}/a-folder-of-many-words/reviews-train.csv"
+        assert re.search(rf"\b{key} temperature={i + 1}, train={folder}, lr={i + 1}e-05", keys), keys
+    wide = printed(runs_table(settings_of(2)), width=200)
+    assert any(line.startswith("transkimmer 0.5, temperature=1, train=/home") for line in wide)
+
+
+def test_names_of_task_backbone_and_seeds_go_to_the_key_too():
+    runs = [r for task in ("sst2", "mnli") for r in settings_of(1, task=task, backbone=f"a_backbone_{task}", seed=2)]
+    lines = printed(runs_table(runs), width=60)
+    (row,) = (line for line in lines if "mnli" in line)
+    assert row == "a mnli, a_backbone_mnli, transkimmer 0.5, seeds 2"
+    assert any(line.startswith("a 0.8000 0.500 0.480 2.00") for line in lines)
+
+
+def test_letters_go_on_after_z():
+    found = letters(703)
+    assert [found[i] for i in (0, 25, 26, 51, 701, 702)] == ["a", "z", "aa", "az", "zz", "aaa"]
+    assert len(set(found)) == 703
 
 
 def test_aggregate_takes_mean_and_sample_deviation_over_seeds():
