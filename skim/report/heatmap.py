@@ -199,11 +199,13 @@ STYLE = """
 .skimmed .words>span>span:last-child{padding-right:.28em;border-radius:0 .3em .3em 0}
 .skimmed .words>span>span:only-child{border-radius:.3em}
 .bars{display:flex;flex-wrap:wrap;align-items:flex-end;gap:.25rem;font-size:.75rem;color:var(--quiet)}
-.bars div{width:2.1rem;text-align:center}
+.bars .layers{display:flex;flex-wrap:nowrap;align-items:flex-end;gap:.25rem;min-width:0;overflow-x:auto}
+.bars .layers div{flex:1 0 1.4rem;width:2.1rem;text-align:center}
 .bars i{display:block;background:var(--accent);border-radius:2px 2px 0 0;margin:.1rem 0;min-height:1px}
 .bars p{margin:0 .75rem 0 0;align-self:center;max-width:14rem}
 .legend{font-size:.8rem;color:var(--quiet)}
-.legend span{display:inline-block;min-width:1.6em;text-align:center;padding:.15em 0}
+.legend i{display:inline-flex;vertical-align:bottom;max-width:100%;overflow-x:auto;font-style:normal}
+.legend span{flex:none;min-width:1.6em;text-align:center;padding:.15em 0}
 """ + rules("span", background="background", ink="color")
 
 
@@ -222,13 +224,15 @@ def figure(text: SkimmedText) -> str:
         bars += f'<div title="layer {layer}: {count} rows">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
     prediction = "" if text.prediction is None else f"<b>{html.escape(text.prediction)}</b><br>"
     label = f"<p>{prediction}{text.size()};<br>rows by layer:</p>"
-    return f'<div class="skimmed"><p class="words">{" ".join(words)}</p><div class="bars">{label}{bars}</div></div>'
+    # the bars stay side by side, under their label where there is no room beside it; of many layers, they scroll
+    chart = f'<div class="bars">{label}<div class="layers">{bars}</div></div>'
+    return f'<div class="skimmed"><p class="words">{" ".join(words)}</p>{chart}</div>'
 
 
 def legend(layers: int) -> str:
     """The ramp of an L-layer model as an HTML fragment."""
     steps = "".join(f'<span class="s{step(i, layers)}">{i}</span>' for i in range(layers + 1))
-    return f'<p class="legend">layers a token took part in: {steps} computed to the end</p>'
+    return f'<p class="legend">layers a token took part in: <i>{steps}</i> computed to the end</p>'
 
 
 def fragment(texts: Sequence[SkimmedText]) -> str:

@@ -55,7 +55,10 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in results.get("notes", []))
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="quiet">{about}</p>', status, notes, cards(results)]
     if results["keep_ratio"]:
-        parts += ["<h2>Tokens alive in each layer</h2>", keep_plot(results["keep_ratio"])]
+        parts += [
+            "<h2>Tokens alive in each layer</h2>",
+            f'<div class="scroll">{keep_plot(results["keep_ratio"])}</div>',
+        ]
     if texts:
         parts += ["<h2>Skimmed texts</h2>", fragment(texts)]
     if results["latency"]:
@@ -82,7 +85,7 @@ def cards(results: Results) -> str:
 
 def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
     """Keep ratio per layer as bars, inline SVG."""
-    pitch = max(28.0, min(56.0, 640 / len(keep_ratio)))
+    pitch = 34.0
     bars = []
     for layer, kept in enumerate(keep_ratio, 1):
         x, tall, wide = (layer - 1) * pitch + 2, kept * height, pitch - 4
@@ -96,6 +99,9 @@ def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
         )
     width = pitch * len(keep_ratio) + 2
     size = f'width="{width:.0f}" height="{height + 42:.0f}" viewBox="0 0 {width:.0f} {height + 42:.0f}"'
+    size += (
+        f' style="min-width:{26 * len(keep_ratio)}px"'  # on a phone it shrinks as far as it can be read, and scrolls
+    )
     return f'<svg class="plot" role="img" aria-label="keep ratio per layer" {size}>{"".join(bars)}</svg>'
 
 

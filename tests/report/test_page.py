@@ -11,6 +11,7 @@ import pytest
 
 from skim.report.__main__ import main
 from skim.report.curve import draw, write_curves
+from skim.report.heatmap import SkimmedText
 from skim.report.page import keep_plot, page, write_page
 from skim.report.runs import aggregate
 from tests.report.results import dense, results
@@ -54,6 +55,27 @@ def test_page_of_less_than_everything(run, tmp_path):
 def test_keep_plot_is_as_tall_as_the_ratio():
     root = ElementTree.fromstring(keep_plot([1.0, 0.25, 0.0], height=100))
     assert [float(b.get("height")) for b in root.iter("rect") if b.get("class") == "bar"] == [100, 25, 0]
+
+
+@pytest.mark.parametrize("layers", [6, 12, 24])
+def test_charts_stay_in_one_row_on_a_phone(layers):
+    """A phone of 360 pixels leaves 320 beside the page's margins."""
+    text = SkimmedText(["[CLS]", "word"], [layers, 0], [2] * layers, "positive")
+    whole = page(results(keep_ratio=[0.5] * layers), [text])
+    bars = re.search(r'<div class="layers">((?:<div .*?</div>)*)</div>', whole)[1]
+    assert bars.count("<i style=") == layers
+    assert ".bars .layers{display:flex;flex-wrap:nowrap;" in whole
+    assert re.search(r"\.bars \.layers\{[^}]*min-width:0;overflow-x:auto\}", whole)
+    ramp = re.search(r"took part in: <i>(.*?)</i>", whole)[1]
+    assert ramp.count("<span") == layers + 1
+    assert re.search(r"\.legend i\{display:inline-flex;[^}]*max-width:100%;overflow-x:auto", whole)
+    plot = re.search(r'<div class="scroll"><svg class="plot".*?</svg></div>', whole, re.DOTALL)[0]
+    # of twelve layers or fewer, all is seen at once; of more, it scrolls before its numbers cannot be read
+    smallest = int(re.search(r"min-width:(\d+)px", plot)[1])
+    width = int(re.search(r'viewBox="0 0 (\d+) ', plot)[1])
+    assert (smallest <= 320) == (layers <= 12)
+    assert 12 * smallest / width >= 9, "pixels of a number's height"
+    assert ".plot{max-width:100%;height:auto}" in whole
 
 
 def test_curves_are_written_per_task_in_two_formats(tmp_path):
