@@ -26,7 +26,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -37,9 +37,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from skim.compression import accepted, compress, decompress, walk_of
+from skim.engine.inputs import INPUTS, inputs_of
 from skim.engine.tokens import TokenBatch
-from skim.engine.trace import Trace
-from skim.engine.walk import INPUTS, inputs_of
 from skim.errors import SkimError
 from skim.methods import Method, Spec
 from skim.methods.funnel import Funnel
@@ -245,7 +244,7 @@ def training(
             with forward():  # entered for each step: autocast keeps its copies of weights until it is left
                 loss = model(**batch).loss
                 if method is not None:
-                    trace = cast(Trace, model.trace)
+                    trace = walk_of(model).trace
                     method.step(1.0, trace)
                     loss = loss + method.loss(trace)
             loss.backward()
@@ -269,8 +268,7 @@ def running(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]]) -> Callabl
 def twin(model: nn.Module) -> nn.Module:
     """A copy with modules and a config of its own that shares every weight: nothing is loaded or held twice."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    trace = getattr(walk_of(model).model, "trace", None)
-    return copy.deepcopy(model, {**shared, id(trace): trace})  # a trace of training holds tensors that cannot be copied
+    return copy.deepcopy(model, shared)
 
 
 def plain_twin(model: nn.Module) -> nn.Module:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from skim import backbones
-from skim.engine.head import ForwardWithLoss, Head
+from skim.engine.head import Head, HeadForward
+from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk
 from skim.errors import SkimError
 from skim.methods import Method, Spec, method_class
@@ -41,20 +42,29 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     whole = peft() if peft is not None else model
     if hasattr(whole, "skim_walk"):
         raise SkimError("This model is compressed already; skim.decompress(model) first.")
+    inner = [part for part in whole.modules() if isinstance(vars(part).get("forward"), Walk)]
+    if inner:
+        raise SkimError(
+            f"{type(whole).__name__} holds a {type(inner[0]).__name__} that is compressed already, by itself or under "
+            "another head.\nskim.decompress the model in which it was compressed; then compress this one. Heads "
+            "that share an encoder cannot be compressed each for itself."
+        )
     backbone = backbones.find(whole)
     base: Any = whole.base_model
     if isinstance(method, str):
         method = method_class(method)()
     if hasattr(method, "spec"):
         raise SkimError("This method object serves another model already; make a new one for each model.")
-    head = Head(whole, base, backbone) if method.reads_head else None
+    head = Head(whole, base, backbone)
+    if method.reads_head:
+        head.price()
     method.build(
         Spec(
             layers=len(backbone.layers(base)),
             width=base.config.hidden_size,
             sep_token_id=getattr(base.config, "sep_token_id", None),
             looks_apart=backbone.looks_apart,
-            outputs=None if head is None else head.outputs,
+            outputs=head.outputs if method.reads_head else None,
         )
     )
     method.train(whole.training)
@@ -67,8 +77,10 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     whole.method = method
     whole.skim_walk = walk
     base.forward = walk
-    if head is not None:
-        whole.forward = ForwardWithLoss(walk)
+    if whole is not base:
+        whole.forward = HeadForward(walk)
+    if not hasattr(type(whole), "trace"):
+        type(whole).trace = LastTrace()
     return model
 
 
@@ -101,9 +113,8 @@ def decompress(model: nn.Module) -> nn.Module:
     walk = walk_of(model)
     whole = walk.model
     del walk.base.forward, whole.skim_walk, whole.method
-    if walk.head is not None:
+    if whole is not walk.base:
         del whole.forward
-    whole.__dict__.pop("trace", None)
     if walk.backbone.packs:
         whole.set_attn_implementation(walk.attention_before)
     return model

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import skim
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
-from skim.engine.walk import Inputs
 from skim.methods import Method
 from skim.methods.ltp import LTP
 from skim.methods.pruning import Pruner

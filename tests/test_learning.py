@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import skim
-from skim.engine.walk import inputs_of
+from skim.engine.inputs import inputs_of
 from skim.lightning.build import Parts
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train

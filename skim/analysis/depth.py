@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skim import hub
 from skim.compression import walk_of
-from skim.engine.walk import inputs_of
+from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from tasks import conll
 
@@ -78,7 +78,7 @@ def survived(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     walk = walk_of(model)
     device = next(model.parameters()).device
     walk.base(**{name: tensor.to(device).flatten(0, -2) for name, tensor in inputs_of(batch).items()})
-    trace: Any = walk.model.trace
+    trace: Any = walk.trace
     return trace.layers_survived().float().cpu().view(batch["input_ids"].shape)
 
 

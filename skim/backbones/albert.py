@@ -9,7 +9,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module, heads, look
 from skim.engine.attention import AttentionMask
-from skim.engine.walk import Inputs
+from skim.engine.inputs import Inputs
 
 
 class Albert(Backbone):

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from skim.engine.attention import AttentionMask, MaskedSoftmax, skim_attention
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 from skim.flops import LayerCost, linear_flops
 
 Module: TypeAlias = Any  # an nn.Module of transformers: what its attributes are, no type checker can know

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Module, Narrowed, distances
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 from skim.flops import LayerCost, linear_flops
 
 

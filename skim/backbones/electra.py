@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from skim.backbones.base import Backbone, Module
-from skim.engine.walk import Inputs
+from skim.engine.inputs import Inputs
 
 
 class Electra(Backbone):

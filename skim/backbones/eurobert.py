@@ -9,8 +9,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 
 
 class EuroBert(Backbone):

@@ -28,9 +28,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads
 from skim.engine.attention import BLOCK, AttentionMask
+from skim.engine.inputs import Inputs
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 from skim.errors import SkimError
 from skim.flops import LayerCost, linear_flops, precise
 

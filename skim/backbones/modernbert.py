@@ -11,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.attention import AttentionMask
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 from skim.errors import SkimError
 from skim.flops import LayerCost
 

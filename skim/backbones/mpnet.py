@@ -7,8 +7,8 @@ from typing import Any
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Module, Narrowed, distances
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 
 
 class MPNet(Narrowed):

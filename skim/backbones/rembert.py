@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from skim.backbones.base import Module, Narrowed
-from skim.engine.walk import Inputs
+from skim.engine.inputs import Inputs
 
 
 class RemBert(Narrowed):

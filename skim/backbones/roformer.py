@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from skim.backbones.base import Module, Narrowed
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
 
 
 class RoFormer(Narrowed):

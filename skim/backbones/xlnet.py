@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -9,9 +10,8 @@ from torch import Tensor
 
 from skim.backbones.base import Module, Narrowed, distances
 from skim.engine.attention import AttentionMask, MaskedSoftmax
+from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.engine.walk import Inputs
-from skim.errors import SkimError
 from skim.flops import LayerCost, linear_flops
 
 
@@ -45,12 +45,6 @@ class XLNet(Narrowed):
         return list(base.layer)
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
-        mask = inputs.attention_mask
-        if mask is not None and mask.dim() == 2 and bool((mask.any(1) & ~mask[:, -1].bool()).any()):
-            raise SkimError(
-                "XLNet's heads read the last position, and this batch has padding there.\n"
-                "Pad on the left: tokenizer.padding_side = 'left'."
-            )
         words = base.word_embedding(inputs.input_ids) if inputs.inputs_embeds is None else inputs.inputs_embeds
         return base.dropout(words)
 
@@ -68,18 +62,15 @@ class XLNet(Narrowed):
         return Geometry(base.dropout(table), row, segments)
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Geometry) -> Tensor:
-        attention = layer.rel_attn
-
         def look_up(by_distance: Tensor, klen: int) -> Tensor:
             return by_distance.gather(3, geometry.row.expand(*by_distance.shape[:3], -1))
 
-        # The shift from distances to pairs of rows is written for rows without gaps; for this call it goes by position.
-        attention.rel_shift_bnij = look_up
-        try:
-            with MaskedSoftmax(mask):
-                out = attention(hidden.transpose(0, 1), None, None, None, geometry.table, geometry.other_segment)[0]
-        finally:
-            del attention.rel_shift_bnij
+        # The shift from distances to pairs of rows is written for rows without gaps; in this call, on a shallow copy of
+        # the module that other forwards may be using, it goes by position.
+        attention = copy.copy(layer.rel_attn)
+        vars(attention)["rel_shift_bnij"] = look_up
+        with MaskedSoftmax(mask):
+            out = attention(hidden.transpose(0, 1), None, None, None, geometry.table, geometry.other_segment)[0]
         return out.transpose(0, 1)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:

@@ -1,53 +1,118 @@
-"""The model's own head, read before the last layer: what would it say if the encoder ended here?
+"""The model's own head: which positions it reads, and what it would say if the encoder ended earlier.
 
-A method that leaves early has to know that, and a head of its own for every layer would know one architecture. So the
-model's own Hugging Face forward runs, with the encoder replaced for that call by its end: embeddings and layers are
-skipped, pooler and head are whatever the model has. All layers share it.
+A head is whatever the model's class does behind its encoder; no class is known here by name. To ask one, the model's
+own Hugging Face forward runs on a shallow copy whose encoder gives back what it is handed: embeddings and layers are
+skipped, pooler and head are the model's, and nothing that another forward could see is written.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from skim.engine.inputs import Inputs, check_labels
 from skim.errors import SkimError
 
 if TYPE_CHECKING:
     from skim.backbones.base import Backbone
-    from skim.engine.trace import Trace
     from skim.engine.walk import Walk
 
 NEEDED = ("input_ids", "attention_mask", "inputs_embeds")  # what heads look at beside the encoder's output
+UNREADABLE = (RuntimeError, AttributeError, TypeError, ValueError, IndexError)  # of heads that want other arguments
 
 
 class Head:
-    """Reads a model's head on any states; it is built once, and prices a reading by counting one.
+    """Asks a model's head about any states.
 
     Args:
-        model: a Hugging Face model that says one thing of each sequence: classes, or a number.
-        base: its encoder.
+        model: a Hugging Face model, with a head or without.
+        base: its encoder; the model itself if it has no head.
         backbone: the family's adapter.
 
     Attributes:
-        outputs: logits per sequence, C.
-        fixed: FLOPs of a reading per sequence.
-        per_token: and per token of it, for heads that map every token before they pool.
-
-    Raises:
-        SkimError: a head that does not say one thing of each sequence.
+        reads: the one position of the input that some output is read from, ``first`` or ``last``; ``None`` if every
+            output is read from all positions, or where the mask says.
+        per_token: whether ``logits`` has a row for each token.
+        outputs: logits per sequence, C; known once :meth:`price` has asked.
+        fixed: FLOPs of a reading per sequence; likewise.
+        token_flops: and per token of it, for heads that map every token before they pool; likewise.
     """
+
+    outputs: int
+    fixed: float
+    token_flops: float
 
     def __init__(self, model: nn.Module, base: nn.Module, backbone: Backbone) -> None:
         self.model, self.base, self.backbone = model, base, backbone
-        if getattr(model.config, "problem_type", None) == "multi_label_classification":
+        self.reads, self.per_token = self._look()
+
+    def output(self, hidden: Tensor, given: Mapping[str, Tensor]) -> Any:
+        """What the whole model returns on states as if its encoder had ended with them.
+
+        Args:
+            hidden: ``(B, N, D)``.
+            given: what the model was called with, of :data:`NEEDED`.
+        """
+        ended = self.backbone.finish(self.base, hidden)
+        if self.model is self.base:
+            return ended
+        encoder, reader = copy.copy(self.base), copy.copy(self.model)
+        vars(encoder)["forward"] = lambda *_, **__: ended
+        parts = reader._modules.items()
+        vars(reader)["_modules"] = {name: encoder if part is self.base else part for name, part in parts}
+        return type(self.model).forward(reader, **given, return_dict=True)
+
+    def _look(self) -> tuple[str | None, bool]:
+        """:attr:`reads` and :attr:`per_token`, seen on two sequences of two tokens.
+
+        In each, another token's state is not a number, and neither is what depends on it. A head that finds its
+        position by the mask reads another one once this one is masked.
+        """
+        try:
+            with torch.no_grad():
+                depend, output = self._dependence()
+                for place, name in enumerate(("first", "last")):
+                    alone = (place == 0, place == 1)
+                    if alone in depend and alone in self._dependence(masked=place)[0]:
+                        return name, has_rows(output)
+                return None, has_rows(output)
+        except UNREADABLE:
+            return self.backbone.head_reads, False
+
+    def _dependence(self, masked: int | None = None) -> tuple[list[tuple[bool, bool]], Any]:
+        """On which of two tokens each output depends, and the outputs; one of the tokens may be ``masked``."""
+        hidden, given = self._blank(2, 2)
+        hidden[[0, 1], [0, 1]] = torch.nan
+        if masked is not None:
+            given["attention_mask"][:, masked] = 0
+        output = self.output(hidden, given)
+        found = [value for value in output.values() if isinstance(value, Tensor)]
+        return [tuple(value.reshape(2, -1).isnan().any(1).tolist()) for value in found], output
+
+    def _blank(self, batch: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """States of zero, ``(B, N, D)``, and inputs to go with them."""
+        parameter = next(self.base.parameters())
+        hidden = parameter.new_zeros(batch, length, self.base.config.hidden_size)  # type: ignore[arg-type, union-attr]
+        ids = torch.zeros(batch, length, dtype=torch.long, device=hidden.device)
+        return hidden, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def price(self) -> None:
+        """Count what a reading costs, for a method that asks the head behind inner layers.
+
+        Raises:
+            SkimError: a head that does not say one thing of each sequence.
+        """
+        if getattr(self.model.config, "problem_type", None) == "multi_label_classification":
             raise self.refusal("it has several labels for each")
         few, more = self._count(2), self._count(3)
-        self.per_token = more - few
-        self.fixed = few - 2 * self.per_token
+        self.token_flops = more - few
+        self.fixed = few - 2 * self.token_flops
 
     def refusal(self, why: str) -> SkimError:
         """The error for a head that cannot be read this way."""
@@ -58,42 +123,19 @@ class Head:
 
     def _count(self, length: int) -> float:
         """FLOPs of reading one sequence of this length."""
-        parameter = next(self.base.parameters())
-        hidden = parameter.new_zeros(2, length, self.base.config.hidden_size)  # type: ignore[arg-type, union-attr]
-        ids = torch.zeros(2, length, dtype=torch.long, device=hidden.device)
+        hidden, given = self._blank(2, length)
         devices = [hidden.device] if hidden.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices), FlopCounterMode(display=False) as counter:
             try:
-                logits = self(hidden, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-            except (RuntimeError, AttributeError) as error:  # multiple choice; a model without a head
+                logits = self.output(hidden, given).logits
+            except UNREADABLE as error:  # a model without a head
                 raise self.refusal("its head cannot be read for one") from error
         if logits.dim() != 2 or len(logits) != 2:
             raise self.refusal(f"its logits for one are {tuple(logits.shape[1:])}")
         self.outputs = int(logits.shape[1])
         return counter.get_total_flops() / 2
 
-    def __call__(self, hidden: Tensor, given: dict[str, Tensor]) -> Tensor:
-        """What the head says of states as if the encoder had ended with them.
-
-        Args:
-            hidden: ``(B, N, D)``.
-            given: what the model was called with, of :data:`NEEDED`.
-
-        Returns:
-            Logits, ``(B, C)``.
-        """
-        ended = self.backbone.finish(self.base, hidden)
-        walk = vars(self.base).get("forward")
-        self.base.forward = lambda *_, **__: ended  # type: ignore[method-assign]
-        try:
-            return type(self.model).forward(self.model, **given, return_dict=True).logits
-        finally:
-            if walk is None:
-                del self.base.forward
-            else:
-                self.base.forward = walk  # type: ignore[method-assign]
-
-    def of(self, running: Tensor, hidden: Tensor, inputs: Any) -> Tensor:
+    def of(self, running: Tensor, hidden: Tensor, inputs: Inputs) -> Tensor:
         """What the head says of some sequences: logits ``(B, C)``, 0 for the others.
 
         Args:
@@ -103,16 +145,37 @@ class Head:
         """
         rows = running.nonzero().squeeze(1)
         named = {name: getattr(inputs, name) for name in NEEDED}
-        logits = self(hidden[rows], {name: value[rows] for name, value in named.items() if value is not None})
-        return logits.new_zeros(len(running), self.outputs).index_copy(0, rows, logits)
+        given = {name: value[rows] for name, value in named.items() if value is not None}
+        logits = hidden.new_zeros(len(running), self.outputs)
+        if not self.token_flops:
+            found = self.output(hidden[rows], given).logits
+            return logits.to(found.dtype).index_copy(0, rows, found)
+        # a head that maps every token would map pads as well: sequences of one length at a time, without them
+        real = inputs.real(hidden)[rows]
+        lengths = real.sum(1)
+        for length in lengths.unique().tolist():
+            some = lengths == length
+            shape = int(some.sum()), length
+            cut = {name: value[some][real[some]].unflatten(0, shape) for name, value in given.items()}
+            found = self.output(hidden[rows[some]][real[some]].unflatten(0, shape), cut).logits
+            logits = logits.to(found.dtype).index_copy(0, rows[some], found)
+        return logits
 
     def flops(self, lengths: Tensor) -> Tensor:
         """FLOPs of reading sequences of these lengths, ``(B,)``."""
-        return self.fixed + self.per_token * lengths
+        return self.fixed + self.token_flops * lengths
 
 
-class ForwardWithLoss:
-    """The forward of a whole model whose method has a say in the task's loss; deleting it from the instance undoes it.
+def has_rows(output: Any) -> bool:
+    """Whether ``logits`` has a row for each token."""
+    logits = getattr(output, "logits", None)
+    return isinstance(logits, Tensor) and logits.dim() == 3
+
+
+class HeadForward:
+    """The forward of a whole compressed model; deleting it from the instance undoes it.
+
+    It looks at the labels before the head does, and gives a method that reads the head its say in the task's loss.
 
     Args:
         walk: of the model's encoder.
@@ -125,12 +188,13 @@ class ForwardWithLoss:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         walk = self.walk
         model, method = walk.model, walk.method
-        labels = self.__signature__.bind(*args, **kwargs).arguments.get("labels")
+        arguments = self.__signature__.bind(*args, **kwargs).arguments
+        check_labels(arguments, walk.head.per_token)
+        labels = arguments.get("labels")
         output = type(model).forward(model, *args, **kwargs)
         if labels is None or not model.training or not method.reads_head:
             return output
-        trace = cast("Trace", model.trace)
         if isinstance(output, tuple):
-            return (method.task_loss(output[1], labels, trace), *output[1:])
-        output.loss = method.task_loss(output.logits, labels, trace)
+            return (method.task_loss(output[1], labels, walk.trace), *output[1:])
+        output.loss = method.task_loss(output.logits, labels, walk.trace)
         return output

@@ -93,10 +93,6 @@ class Trace:
     layers: list[LayerTrace] = field(default_factory=list)
     carry: Any = None
 
-    def __reduce__(self) -> tuple[type, tuple[()]]:
-        """A copied or pickled model leaves its last trace behind (``None``): graphs of a forward cannot be copied."""
-        return type(None), ()
-
     @property
     def lengths(self) -> Tensor:
         """Real tokens per sequence, ``(B,)``."""
@@ -135,3 +131,15 @@ class Trace:
     def layers_survived(self) -> Tensor:
         """Layers each token took part in, ``(B, N)``: 0 retired before the first, L alive to the end; 0 on pads."""
         return self.alive().sum(0)
+
+
+class LastTrace:
+    """``model.trace`` of a compressed model; set on its class, where it looks for the walk of the instance."""
+
+    def __get__(self, model: Any, owner: type | None = None) -> Any:
+        if model is None:
+            return self
+        walk = vars(model).get("skim_walk")
+        if walk is None:  # another instance of that class: as if nothing stood here
+            raise AttributeError(f"'{type(model).__name__}' object has no attribute 'trace'")
+        return walk.trace

@@ -12,8 +12,6 @@ a decision is taken once per step.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +19,11 @@ from torch import Tensor, nn
 
 from skim.engine.attention import AttentionMask
 from skim.engine.head import Head
+from skim.engine.inputs import INPUTS, Inputs, check_read
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens
+from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.errors import SkimError, unknown
@@ -35,37 +35,6 @@ if TYPE_CHECKING:
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
 HOOKS = ("before_layer", "after_attention", "after_layer", "restore")  # by which a method changes rows or states
-
-
-@dataclass
-class Inputs:
-    """The encoder's inputs, under one set of names. ``attention_mask`` is ``(B, N)``, 1 on real tokens, or ``None``."""
-
-    input_ids: Tensor | None = None
-    attention_mask: Tensor | None = None
-    token_type_ids: Tensor | None = None
-    position_ids: Tensor | None = None
-    inputs_embeds: Tensor | None = None
-
-    def real(self, hidden: Tensor) -> Tensor:
-        """``(B, N)`` bool: what is not padding."""
-        if self.attention_mask is None:
-            return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
-        if self.attention_mask.dim() != 2:
-            raise SkimError(
-                f"attention_mask has {self.attention_mask.dim()} dimensions; skim needs (batch, positions), "
-                "1 on real tokens.\n"
-                "Which token sees which is decided by the method and the backbone."
-            )
-        return self.attention_mask.bool()
-
-
-INPUTS = tuple(Inputs.__dataclass_fields__)  # what an encoder takes of a batch: no labels, so no loss
-
-
-def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch an encoder takes."""
-    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 class KeyValues:
@@ -119,12 +88,12 @@ class Walk:
     """The forward of a compressed base model; a plain object, so that it adds no module and no parameter name.
 
     Args:
-        model: what the user holds (with its head); its ``trace`` attribute is set by every forward.
+        model: what the user holds (with its head).
         base: the base model whose forward this is.
         backbone: the family's adapter.
         method: the compression method.
         execution: ``auto`` trains masked where gradients pass through decisions and runs packed (or narrowed) else.
-        head: for a method that reads it behind inner layers.
+        head: the model's own; a method may read it behind inner layers.
     """
 
     def __init__(
@@ -134,7 +103,7 @@ class Walk:
         backbone: Backbone,
         method: Method,
         execution: str,
-        head: Head | None = None,
+        head: Head,
     ) -> None:
         if backbone.shortens and any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
             raise SkimError(
@@ -145,8 +114,19 @@ class Walk:
         self.execution = execution
         self.head = head
         self.costs = [backbone.cost(layer) for layer in backbone.layers(base)]
+        self._last = PerThread()
         self.heads = int(base.config.num_attention_heads)  # type: ignore[arg-type, union-attr]
         self.names = list(inspect.signature(type(base).forward).parameters)[1:]  # without self
+
+    @property
+    def trace(self) -> Trace:
+        """What the last forward of the calling thread did; a SkimError before there was one."""
+        trace: Trace | None = self._last.value
+        if trace is None:
+            raise SkimError(
+                "model.trace tells what this thread's last forward did, and it has run none yet: model(**batch) first."
+            )
+        return trace
 
     @property
     def execution(self) -> str:
@@ -191,6 +171,8 @@ class Walk:
         form = self.form()
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
+        if self.head.reads is not None and inputs.attention_mask is not None:
+            check_read(real, self.head.reads)
         protected = method.protected(real, inputs.input_ids, backbone.head_reads)
         sequences = Sequences(real, protected, method.covers, form == "masked" and method.retired_run_on)
         tokens: TokenBatch = FORMS[form].start(hidden, sequences)
@@ -242,7 +224,6 @@ class Walk:
             tokens = method.after_layer(i, before, tokens)
             whole: Tensor | float = method.flops_per_sequence(i)
             if method.wants_reading(i):
-                assert self.head is not None  # of a method that reads_head
                 there = feeding.counts() > 0
                 logits = self.head.of(there, method.restore(tokens), inputs)
                 tokens = method.after_reading(i, tokens, logits)
@@ -268,7 +249,7 @@ class Walk:
         output = backbone.finish(base, hidden)
         if wants_states:
             output.hidden_states = backbone.hidden_states(base, states, hidden, output)
-        self.model.trace = trace  # type: ignore[assignment]
+        self._last.value = trace
         return backbone.as_tuple(output) if wants_tuple else output
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
@@ -296,6 +277,4 @@ class Walk:
         extra = [name for name, value in given.items() if value is not None and value is not False]
         if extra:
             raise SkimError(f"{type(self.base).__name__} under skim does not take {', '.join(extra)}.")
-        if (inputs.input_ids is None) == (inputs.inputs_embeds is None):
-            raise SkimError("Pass exactly one of input_ids and inputs_embeds.")
         return inputs, bool(wants_states), wants_tuple

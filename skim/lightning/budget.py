@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from skim.compression import walk_of
+from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
-from skim.engine.walk import inputs_of
 from skim.errors import SkimError
 
 Batches = Sequence[dict[str, Tensor]]
@@ -27,7 +26,7 @@ def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
     try:
         for batch in batches:
             model(**{name: tensor.to(device) for name, tensor in inputs_of(batch).items()})
-            yield cast(Trace, model.trace)
+            yield walk_of(model).trace
     finally:  # whoever has seen enough stops early
         model.train(training)
 

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric, SumMetric
 
 from skim.compression import accepted, uncompressed, walk_of
+from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
-from skim.engine.walk import inputs_of
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
@@ -151,7 +151,7 @@ class SkimModule(pl.LightningModule):
     @property
     def trace(self) -> Trace:
         """Of the last forward."""
-        return cast(Trace, self.model.trace)
+        return walk_of(self.model).trace
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
         return self.model(**accepted(self.model, batch))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.masked import MaskedOccupancy, MaskedTokens
+from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
@@ -84,7 +85,6 @@ class LTP(Pruner):
     stages = ("soft", "hard")
     starts_at_target = True  # a ramp prunes a little everywhere and teaches each layer; from dense, one takes it all
     base: Tensor
-    _deciding: list[bool]  # by layer: whether its hard decisions retire anyone, as of this forward's first layer
 
     def __init__(
         self,
@@ -122,6 +122,7 @@ class LTP(Pruner):
         self.temperature = temperature
         self.temperature_start = start
         self.steering = None if target is None else Target(target, warmup=0.0)
+        self._deciding = PerThread()  # by layer: whether its hard decisions retire anyone, as of this forward's first
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -143,8 +144,8 @@ class LTP(Pruner):
         if i == 0:  # read once per forward, and not per layer: on a GPU the host has to wait for it
             thresholds = self.thresholds().detach()
             # published: a layer whose threshold is zero has no decision, no mask and no gradient
-            self._deciding = (thresholds != 0 if self.preset == "paper" else thresholds > 0).tolist()
-        return self._deciding[i]
+            self._deciding.value = (thresholds != 0 if self.preset == "paper" else thresholds > 0).tolist()
+        return self._deciding.value[i]
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         threshold = self.thresholds()[i]

@@ -22,7 +22,6 @@ from skim.report.shades import colors, rules, step
 if TYPE_CHECKING:
     from torch import nn
 
-    from skim.engine.trace import Trace
 
 MARKS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -108,7 +107,7 @@ def read(
             output = (model if whole else walk.base)(**inputs)
     finally:
         model.train(training)
-    trace: Trace = walk.model.trace  # type: ignore[assignment]  # what every forward of a walk leaves
+    trace = walk.trace
     survived, real, rows = trace.layers_survived().cpu(), trace.sequences.real.cpu(), trace.counts().cpu()
     predictions = None if not whole else _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
     return [

@@ -124,7 +124,8 @@ def test_a_deep_copy_is_independent() -> None:
     other = copy.deepcopy(model.eval())
     assert other.skim_walk.base is other.bert
     assert other.skim_walk.method is other.method
-    assert other.trace is None
+    with pytest.raises(skim.SkimError, match="has run none yet"):
+        _ = other.trace
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()

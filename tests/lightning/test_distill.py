@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import skim
-from skim.engine.walk import inputs_of
+from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
 from skim.lightning.module import SkimModule

@@ -1,0 +1,140 @@
+"""What a compressed model is called with: names, shapes, and whether what its head reads is there.
+
+Inputs come in the shapes that transformers documents. ``(1, N)`` and ``(B, 1)`` broadcast to ``(B, N)``; any other
+shape is refused, because indexing with it would not fail everywhere: it would mix sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skim.errors import SkimError
+
+
+@dataclass
+class Inputs:
+    """The encoder's inputs, under one set of names; each ``(B, N)`` but for the embeddings.
+
+    Attributes:
+        input_ids: token ids; ``None`` if the caller passed embeddings.
+        attention_mask: 1 on real tokens; ``None``: all are.
+        token_type_ids: segments; ``None`` if not given.
+        position_ids: positions; ``None`` if not given.
+        inputs_embeds: ``(B, N, D)`` in the place of ids.
+
+    Raises:
+        SkimError: neither ids nor embeddings or both, or shapes that do not fit.
+    """
+
+    input_ids: Tensor | None = None
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    position_ids: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.input_ids is None) == (self.inputs_embeds is None):
+            raise SkimError("Pass exactly one of input_ids and inputs_embeds.")
+        name, given = ("inputs_embeds", self.inputs_embeds) if self.input_ids is None else ("input_ids", self.input_ids)
+        assert given is not None
+        wanted = "(batch, positions)" if name == "input_ids" else "(batch, positions, width)"
+        if given.dim() != (2 if name == "input_ids" else 3) or 0 in given.shape[:2]:
+            raise SkimError(f"{name} has shape {tuple(given.shape)}; it takes {wanted}, at least one of each.")
+        for other in ("attention_mask", "token_type_ids", "position_ids"):
+            value = getattr(self, other)
+            if value is not None:
+                setattr(self, other, fitted(other, value, name, self.shape))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and N."""
+        given = self.inputs_embeds if self.input_ids is None else self.input_ids
+        assert given is not None
+        return given.shape[0], given.shape[1]
+
+    def real(self, hidden: Tensor) -> Tensor:
+        """What is not padding, ``(B, N)`` bool, on the device of ``hidden``."""
+        if self.attention_mask is None:
+            return torch.ones(self.shape, dtype=torch.bool, device=hidden.device)
+        return self.attention_mask.bool()
+
+
+INPUTS = tuple(field.name for field in fields(Inputs))  # what an encoder takes of a batch: no labels, so no loss
+
+
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch an encoder takes."""
+    return {name: batch[name] for name in INPUTS if name in batch}
+
+
+def fitted(name: str, value: Tensor, other: str, shape: tuple[int, int]) -> Tensor:
+    """``value`` as ``(B, N)``; a SkimError with both shapes if it does not broadcast to that.
+
+    Args:
+        name: of the input, for the error.
+        value: ``(B, N)``, ``(1, N)``, ``(B, 1)`` or ``(1, 1)``.
+        other: what gave the shape, for the error.
+        shape: B and N.
+    """
+    if value.dim() == 2 and all(size in (1, whole) for size, whole in zip(value.shape, shape, strict=True)):
+        return value.expand(shape)
+    hint = ""
+    if value.dim() > 2:
+        hint = "\nWhich token sees which is decided by the method and the backbone; pass 1 on real tokens, else 0."
+    raise SkimError(
+        f"{name} has {value.dim()} dimensions, {tuple(value.shape)}, and {other} is {shape}; skim needs (batch, "
+        f"positions), where either may be 1.{hint}"
+    )
+
+
+def check_labels(arguments: Mapping[str, Any], per_token: bool) -> None:
+    """Refuse labels that are of another batch than the inputs; a head's loss would fail on them, or broadcast.
+
+    Args:
+        arguments: of the whole model's forward, by name. Inputs are ``(B, N)``, or ``(B, C, N)`` of a multiple choice.
+        per_token: whether ``labels`` has a value for each token.
+
+    Raises:
+        SkimError: with both shapes.
+    """
+    given = next((arguments[name] for name in ("input_ids", "inputs_embeds") if arguments.get(name) is not None), None)
+    if not isinstance(given, Tensor):
+        return
+    for name in ("labels", "start_positions", "end_positions"):
+        labels = arguments.get(name)
+        if not isinstance(labels, Tensor):
+            continue
+        wanted = given.shape[:2] if per_token and name == "labels" else given.shape[:1]
+        if labels.shape[: len(wanted)] != wanted:
+            raise SkimError(
+                f"{name} has shape {tuple(labels.shape)}, and the inputs are {tuple(given.shape)}: its first "
+                f"{'two sizes' if len(wanted) == 2 else 'size'} must be {tuple(wanted)}."
+            )
+
+
+def check_read(real: Tensor, place: str) -> None:
+    """Refuse sequences whose padding stands where the head reads: it would answer from a row that nobody computes.
+
+    A sequence of nothing but padding has no answer anyway, and passes.
+
+    Args:
+        real: ``(B, N)`` bool.
+        place: what the head reads, ``first`` or ``last`` of the input's positions.
+
+    Raises:
+        SkimError: with the first such row.
+    """
+    read = real[:, 0] if place == "first" else real[:, -1]
+    wrong = (real.any(1) & ~read).nonzero()
+    if len(wrong):
+        side = "right" if place == "first" else "left"
+        raise SkimError(
+            f"This model's head reads the {place} position of each sequence, and in row {int(wrong[0])} of this batch "
+            f"(of {len(wrong)} such) the attention_mask says that it is padding.\n"
+            f"Pad on the {side}: tokenizer.padding_side = '{side}'."
+        )
