@@ -14,6 +14,7 @@ from skim.errors import SkimError
 
 Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
+TOLERANCE = 0.03  # how far from its target, in relative FLOPs, a model still is at it
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 

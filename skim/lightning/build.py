@@ -43,6 +43,7 @@ NOISE = (
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
 )
 
+EXPORTS = ("best", "last")  # checkpoints whose weights a run can end with
 COMPANION = "companion.safetensors"  # in a run's model/: what was trained beside the backbone
 INFINITY = float("inf")
 LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
@@ -113,6 +114,9 @@ def check(cfg: DictConfig) -> None:
     check_nulls(cfg.get("method") or {})
     for path, limits in LIMITS.items():
         check_limits(path, OmegaConf.select(cfg, path), *limits)
+    export = OmegaConf.select(cfg, "callbacks.export", default=EXPORTS[0])
+    if export not in EXPORTS:
+        raise unknown("callbacks.export", export, EXPORTS)
     for path in FLAGS:
         value = OmegaConf.select(cfg, path)
         if value is not None and not isinstance(value, bool):

@@ -23,10 +23,10 @@ from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, tagged
 from skim.benchmark import compare_training, machine, usable
 from skim.compression import accepted, walk_of
 from skim.errors import SkimError, unknown
-from skim.lightning.budget import EXTREME, Batches, calibrate, spend
+from skim.lightning.budget import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import TOLERANCE, elsewhere, latency
+from skim.lightning.recipe import elsewhere, latency
 from skim.lightning.results import Results, write_json
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth

@@ -190,6 +190,11 @@ class SkimModule(pl.LightningModule):
         checkpoint["order"] = self._order()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "optimizer_states" not in checkpoint:
+            raise SkimError(
+                "resume: this checkpoint holds weights to look at and nothing to train them on with, as best.ckpt does."
+                "\nUse last.ckpt beside it, or start anew from its run: init_from=<run>."
+            )
         self._bounds_before = checkpoint.get("bounds")  # older checkpoints have none
         self._begin_before = checkpoint.get("method_begin")
         self.method.progress = checkpoint.get("method_progress", 0.0)

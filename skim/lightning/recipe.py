@@ -1,21 +1,22 @@
 """From a composed config to a finished run: build, fit, evaluate, export. What ``train.py`` calls.
 
-A run's folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/last.ckpt`` (to resume), ``model/`` (to load with
-``skim.from_pretrained`` or plain transformers), ``results.json`` and ``report.html``.
+A run's folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/last.ckpt`` (to resume) and ``best.ckpt`` (the
+weights of the best evaluation), ``model/`` (to load with ``skim.from_pretrained`` or plain transformers),
+``results.json`` and ``report.html``.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
@@ -24,15 +25,17 @@ from safetensors.torch import save_file
 from skim.benchmark import compare
 from skim.compression import execution, save_pretrained, walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import calibrate, check_survivors, check_target, spend
+from skim.lightning.budget import TOLERANCE, check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build
+from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
+from skim.lightning.landing import elsewhere, evaluated, settle
 from skim.lightning.module import SkimModule
+from skim.lightning.progress import Lines
 from skim.lightning.results import Results
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
-from tasks.base import Task
 
-TOLERANCE = 0.03  # how far from method.target a run may end before it is reported as missed
+Part = TypeVar("Part", bound=Callback)
 LEFT_BEHIND = (
     "results.json",
     "report.html",
@@ -47,75 +50,16 @@ LEFT_BEHIND = (
 )
 
 
-class Lines(Callback):
-    """One line per evaluation, for logs and terminals that show no progress bar."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
-            return
-        values = trainer.callback_metrics
-        hidden = ("layer_", "gflops", "formula/")
-        shown = [name for name in values if name.startswith("val/") and not any(part in name for part in hidden)]
-        text = ", ".join(f"{name[4:].replace('_', ' ')} {float(values[name]):.4f}" for name in shown)
-        self.console.print(f"step {trainer.global_step}: {text}", highlight=False)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """``last.ckpt`` at every evaluation and at the end; ``save_last`` without a best would write it at the end only.
-
-    Args:
-        folder: where to.
-        every: steps after which it is written in between; ``None`` for never.
-    """
-
-    def __init__(self, folder: Path, every: int | None = None) -> None:
-        super().__init__(folder, filename="last", enable_version_counter=False)
-        self.path = folder / "last.ckpt"
-        self.every = every
-        self._saved = 0  # the step of the last one in between
-        self._put_off = False  # one is due as soon as the batches of this step are through
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        due = self._put_off or (self.every is not None and step % self.every == 0 and step != self._saved)
-        if due and not trainer.fit_loop._should_accumulate():
-            self._saved, self._put_off = step, False
-            trainer.save_checkpoint(self.path)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # between batches that share a step, gradients have gathered, and checkpoints hold none: at the step, then
-        if trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate():
-            self._put_off = True
-        else:
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
-
-
-class LastStageStopping(EarlyStopping):
-    """Early stopping that waits for the last stage and for the method: nothing before is worse for a worse metric."""
-
-    def __init__(self, monitor: str, patience: int) -> None:
-        super().__init__(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module = cast(SkimModule, pl_module)
-        if module.stage is module.stages[-1] and module.has_run:
-            super().on_validation_end(trainer, pl_module)
-
-
 def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
     progress = cfg.callbacks.progress and console.is_terminal
     every = cfg.train.get("eval_every")  # older runs have no choice
-    callbacks: list[Callback] = [LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every"))]
-    callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
+    best = BestCheckpoint(folder / "checkpoints", parts.task.monitor)
+    callbacks: list[Callback] = [best]  # judges an evaluation before anyone asks
     if cfg.callbacks.patience is not None:
-        callbacks.append(LastStageStopping(f"val/{parts.task.monitor}", cfg.callbacks.patience))
+        callbacks.append(LastStageStopping(best, cfg.callbacks.patience))
+    callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
+    callbacks.append(LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every")))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if cfg.logger.wandb is not None:
         from skim.lightning.dashboard import wandb_logger
@@ -141,6 +85,11 @@ def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) ->
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the task's sampler knows its rank, and never repeats a sample in evaluation
     )
+
+
+def part_of(trainer: pl.Trainer, kind: type[Part]) -> Part | None:
+    """The trainer's callback of a kind."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -236,6 +185,8 @@ def finish(
 ) -> Run:
     """The run itself: fit, calibrate, measure, export."""
     model, task = parts.model, parts.task
+    best, stopping = part_of(trainer, BestCheckpoint), part_of(trainer, LastStageStopping)
+    assert best is not None
     try:
         trainer.fit(module, datamodule=task, ckpt_path=cfg.resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
@@ -243,16 +194,20 @@ def finish(
     device = trainer.strategy.root_device
     results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": cfg.hardware.precision}
-    method = walk_of(model).method
-    if method.target is not None and method.shift is not None and cfg.train.calibrate:
-        inputs = parts.sampled(32, cfg.train.calibrate)
-        with trainer.precision_plugin.forward_context():
-            module.to(device)  # Lightning takes it off the device after each of its loops
-            before = spend(model, inputs)
-            calibrate(model, inputs)
-        results.calibration = {"relative_flops_before": before, "shift": float(method.shift)}
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt", weights_only=False)  # with the shift
-    measure(results, trainer, module, parts)
+    results.steps = trainer.global_step
+    if stopping is not None and stopping.step is not None:
+        results.stopped_early = {"step": stopping.step, "of": stopping.of, "patience": stopping.patience}
+    if best.lost is not None:
+        results.notes.append(
+            f"resume: best.ckpt, of step {best.lost}, was not beside the checkpoint that this run goes on from: the "
+            "best is of the evaluations since."
+        )
+    inputs = parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None
+    export = cfg.callbacks.get("export", "best")  # older runs have no choice
+    weights = settle(trainer, module, task, best, inputs, export)
+    results.exported, results.calibration = weights[0].checkpoint, weights[0].calibration
+    results.checkpoints = {one.checkpoint: asdict(one.evaluation) for one in weights}
+    measure(results, weights[0].values, trainer, module, parts)
     if not trainer.is_global_zero:
         return Run(results, [], folder)
     module.eval().to(device)
@@ -273,31 +228,29 @@ def finish(
     return Run(results, skimmed, folder)
 
 
-def measure(results: Results, trainer: pl.Trainer, module: SkimModule, parts: Parts) -> None:
-    """Evaluate as the model will run, and once more masked: the two must agree, and the report shows that they do."""
-    walk = walk_of(parts.model)
-    values = trainer.validate(module, datamodule=parts.task, verbose=False)[0]
+def measure(results: Results, values: dict[str, float], trainer: pl.Trainer, module: SkimModule, parts: Parts) -> None:
+    """Evaluate elsewhere and in masked execution: that must agree with how it runs, and the report shows that it does.
+
+    Args:
+        results: to be filled.
+        values: of the evaluation as the model will run.
+        trainer: to run the others.
+        module: with the weights to be exported.
+        parts: of the run.
+    """
+    method = walk_of(parts.model).method
     results.take(values, parts.task.monitor)
     results.metrics |= elsewhere(trainer, module, parts.task)
-    if walk.method.name != "dense":
+    if method.name != "dense":
         with execution(parts.model, "masked"):
-            masked = trainer.validate(module, datamodule=parts.task, verbose=False)[0]
-        results.masked_metrics = {k: v for k, v in Results.metrics_of(masked).items()}
-    target = walk.method.target
+            masked = evaluated(trainer, module, datamodule=parts.task)
+        results.masked_metrics = Results.metrics_of(masked)
+    target = method.target
     if target is not None and abs(results.relative_flops - target) > TOLERANCE:
         results.notes.append(
             f"target missed: asked for relative FLOPs {target:.2f}, ended at {results.relative_flops:.3f}. "
             "Train longer, raise train.method_lr, or start from a dense run (init_from)."
         )
-
-
-def elsewhere(trainer: pl.Trainer, module: SkimModule, task: Task) -> dict[str, float]:
-    """Metrics on the task's other evaluation splits, such as ``accuracy_mismatched`` of MNLI."""
-    found: dict[str, float] = {}
-    for name, other in task.others().items():
-        values = trainer.validate(module, dataloaders=other.val_dataloader(), verbose=False)[0]
-        found |= {f"{metric}_{name}": score for metric, score in Results.metrics_of(values).items()}
-    return found
 
 
 def latency(parts: Parts, settings: DictConfig) -> dict[str, Any]:

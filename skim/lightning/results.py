@@ -40,6 +40,12 @@ class Results:
         readings: the method's state at the end, such as LTP's thresholds.
         training: training throughput beside dense padded training; ``None`` if not measured.
         depth: mean layers by kind of token, see :class:`skim.analysis.depth.Depths`; ``None`` if not measured.
+        steps: optimizer steps that were trained.
+        stopped_early: ``step`` at which ``callbacks.patience`` ended the training, ``of`` how many it would have had,
+            and that ``patience``, in evaluations; ``None`` if it did not.
+        exported: the checkpoint whose weights were measured and are in ``model/``: ``best`` or ``last``.
+        checkpoints: by that name ``step``, ``metric`` (the monitored one) and ``relative_flops``, each on its target;
+            ``best`` is there if it is of another step than ``last``, and was not ruled out by ``callbacks.export``.
         notes: what a reader must know, such as a missed target.
         status: ``done``, or ``failed`` with the reason in ``notes``.
     """
@@ -70,6 +76,10 @@ class Results:
     readings: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     depth: dict[str, Any] | None = None
+    steps: int = 0
+    stopped_early: dict[str, int] | None = None
+    exported: str = "last"
+    checkpoints: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     wall_seconds: float = 0.0
     schema: int = SCHEMA

@@ -12,7 +12,7 @@ from skim.report.document import document
 from skim.report.heatmap import STYLE as SKIMMED_STYLE
 from skim.report.heatmap import SkimmedText, fragment
 from skim.report.runs import BASELINES, Results, speedups
-from skim.report.table import CANDIDATES, Latency, latency_rows, masked_gap
+from skim.report.table import CANDIDATES, Latency, ending, latency_rows, masked_gap
 
 STYLE = """
 .quiet{color:var(--quiet)}
@@ -53,6 +53,7 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
         about += f", target {results['target']:g}"
     status = "" if results["status"] == "done" else '<p class="note">This run did not finish.</p>'
     notes = "".join(f'<p class="note">{html.escape(note)}</p>' for note in results.get("notes", []))
+    about = "<br>".join(html.escape(line) for line in (about, *ending(results)))
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="quiet">{about}</p>', status, notes, cards(results)]
     if results["keep_ratio"]:
         parts += [

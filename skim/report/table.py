@@ -122,6 +122,8 @@ def print_run(results: Results, folder: Path, console: Console | None = None) ->
     others = {name: value for name, value in results["metrics"].items() if name != results["monitor"]}
     if others:
         console.print(Text(", ".join(f"{name} {value:.4f}" for name, value in others.items()), style="dim"))
+    for line in ending(results):
+        console.print(Text(line, style="dim"))
     for name, what in COUNTED.items():
         if results.get(name):
             counts = ", ".join(f"{count:,} ({part})" for part, count in results[name].items())
@@ -140,6 +142,21 @@ def print_run(results: Results, folder: Path, console: Console | None = None) ->
     for name in ("results.json", "report.html"):
         if (Path(folder) / name).is_file():
             console.print(Text(str(Path(folder) / name)), soft_wrap=True)
+
+
+def ending(results: Results) -> list[str]:
+    """How the training ended, if it was not with its last step, and which of its weights were kept."""
+    lines, monitor = [], results["monitor"]
+    stopped, checkpoints = results.get("stopped_early"), results.get("checkpoints") or {}
+    if stopped:
+        lines.append(
+            f"stopped early at step {stopped['step']:,} of {stopped['of']:,}: {monitor} had not risen for "
+            f"{stopped['patience']} evaluations"
+        )
+    if len(checkpoints) > 1:
+        told = (f"{name} (step {one['step']:,}) {one['metric']:.4f}" for name, one in checkpoints.items())
+        lines.append(f"exported: {results['exported']}.ckpt; {monitor} of {', of '.join(told)}")
+    return lines
 
 
 def masked_gap(results: Results) -> float | None:

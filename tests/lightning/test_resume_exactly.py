@@ -94,7 +94,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
 
 
 class Interrupted(pl.Callback):
-    """Puts ``last.ckpt`` aside as it was after some steps: what an interrupted run would have left behind."""
+    """Puts the checkpoints aside as they were after some steps: what an interrupted run would have left behind."""
 
     def __init__(self, folder: Path, steps: list[int]) -> None:
         self.folder, self.steps = folder, list(steps)
@@ -103,9 +103,8 @@ class Interrupted(pl.Callback):
         if trainer.global_step in self.steps:
             self.steps.remove(trainer.global_step)
             aside = self.folder.parent / f"after_{trainer.global_step}"
-            (aside / "checkpoints").mkdir(parents=True)
+            shutil.copytree(self.folder / "checkpoints", aside / "checkpoints")
             shutil.copy(self.folder / "config.yaml", aside)
-            shutil.copy(self.folder / "checkpoints" / "last.ckpt", aside / "checkpoints")
 
 
 def run(folder: Path, given: list[str], callback: pl.Callback) -> tuple[Run, dict[str, Any]]:

@@ -1,0 +1,182 @@
+"""What is kept of a training and when it ends: the last checkpoint, the best one, early stopping."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+
+from skim.lightning.budget import TOLERANCE
+from skim.lightning.module import SkimModule
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation said of the weights at a step.
+
+    Attributes:
+        step: optimizer steps behind them.
+        metric: the task's, the higher the better; NaN is below all.
+        relative_flops: what they spent.
+    """
+
+    step: int
+    metric: float
+    relative_flops: float
+
+    def at_budget(self, target: float | None) -> bool:
+        """Whether it spent what was asked for; anything does if nothing was."""
+        return target is None or abs(self.relative_flops - target) <= TOLERANCE
+
+    def beats(self, best: Evaluation | None, target: float | None) -> bool:
+        """Whether its weights are to be preferred to the best ones before it: by the metric, at equal cost.
+
+        Early in training a model spends more and answers better, so the metric alone would choose the one that has
+        saved nothing yet. What is off the target only counts as long as nothing is on it, and then by how near it is.
+        Without a target the budget is what training has come to: the best of before is given up with the cost it had.
+
+        Args:
+            best: of an earlier step; ``None``: there is none.
+            target: relative FLOPs asked of the method, or ``None``.
+        """
+        if best is None:
+            return True
+        if self.at_budget(target) != best.at_budget(target):
+            return self.at_budget(target)
+        if target is not None and not self.at_budget(target):
+            return abs(self.relative_flops - target) < abs(best.relative_flops - target)
+        if target is None and abs(self.relative_flops - best.relative_flops) > TOLERANCE:
+            return True
+        return not math.isnan(self.metric) and not self.metric <= best.metric
+
+
+class BestCheckpoint(Callback):
+    """``best.ckpt``: the weights of the best evaluation in the last stage, once the method has begun; no optimizer.
+
+    Args:
+        folder: where to.
+        monitor: the task's metric.
+
+    Attributes:
+        best: the evaluation that it holds, ``None`` before there is one.
+        latest: the last evaluation, ``None`` if it was too early to count.
+        lost: the step of a best checkpoint that the run before had, and that is not there any more.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self.path = folder / "best.ckpt"
+        self.monitor = monitor
+        self.best: Evaluation | None = None
+        self.latest: Evaluation | None = None
+        self.lost: int | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        module, values = cast(SkimModule, pl_module), trainer.callback_metrics
+        self.latest = None
+        if module.stage is not module.stages[-1] or not module.has_run:
+            return
+        metric, spent = (float(values[f"val/{name}"]) for name in (self.monitor, "relative_flops"))
+        self.latest = Evaluation(trainer.global_step, metric, spent)
+        # whoever saves waits for all ranks, so they shall be of one mind
+        if trainer.strategy.broadcast(self.latest.beats(self.best, module.method.target)):
+            self.best = self.latest
+            trainer.save_checkpoint(self.path, weights_only=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring the file along that the resumed checkpoint speaks of; without it, the best is yet to come."""
+        if self.best is not None and trainer.is_global_zero and not holds(self.path, self.best.step):
+            before = Path(str(trainer.ckpt_path)).parent / self.path.name
+            if holds(before, self.best.step):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(before, self.path)
+        trainer.strategy.barrier()
+        if self.best is not None and not trainer.strategy.broadcast(holds(self.path, self.best.step)):
+            self.lost, self.best = self.best.step, None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best and asdict(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"] and Evaluation(**state_dict["best"])
+
+
+def holds(path: Path, step: int) -> bool:
+    """Whether there is a checkpoint of that step."""
+    return path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"] == step
+
+
+class LastStageStopping(Callback):
+    """Early stopping by the evaluations that may become the best: nothing before them, and nothing off the target.
+
+    Args:
+        best: what judges them.
+        patience: evaluations in a row without a new best one, after which training ends.
+
+    Attributes:
+        step: at which it ended training, of ``of``; ``None`` if it did not.
+    """
+
+    def __init__(self, best: BestCheckpoint, patience: int) -> None:
+        self.best, self.patience = best, patience
+        self.waited = 0
+        self.step: int | None = None
+        self.of = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        latest, module = self.best.latest, cast(SkimModule, pl_module)
+        if trainer.state.fn != "fit" or latest is None:
+            return
+        if latest is self.best.best:
+            self.waited = 0
+        elif latest.at_budget(module.method.target):
+            self.waited += 1
+        if self.waited >= self.patience:
+            self.step, self.of = trainer.global_step, module.plan.steps
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.waited = state_dict["waited"]
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt`` at every evaluation and at the end; ``save_last`` without a best would write it at the end only.
+
+    Args:
+        folder: where to.
+        every: steps after which it is written in between; ``None`` for never.
+    """
+
+    def __init__(self, folder: Path, every: int | None = None) -> None:
+        super().__init__(folder, filename="last", enable_version_counter=False)
+        self.path = folder / "last.ckpt"
+        self.every = every
+        self._saved = 0  # the step of the last one in between
+        self._put_off = False  # one is due as soon as the batches of this step are through
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        due = self._put_off or (self.every is not None and step % self.every == 0 and step != self._saved)
+        if due and not trainer.fit_loop._should_accumulate():
+            self._saved, self._put_off = step, False
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # between batches that share a step, gradients have gathered, and checkpoints hold none: at the step, then
+        if trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate():
+            self._put_off = True
+        else:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations

@@ -1,0 +1,128 @@
+"""How a training ends: on its target, evaluated as it will run, and with the weights that did best there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from skim.compression import walk_of
+from skim.lightning.budget import Batches, calibrate, spend
+from skim.lightning.callbacks import BestCheckpoint, Evaluation
+from skim.lightning.module import SkimModule
+from skim.lightning.results import Results
+from tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Weights on their target, and what they come to there.
+
+    Attributes:
+        checkpoint: where they are from, ``best`` or ``last``.
+        step: of the training.
+        values: what Lightning logged of their evaluation.
+        evaluation: the same in brief.
+        calibration: relative FLOPs as training left them, and the shift that landed on the target; ``None`` without.
+    """
+
+    checkpoint: str
+    step: int
+    values: dict[str, float]
+    evaluation: Evaluation
+    calibration: dict[str, float] | None
+
+
+def settle(
+    trainer: pl.Trainer, module: SkimModule, task: Task, best: BestCheckpoint, inputs: Batches | None, export: str
+) -> list[Landed]:
+    """Bring the model onto its target with the weights at the end of training, or with the best ones.
+
+    Best in training is not best in the end: calibration moves decisions, and it is its outcome that is exported. So
+    both are calibrated and evaluated, where they are not the same. The checkpoints are written again, with the shift.
+
+    Args:
+        trainer: after ``fit``.
+        module: what it trained; holds the chosen weights afterwards.
+        task: evaluated on.
+        best: knows the best weights.
+        inputs: to calibrate on; ``None``: decisions stay as training left them.
+        export: ``best``, or ``last`` whatever was best.
+
+    Returns:
+        What was evaluated, the chosen one first.
+    """
+    step = trainer.global_step
+    same = best.best is not None and best.best.step == step
+    calibration = calibrated(trainer, module, inputs)
+    if calibration is not None:
+        trainer.save_checkpoint(best.path.with_name("last.ckpt"), weights_only=False)
+        if same:
+            trainer.save_checkpoint(best.path, weights_only=True)
+    last = landed("last", step, trainer, module, task, calibration)
+    if export == "last" or best.best is None or same:
+        return [last]
+    kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    progress = module.method.progress
+    checkpoint = torch.load(best.path, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.method.progress = checkpoint["method_progress"]
+    calibration = calibrated(trainer, module, inputs)
+    if calibration is not None and trainer.is_global_zero:
+        torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
+    found = landed("best", best.best.step, trainer, module, task, calibration)
+    target = module.method.target
+    # the best is better, or training ends where it ended
+    if last.evaluation.beats(found.evaluation, target) or not found.evaluation.beats(last.evaluation, target):
+        module.load_state_dict(kept)
+        module.method.progress = progress
+        return [last, found]
+    return [found, last]
+
+
+def landed(
+    name: str, step: int, trainer: pl.Trainer, module: SkimModule, task: Task, calibration: dict[str, float] | None
+) -> Landed:
+    """Evaluate the present weights."""
+    values = evaluated(trainer, module, datamodule=task)
+    evaluation = Evaluation(step, values[f"val/{task.monitor}"], values["val/relative_flops"])
+    return Landed(name, step, values, evaluation, calibration)
+
+
+def calibrated(trainer: pl.Trainer, module: SkimModule, inputs: Batches | None) -> dict[str, float] | None:
+    """Shift the decisions onto the target and say what that did; ``None`` without a target or a shift."""
+    model = module.model
+    method = walk_of(model).method
+    if inputs is None or method.target is None or method.shift is None:
+        return None
+    with trainer.precision_plugin.forward_context():
+        module.to(trainer.strategy.root_device)  # Lightning takes it off the device after each of its loops
+        before = spend(model, inputs)
+        calibrate(model, inputs)
+    return {"relative_flops_before": before, "shift": float(method.shift)}
+
+
+def evaluated(trainer: pl.Trainer, module: SkimModule, **data: Any) -> dict[str, float]:
+    """Evaluate, unseen by the loggers: their curves are those of the training, and end with it.
+
+    Args:
+        trainer: to run it.
+        module: to be evaluated.
+        data: ``datamodule=`` or ``dataloaders=``.
+    """
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        return dict(trainer.validate(module, verbose=False, **data)[0])
+    finally:
+        trainer.loggers = loggers
+
+
+def elsewhere(trainer: pl.Trainer, module: SkimModule, task: Task) -> dict[str, float]:
+    """Metrics on the task's other evaluation splits, such as ``accuracy_mismatched`` of MNLI."""
+    found: dict[str, float] = {}
+    for name, other in task.others().items():
+        values = evaluated(trainer, module, dataloaders=other.val_dataloader())
+        found |= {f"{metric}_{name}": score for metric, score in Results.metrics_of(values).items()}
+    return found
