@@ -260,7 +260,7 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
     backbone, units = from_published(unpickled(files[0]))
     model = getattr(transformers, name)(transformers.AlbertConfig.from_dict({**told, "model_type": "albert"}))
     load(model, backbone, source)
-    method = ACT(preset=preset, epsilon=epsilon)
+    method = ACT(preset=preset, epsilon=epsilon)  # type: ignore[arg-type]  # one of PUBLISHED
     compress(model, method)
     load(method, {"shift": torch.zeros(()), **units}, source)
     save_pretrained(model.eval(), target)

@@ -23,6 +23,11 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> SkimError:
         options: every name that would have worked.
     """
     options = sorted(options)
-    near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.4)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return SkimError(f"Unknown {kind} '{'null' if name is None else name}'.{hint}\nAvailable: {', '.join(options)}.")
+    what = "null" if name is None else name
+    return SkimError(f"Unknown {kind} '{what}'.{nearest(name, options)}\nAvailable: {', '.join(options)}.")
+
+
+def nearest(name: object, options: Iterable[str]) -> str:
+    """A question that names the option which a user may have meant, with a space before it; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.4)
+    return f" Did you mean '{near[0]}'?" if near else ""

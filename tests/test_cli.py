@@ -81,7 +81,7 @@ def test_unknown_keys_and_values_end_in_a_few_lines(tmp_path: Path, override: st
         (["method=ltp_manual", "method.final_token_threshold=0.99"], "retires every token"),
         (["method=topk", "method.token_keep_rate=1.5"], "method.token_keep_rate=1.5 must be a number, from -1 to 1"),
         (["method=ltp_hard"], "Set init_from="),
-        (["method=ltp", "method.temperature=0"], "method.temperature=0 must be above 0"),
+        (["method=ltp", "method.temperature=0"], "method.temperature=0 must be a number, above 0"),
         (["method=ltp", "method.stages.hard.epochs=0"], "method.stages.hard.epochs=0 must be a whole number"),
         (["method=ltp", "+method.stages.hrad.lr=1"], "'hard'"),
         (["method=ltp", "formulas=[nope]"], "'nope'"),

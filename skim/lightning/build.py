@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import inspect
-import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
@@ -28,9 +28,10 @@ from skim.lightning import published
 from skim.lightning.budget import Batches
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
-from skim.methods import METHODS, Method, method_class, method_name
+from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
+from skim.methods.options import OptionError
 from tasks.base import Task
 
 NOISE = (
@@ -70,26 +71,6 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "task.length_max": (int, 1, INFINITY),
     "task.max_train_samples": (int, 1, INFINITY),
     "task.max_eval_samples": (int, 1, INFINITY),
-    "method.bottleneck": (int, 1, INFINITY),
-    "method.warmup": ((int, float), 0, 1),
-    "method.noise_until": ((int, float), 0, 1),
-    "method.target": ((int, float), 0, 1),
-    "method.coefficient": ((int, float), 0, INFINITY),
-    "method.temperature": ((int, float), -INFINITY, INFINITY),
-    "method.temperature_start": ((int, float), -INFINITY, INFINITY),
-    "method.final_token_threshold": ((int, float), -INFINITY, INFINITY),
-    "method.token_threshold": ((int, float), -INFINITY, INFINITY),
-    "method.token_keep_rate": ((int, float), -1, 1),
-    "method.start": (int, 0, INFINITY),
-    # their bounds are the methods' own affair
-    **dict.fromkeys(
-        (
-            *("method.margin", "method.tau", "method.epsilon", "method.bias_init"),
-            *("method.tolerance", "method.threshold", "method.prior", "method.beta"),
-        ),
-        ((int, float), -INFINITY, INFINITY),
-    ),
-    **dict.fromkeys(("method.stride", "method.decoder_layers", "method.patience"), (int, -INFINITY, INFINITY)),
     "hardware.threads": (int, 1, INFINITY),
     "hardware.num_workers": (int, 0, INFINITY),
     "callbacks.log_every": (int, 1, INFINITY),
@@ -99,32 +80,20 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "benchmark.repeats": (int, 1, INFINITY),
     "benchmark.train_batch_size": (int, 1, INFINITY),
 }
-FLAGS = (
-    *("method.share_head", "method.final_remainder", "method.eval_noise"),
-    *("method.separate_cls", "method.residual", "method.truncate_seq", "method.pool_q_only"),
-)
-LISTS = ("method.blocks", "method.layers")
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse values that no run can use, before anything is loaded.
+    """Refuse values that no run can use, before anything is loaded; ``null`` is allowed wherever it composes.
 
-    ``null`` is allowed wherever it composes, but for a method's options only where it is their default.
+    What a method's options may be stands beside its constructor's arguments (:mod:`skim.methods.options`).
     """
-    check_nulls(cfg.get("method") or {})
+    if cfg.get("method"):
+        method_of(cfg)
     for path, limits in LIMITS.items():
         check_limits(path, OmegaConf.select(cfg, path), *limits)
     export = OmegaConf.select(cfg, "callbacks.export", default=EXPORTS[0])
     if export not in EXPORTS:
         raise unknown("callbacks.export", export, EXPORTS)
-    for path in FLAGS:
-        value = OmegaConf.select(cfg, path)
-        if value is not None and not isinstance(value, bool):
-            raise SkimError(f"{path}={value} must be true or false.")
-    for path in LISTS:
-        value = OmegaConf.select(cfg, path)
-        if value is not None and not (OmegaConf.is_list(value) and all(type(item) is int for item in value)):
-            raise SkimError(f"{path}={value} must be a list of whole numbers, such as {path}=[1,2].")
     stages = OmegaConf.select(cfg, "method.stages") or {}
     if not isinstance(stages, Mapping):
         raise SkimError(f"method.stages={stages} must be a group of stages, such as method.stages.soft.epochs=2.")
@@ -141,14 +110,27 @@ def check(cfg: DictConfig) -> None:
         raise SkimError(f"benchmark.batch_sizes={list(sizes)} must be whole numbers, at least 1.")
 
 
-def check_nulls(options: Mapping[Any, Any]) -> None:
-    """Refuse ``null`` for what has a default: only where that is ``None`` does it stand for something."""
-    if options.get("_target_") not in METHODS.values():  # what a user's own method makes of it is not known here
-        return
-    for name, parameter in inspect.signature(method_class(method_name(options["_target_"]))).parameters.items():
-        if name in options and options[name] is None and parameter.default is not None:
-            default = json.dumps(parameter.default)  # as one would write it: true, not True
-            raise SkimError(f"method.{name}=null says nothing; its default is {default}.")
+def method_of(cfg: DictConfig) -> Method:
+    """The method that a config names, with its options; how it is trained (``stages``) is the recipe's business."""
+    with typed():
+        # convert: lists as lists, also for a user's own method, whose file may not ask for it
+        return instantiate(
+            OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"]), _convert_="all"
+        )
+
+
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """Tell what is wrong with a method's options in the words of the command line: ``method.target=2 must be ...``."""
+    try:
+        yield
+    except (OptionError, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, OptionError):
+            raise SkimError(cause.typed()) from None
+        if isinstance(cause, SkimError):
+            raise cause from None
+        raise
 
 
 def check_limits(path: str, value: Any, kind: type | tuple[type, ...], low: float, high: float) -> None:
@@ -226,8 +208,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     check(cfg)
     if cfg.resume:
         check_resume(cfg)
-    # how long and how fast to train is the recipe's business, not the method's
-    method = instantiate(OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"]))
+    method = method_of(cfg)
     stages = stages_of(cfg, method.stages)
     task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
@@ -268,7 +249,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
                 f"task={recorded(start.parent).task.name}, this run is on task={cfg.task.name}."
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
-    model = compress(plain, method, cfg.execution)
+    with typed():
+        model = compress(plain, method, cfg.execution)
     if purpose == "fit" and isinstance(method, Funnel) and not method.merged_before:
         raise SkimError("method=funnel with one block of layers merges nothing; use more blocks, or method=dense.")
     continued = purpose == "fit" and start is not None and continue_method(method, start)

@@ -19,23 +19,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError, unknown
 from skim.methods.base import Method, Spec
+from skim.methods.options import Between, Fraction, NotNegative, Positive, Share
 from skim.methods.precision import Precise
 from skim.methods.target import Target
 
 # updates that the published models take at most, and the weight of their ponder cost
 PUBLISHED = {"tiny": (6, 1e-3), "small": (12, 5e-4), "base": (24, 2.5e-4)}
-PRESETS = ("default", *PUBLISHED)
-MIXES = ("act", "gate")
-REDUCTIONS = ("sum", "mean")
 
 
 @dataclass(frozen=True)
@@ -120,21 +117,19 @@ class ACT(Precise, Method):
 
     def __init__(
         self,
-        preset: str = "default",
-        target: float | None = None,
-        tau: float | None = None,
-        warmup: float | None = None,
-        mix: str | None = None,
-        epsilon: float = 0.01,
-        temperature: float = 0.2,
-        ponder_reduction: str | None = None,
+        preset: Literal["default", "tiny", "small", "base"] = "default",
+        target: Share | None = None,
+        tau: NotNegative | None = None,
+        warmup: Fraction | None = None,
+        mix: Literal["act", "gate"] | None = None,
+        epsilon: Between = 0.01,
+        temperature: Positive = 0.2,
+        ponder_reduction: Literal["sum", "mean"] | None = None,
         final_remainder: bool | None = None,
         bias_init: float | None = None,
         share_head: bool = True,
     ) -> None:
         super().__init__(())
-        if preset not in PRESETS:
-            raise unknown("method.preset", preset, PRESETS)
         published = PUBLISHED.get(preset)
         self.preset = preset
         self.tau = (published[1] if published else 1e-2) if tau is None else tau
@@ -146,16 +141,6 @@ class ACT(Precise, Method):
         self.final_remainder = (published is None) if final_remainder is None else final_remainder
         self.bias_init = 0.0 if bias_init is None and published else bias_init
         self.share_head = share_head
-        if self.mix not in MIXES:
-            raise unknown("method.mix", self.mix, MIXES)
-        if self.ponder_reduction not in REDUCTIONS:
-            raise unknown("method.ponder_reduction", self.ponder_reduction, REDUCTIONS)
-        if not 0 < epsilon < 1:
-            raise SkimError(f"method.epsilon={epsilon} must be above 0 and below 1; published is 0.01.")
-        if self.tau < 0:
-            raise SkimError(f"method.tau={tau} must not be negative: it would reward pondering.")
-        if temperature <= 0:
-            raise SkimError(f"method.temperature={temperature} must be above 0.")
         self.target = target
         # act trains with hard decisions, which are held at the target from the start: a goal that is still on its way
         # there would reward pondering
@@ -165,15 +150,16 @@ class ACT(Precise, Method):
     def build(self, spec: Spec) -> None:
         super().build(spec)
         if not spec.looks_apart:
-            raise SkimError(
-                f"method={self.name} leaves halted tokens to be looked at, and this backbone's attention cannot look "
-                "at tokens that it does not compute.\nUse BERT, RoBERTa, ALBERT or ModernBERT, or method=transkimmer."
+            raise self.refusal(
+                "it leaves halted tokens to be looked at, and this backbone's attention cannot look at tokens that it "
+                "does not compute.\nUse BERT, RoBERTa, ALBERT or ModernBERT, or a method such as transkimmer."
             )
         if self.preset in PUBLISHED and spec.layers != PUBLISHED[self.preset][0]:
-            raise SkimError(
-                f"method.preset={self.preset} takes {PUBLISHED[self.preset][0]} updates, and this backbone has "
-                f"{spec.layers} layers.\nUse backbone=albert_act_{self.preset} (in Python: a config with "
-                f"num_hidden_layers={PUBLISHED[self.preset][0]}), or method.preset=default."
+            raise self.refusal(
+                f"takes {PUBLISHED[self.preset][0]} updates, and this backbone has {spec.layers} layers.\n"
+                f"Use backbone=albert_act_{self.preset} (in Python: a config with "
+                f"num_hidden_layers={PUBLISHED[self.preset][0]}), or preset=default.",
+                preset=self.preset,
             )
         # after the last layer nobody is asked: gate has nothing left to decide, and a remainder follows from the others
         ends = self.mix == "gate" or self.final_remainder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError, unknown
-
-SPECIALS = ("cls", "sep")
+from skim.errors import unknown
+from skim.methods.options import OptionError, Special, arguments, checked
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,14 @@ class Method(nn.Module):
     """A compression method. Override what the paper needs; every default leaves the dense model as it is.
 
     Two conventions spare boilerplate: a constructor argument is an attribute of the same name (so :meth:`options` can
-    write it to a checkpoint), and it is a key of ``conf/method/<name>.yaml`` with the same default.
+    write it to a checkpoint), and it is a key of ``conf/method/<name>.yaml`` with the same default. What it may be, its
+    annotation says (:mod:`skim.methods.options`); every constructor checks its arguments by them.
 
     Args:
         protect: special tokens that never retire, of ``cls`` (what the head reads) and ``sep``.
 
     Attributes:
+        name: by which it is known; the class's, in small letters, unless it says another.
         stages: names of the ways to train, in their order; empty for a method that has one.
         stage: the present one.
         trains_masked: gradients pass through the decisions, so training runs in masked execution.
@@ -75,14 +75,17 @@ class Method(nn.Module):
     reads_head = False
     trains_dense = False
 
-    def __init__(self, protect: tuple[str, ...] = ("cls",)) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__.lower()
+
+    @checked
+    def __init__(self, protect: tuple[Special, ...] = ("cls",)) -> None:
         super().__init__()
-        if isinstance(protect, str):
-            raise SkimError(f"method.protect={protect} must be a list, such as method.protect=[{protect}].")
-        wrong = [name for name in protect if name not in SPECIALS]
-        if wrong:
-            raise SkimError(f"method.protect has {wrong}; it takes a list of {list(SPECIALS)}.")
-        self.protect = tuple(protect)
+        self.protect = protect
         self.stage = self.stages[0] if self.stages else ""
         self.progress = 0.0
         self.target: float | None = None
@@ -92,9 +95,10 @@ class Method(nn.Module):
         """Create the parameters for a backbone. Called once, by ``compress``."""
         self.spec = spec
         if "sep" in self.protect and spec.sep_token_id is None:
-            raise SkimError(
-                "method.protect=[sep] needs to know the separator, and the model's config does not say.\n"
-                "Set model.config.sep_token_id = tokenizer.sep_token_id before compressing."
+            raise self.refusal(
+                "needs to know the separator, and the model's config does not say.\n"
+                "Set model.config.sep_token_id = tokenizer.sep_token_id before compressing.",
+                protect=self.protect,
             )
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
@@ -213,11 +217,14 @@ class Method(nn.Module):
             protected.scatter_(1, order.argmax(1, keepdim=True), True)
         if "sep" in self.protect:
             if input_ids is None:
-                raise SkimError("method.protect=[sep] needs input_ids; with inputs_embeds there is nothing to compare.")
+                raise self.refusal("needs input_ids; with inputs_embeds nothing says sep.", protect=self.protect)
             protected |= input_ids == self.spec.sep_token_id
         return protected & real
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, for a checkpoint."""
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in arguments(type(self))}
+
+    def refusal(self, reason: str, **given: Any) -> OptionError:
+        """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
+        return OptionError(type(self), reason, given)

@@ -20,6 +20,7 @@ In training everyone runs through all layers. The loss is that of every exit: fo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,13 @@ from torch import Tensor, nn
 
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
 from skim.methods.base import Method, Spec
+from skim.methods.options import Between, Count, NotNegative, Positive, Share
 from skim.methods.precision import Precise
-from skim.methods.target import check_share
 
-HALTINGS = ("patience", "entropy", "pondernet")
+Halting: TypeAlias = Literal["patience", "entropy", "pondernet"]
+HALTINGS = get_args(Halting)
 
 
 @dataclass(frozen=True)
@@ -107,34 +109,21 @@ class EarlyExit(Precise, Method):
 
     def __init__(
         self,
-        halting: str = "patience",
-        patience: int = 3,
-        tolerance: float = 0.1,
-        threshold: float = 0.1,
-        prior: float = 0.1,
-        beta: float = 0.5,
-        target: float | None = None,
+        halting: Halting = "patience",
+        patience: Count = 3,
+        tolerance: Positive = 0.1,
+        threshold: Positive = 0.1,
+        prior: Between = 0.1,
+        beta: NotNegative = 0.5,
+        target: Share | None = None,
     ) -> None:
         super().__init__()
-        if halting not in HALTINGS:
-            raise unknown("method.halting", halting, HALTINGS)
-        if patience < 1 or patience != int(patience):
-            raise SkimError(f"method.patience={patience} must be a whole number of layers, at least 1.")
-        if tolerance <= 0:
-            raise SkimError(f"method.tolerance={tolerance} must be above 0: no two layers give the very same number.")
-        if threshold <= 0:
-            raise SkimError(f"method.threshold={threshold} must be above 0: no entropy is below that.")
-        if not 0 < prior < 1:
-            raise SkimError(f"method.prior={prior} must be above 0 and below 1; it is a share of those still running.")
-        if beta < 0:
-            raise SkimError(f"method.beta={beta} must not be negative: it would reward being far from the prior.")
-        if target is not None:
-            check_share(target)
-            if halting == "patience":
-                raise SkimError(
-                    f"method.target={target}: patience counts whole layers and cannot be moved to a budget.\n"
-                    "Use method.halting=entropy or pondernet, or set method.patience and no target."
-                )
+        if target is not None and halting == "patience":
+            raise self.refusal(
+                "cannot be met by patience, which counts whole layers.\n"
+                "Use halting=entropy or halting=pondernet, or another patience and no target.",
+                target=target,
+            )
         self.halting = halting
         self.patience = patience
         self.tolerance = tolerance
@@ -149,9 +138,9 @@ class EarlyExit(Precise, Method):
         super().build(spec)
         self.decided = spec.layers - 1  # behind the last layer everyone leaves
         if self.halting == "entropy" and spec.outputs == 1:
-            raise SkimError(
-                "method.halting=entropy needs classes, and this model's head gives one number.\n"
-                "Use method.halting=patience or pondernet."
+            raise self.refusal(
+                "needs classes, and this model's head gives one number.\nUse halting=patience or halting=pondernet.",
+                halting=self.halting,
             )
         if self.halting != "pondernet":
             return

@@ -13,18 +13,17 @@ last states are repeated over their windows, the first block's output is added i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor
 
-from skim.engine.pooling import POOLINGS
 from skim.engine.tokens import TokenBatch
-from skim.errors import SkimError, unknown
 from skim.methods.base import Method, Spec
+from skim.methods.options import Count, Preset
 
-PRESETS = ("default", "paper")
+Blocks = Annotated[tuple[Count, ...], Field(min_length=1, examples=[[4, 4, 4]])]
 
 
 class Funnel(Method):
@@ -47,34 +46,22 @@ class Funnel(Method):
 
     def __init__(
         self,
-        preset: str = "default",
-        blocks: tuple[int, ...] | None = None,
-        stride: int = 2,
-        pooling: str = "mean",
+        preset: Preset = "default",
+        blocks: Blocks | None = None,
+        stride: Annotated[int, Field(ge=2)] = 2,
+        pooling: Literal["mean", "max"] = "mean",
         pool_q_only: bool | None = None,
         separate_cls: bool = True,
         truncate_seq: bool = False,
         residual: bool = False,
-        decoder_layers: int = 0,
+        decoder_layers: Annotated[int, Field(ge=0, le=2)] = 0,
     ) -> None:
         super().__init__(("cls",) if separate_cls else ())
-        if preset not in PRESETS:
-            raise unknown("method.preset", preset, PRESETS)
-        if pooling not in POOLINGS:
-            raise unknown("method.pooling", pooling, POOLINGS)
-        if not is_whole(stride):
-            raise SkimError(f"method.stride={stride} must be a whole number, at least 2.")
-        if stride < 2:
-            raise SkimError(f"method.stride={stride} merges nothing; use 2 or more.")
-        if not is_whole(decoder_layers) or not 0 <= decoder_layers <= 2:
-            raise SkimError(f"method.decoder_layers={decoder_layers} must be 0, 1 or 2.")
-        if blocks is not None and not are_sizes(blocks):
-            raise SkimError(f"method.blocks={blocks} must be layers per block, each at least 1, such as [4,4,4].")
         if preset == "paper" and truncate_seq:
-            raise SkimError("method.truncate_seq=true needs windows of real tokens; use method.preset=default.")
+            raise self.refusal("needs windows of real tokens; use preset=default.", truncate_seq=True)
         self.preset = preset
         self.needs_pads = preset == "paper"
-        self.blocks = None if blocks is None else tuple(blocks)
+        self.blocks = blocks
         self.stride = stride
         self.pooling = pooling
         self.pool_q_only = pool_q_only
@@ -89,14 +76,16 @@ class Funnel(Method):
         blocks = thirds(self.decoder) if self.blocks is None else self.blocks
         if sum(blocks) != self.decoder:
             apart = f" less {self.decoder_layers} of the decoder" if self.decoder_layers else ""
-            raise SkimError(
-                f"method.blocks={list(blocks)} has {sum(blocks)} layers, and this backbone {spec.layers}{apart}.\n"
-                f"Use blocks that add up to {self.decoder}, such as {list(thirds(self.decoder))}."
+            raise self.refusal(
+                f"has {sum(blocks)} layers, and this backbone {spec.layers}{apart}.\n"
+                f"Use blocks that add up to {self.decoder}, such as {list(thirds(self.decoder))}.",
+                blocks=blocks,
             )
         if self.pool_q_only and not spec.looks_apart:
-            raise SkimError(
-                "method.pool_q_only=true needs rows that look at other rows, and this backbone's attention cannot.\n"
-                "Use method.pool_q_only=false (queries, keys and values pooled), or another backbone."
+            raise self.refusal(
+                "needs rows that look at other rows, and this backbone's attention cannot.\n"
+                "Leave it out (queries, keys and values are pooled then), or use another backbone.",
+                pool_q_only=True,
             )
         self.queries_only = spec.looks_apart if self.pool_q_only is None else self.pool_q_only
         self.merged_before = tuple(accumulate(blocks))[:-1]  # layers; none if there is one block
@@ -128,17 +117,6 @@ def full_windows(tokens: TokenBatch, stride: int) -> TokenBatch:
     place = occupancy.rank(first - occupancy.position)  # protected tokens, then the others in their order
     counts = occupancy.counts().long()
     return tokens.retire(place < occupancy.spread(counts - (counts - protected.sum(1)) % stride))
-
-
-def is_whole(value: Any) -> bool:
-    """Whether this is a whole number; ``True`` is none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def are_sizes(blocks: Any) -> bool:
-    """Whether these are layers per block."""
-    listed = isinstance(blocks, Sequence) and len(blocks) > 0
-    return listed and all(is_whole(size) and size >= 1 for size in blocks)
 
 
 def thirds(layers: int) -> tuple[int, ...]:

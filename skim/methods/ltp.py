@@ -22,9 +22,9 @@ from skim.engine.masked import MaskedOccupancy, MaskedTokens
 from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError
 from skim.methods.base import Spec
-from skim.methods.pruning import Pruner
+from skim.methods.options import Fraction, NotNegative, Positive, Preset, Share, Special, Threshold
+from skim.methods.pruning import Pruner, ScoreNorm
 from skim.methods.target import Target
 
 LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention at all leaves
@@ -88,33 +88,30 @@ class LTP(Pruner):
 
     def __init__(
         self,
-        preset: str = "default",
-        target: float | None = None,
-        coefficient: float = 0.1,
-        warmup: float | None = None,
-        final_token_threshold: float = 0.01,
-        temperature: float | None = None,
-        temperature_start: float | None = None,
-        score_norm: str | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        target: Share | None = None,
+        coefficient: NotNegative = 0.1,
+        warmup: Fraction | None = None,
+        final_token_threshold: Threshold = 0.01,
+        temperature: Positive | None = None,
+        temperature_start: Positive | None = None,
+        score_norm: ScoreNorm | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, score_norm, target, protect)
         paper = preset == "paper"
         if paper and target is not None:
-            raise SkimError(
-                "method.target steers the FLOPs of the relaxed decisions, and the published soft stage has none.\n"
-                "Use method.preset=default, or method.coefficient without a target."
+            raise self.refusal(
+                "steers the FLOPs of the relaxed decisions, and the published soft stage has none.\n"
+                "Use preset=default, or a coefficient without a target.",
+                target=target,
             )
         temperature = (1e-3 if paper else 5e-4) if temperature is None else temperature
         start = temperature * (1 if paper else 4) if temperature_start is None else temperature_start
-        for option, value in (("temperature", temperature), ("temperature_start", start)):
-            if value <= 0:
-                raise SkimError(f"method.{option}={value} must be above 0; published values are 1e-5 to 1e-3.")
-        check_threshold("final_token_threshold", final_token_threshold)
         if paper and final_token_threshold == 0:
-            raise SkimError(
-                "With method.preset=paper a threshold of zero never learns, so method.final_token_threshold=0 trains "
-                "nothing.\nUse 0.01, as published."
+            raise self.refusal(
+                "trains nothing, for by preset=paper a threshold of zero never learns.\nUse 0.01, as published.",
+                final_token_threshold=final_token_threshold,
             )
         self.coefficient = coefficient
         self.warmup = (0.0 if paper else 0.3) if warmup is None else warmup
@@ -190,15 +187,6 @@ class LTP(Pruner):
     def readings(self) -> dict[str, Tensor | float]:
         scale = torch.exp(-self.shift)  # type: ignore[operator]  # a buffer of this class
         return {f"threshold/layer_{i}": value for i, value in enumerate(self.thresholds().detach() * scale)}
-
-
-def check_threshold(option: str, value: float) -> None:
-    """Refuse a threshold that keeps no token, or is no threshold."""
-    if not 0 <= value < 1:
-        raise SkimError(
-            f"method.{option}={value} must be at least 0 and below 1: scores are shares of attention, so 1 prunes "
-            "everything.\nPublished values are around 0.01."
-        )
 
 
 def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:

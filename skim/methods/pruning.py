@@ -7,21 +7,20 @@ but the score and the rule differs from method to method.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
 from skim.engine.tokens import Occupancy, TokenBatch
-from skim.errors import unknown
 from skim.methods.base import Method
+from skim.methods.options import Preset, Share, Special
 from skim.methods.precision import Precise
-from skim.methods.target import check_share
-
-PRESETS = ("default", "paper")
 
 PUBLISHED_LENGTH = 128  # to which LTP's published runs pad every input
 
-SCORE_NORMS: dict[str, Callable[[Occupancy], Tensor | int]] = {
+ScoreNorm: TypeAlias = Literal["fixed", "length", "alive", "padded"]
+SCORE_NORMS: dict[ScoreNorm, Callable[[Occupancy], Tensor | int]] = {
     "fixed": lambda occupancy: PUBLISHED_LENGTH,
     "length": lambda occupancy: occupancy.spread(occupancy.sequences.lengths).clamp_min(1),
     "alive": lambda occupancy: occupancy.spread(occupancy.counts()).clamp_min(1),
@@ -49,22 +48,17 @@ class Pruner(Precise, Method):
 
     def __init__(
         self,
-        preset: str = "default",
-        score_norm: str | None = None,
-        target: float | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        score_norm: ScoreNorm | None = None,
+        target: Share | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
-        if preset not in PRESETS:
-            raise unknown("method.preset", preset, PRESETS)
         paper = preset == "paper"
         super().__init__((() if paper else ("cls",)) if protect is None else protect)
         self.preset = preset
-        self.score_norm = ("padded" if paper else "fixed") if score_norm is None else score_norm
-        if self.score_norm not in SCORE_NORMS:
-            raise unknown("method.score_norm", self.score_norm, SCORE_NORMS)
+        published: ScoreNorm = "padded" if paper else "fixed"
+        self.score_norm = published if score_norm is None else score_norm
         self.retired_run_on = paper
-        if target is not None:
-            check_share(target)
         self.target = target
         self.shift = torch.zeros((), dtype=torch.float32)
 

@@ -10,18 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skim.errors import SkimError
+from skim.methods.options import Fraction, Share, checked
 from skim.methods.precision import Precise
 
 GAIN = 150.0  # multiplier gained per unit of error and per whole training: 0.1 too much for a fifth of it adds 3
 STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at once
 REACH = 0.1  # a larger error counts as this much: while predictors are on their way, the multiplier must not wind up
-
-
-def check_share(target: float) -> None:
-    """Refuse a target that is no share of the dense FLOPs."""
-    if not 0.0 < target <= 1.0:
-        raise SkimError(f"method.target={target} is not a share of the dense FLOPs; use a number in (0, 1].")
 
 
 class Target(Precise):
@@ -44,9 +38,9 @@ class Target(Precise):
     coefficient: Tensor
     last: Tensor
 
-    def __init__(self, relative_flops: float, warmup: float) -> None:
+    @checked
+    def __init__(self, relative_flops: Share, warmup: Fraction) -> None:
         super().__init__()
-        check_share(relative_flops)
         self.relative_flops = relative_flops
         self.warmup = warmup
         for name in ("multiplier", "coefficient", "last"):

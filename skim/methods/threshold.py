@@ -6,8 +6,9 @@ from torch import Tensor
 
 from skim.engine.tokens import Occupancy
 from skim.methods.base import Spec
-from skim.methods.ltp import LOWEST, check_threshold, hard_keep, ramp
-from skim.methods.pruning import Pruner
+from skim.methods.ltp import LOWEST, hard_keep, ramp
+from skim.methods.options import Preset, Share, Special, Threshold
+from skim.methods.pruning import Pruner, ScoreNorm
 
 
 class Manual(Pruner):
@@ -26,14 +27,13 @@ class Manual(Pruner):
 
     def __init__(
         self,
-        preset: str = "default",
-        final_token_threshold: float = 0.01,
-        score_norm: str | None = None,
-        target: float | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        final_token_threshold: Threshold = 0.01,
+        score_norm: ScoreNorm | None = None,
+        target: Share | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, score_norm, target, protect)
-        check_threshold("final_token_threshold", final_token_threshold)
         self.final_token_threshold = final_token_threshold
 
     def build(self, spec: Spec) -> None:
@@ -61,13 +61,12 @@ class Relative(Pruner):
 
     def __init__(
         self,
-        preset: str = "default",
-        token_threshold: float = 0.2,
-        target: float | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        token_threshold: Threshold = 0.2,
+        target: Share | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, "padded", target, protect)  # a common divisor cancels
-        check_threshold("token_threshold", token_threshold)
         self.token_threshold = token_threshold
 
     def threshold(self, i: int) -> float:
@@ -97,10 +96,10 @@ class Rising(Relative):
 
     def __init__(
         self,
-        preset: str = "default",
-        final_token_threshold: float = 0.3,
-        target: float | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        final_token_threshold: Threshold = 0.3,
+        target: Share | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, final_token_threshold, target, protect)
         self.final_token_threshold = final_token_threshold

@@ -12,14 +12,16 @@ adds scores up over layers and prunes heads as well.
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from skim.engine.tokens import Occupancy
-from skim.errors import SkimError
 from skim.flops import precise
 from skim.methods.base import Spec
+from skim.methods.options import Layer, Preset, Share, Special
 from skim.methods.pruning import Pruner
 
 LEAST = 0.01  # no layer's share falls below this
@@ -41,17 +43,13 @@ class TopK(Pruner):
 
     def __init__(
         self,
-        preset: str = "default",
-        token_keep_rate: float = 0.3,
-        start: int | None = None,
-        target: float | None = None,
-        protect: tuple[str, ...] | None = None,
+        preset: Preset = "default",
+        token_keep_rate: Annotated[float, Field(ge=-1, le=1)] = 0.3,
+        start: Layer | None = None,
+        target: Share | None = None,
+        protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, "padded", target, protect)  # a common divisor changes no order
-        if not -1 <= token_keep_rate <= 1:
-            raise SkimError(f"method.token_keep_rate={token_keep_rate} must be from -1 to 1; published: 0.2 to 0.5.")
-        if start is not None and start < 0:
-            raise SkimError(f"method.start={start} must be a layer's number, from 0.")
         self.token_keep_rate = token_keep_rate
         self.start = start
 
@@ -59,9 +57,10 @@ class TopK(Pruner):
         super().build(spec)
         self.first = max(3, math.ceil(0.15 * spec.layers)) if self.start is None else self.start
         if self.first >= spec.layers and self.preset != "paper":
-            raise SkimError(
-                f"method=topk leaves the first {self.first} layers whole, and this backbone has {spec.layers}.\n"
-                f"Use method.start={max(spec.layers - 2, 0)}, or a deeper backbone."
+            raise self.refusal(
+                f"leaves the first {self.first} layers whole, and this backbone has {spec.layers}.\n"
+                f"Use start={max(spec.layers - 2, 0)}, or a deeper backbone.",
+                start=self.start,
             )
 
     def wants_received(self, i: int) -> bool:

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
 from skim.methods.base import Method, Spec
+from skim.methods.options import Count, Fraction, Layer, NotNegative, Positive, Preset, Share, Special
 from skim.methods.precision import Precise
 from skim.methods.target import Target
-
-PRESETS = ("default", "paper")
 
 
 def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -106,23 +105,19 @@ class Transkimmer(Precise, Method):
 
     def __init__(
         self,
-        preset: str = "default",
-        target: float | None = None,
-        coefficient: float = 0.5,
-        warmup: float | None = None,
-        noise_until: float | None = None,
+        preset: Preset = "default",
+        target: Share | None = None,
+        coefficient: NotNegative = 0.5,
+        warmup: Fraction | None = None,
+        noise_until: Fraction | None = None,
         eval_noise: bool | None = None,
         margin: float | None = None,
-        temperature: float = 1.0,
-        bottleneck: int | None = None,
-        layers: tuple[int, ...] | None = None,
-        protect: tuple[str, ...] = ("cls",),
+        temperature: Positive = 1.0,
+        bottleneck: Count | None = None,
+        layers: tuple[Layer, ...] | None = None,
+        protect: tuple[Special, ...] = ("cls",),
     ) -> None:
         super().__init__(protect)
-        if preset not in PRESETS:
-            raise unknown("method.preset", preset, PRESETS)
-        if temperature <= 0:
-            raise SkimError(f"method.temperature={temperature} must be above 0.")
         paper = preset == "paper"
         self.preset = preset
         self.inside_softmax = not paper
@@ -133,7 +128,7 @@ class Transkimmer(Precise, Method):
         self.margin = (10.0 if paper else 5.0) if margin is None else margin
         self.temperature = temperature
         self.bottleneck = bottleneck
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = layers
         self.target = target
         self.steering = None if target is None else Target(target, self.warmup)
         self.shift = torch.zeros((), dtype=torch.float32)
@@ -142,7 +137,7 @@ class Transkimmer(Precise, Method):
         super().build(spec)
         layers = tuple(range(spec.layers)) if self.layers is None else self.layers
         if not set(layers) <= set(range(spec.layers)):
-            raise SkimError(f"method.layers={list(layers)} names layers outside 0..{spec.layers - 1} of this backbone.")
+            raise self.refusal(f"names layers outside 0 to {spec.layers - 1} of this backbone.", layers=layers)
         self.hidden = spec.width if self.bottleneck is None else self.bottleneck
         self.predictors = nn.ModuleDict({str(i): predictor(spec.width, self.hidden, self.margin) for i in layers})
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
 from transformers import FunnelConfig
 
 from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
-from skim.lightning.build import FLAGS, LIMITS, LISTS, build, check
+from skim.lightning.build import build, check
 from skim.lightning.recipe import train
+from skim.methods import Method
 from tests.runs import CONF, composed, small
 
 WRONG = {
@@ -53,16 +53,6 @@ def test_null_where_it_is_the_default(method: str) -> None:
     check(composed(f"method={method}", *(f"method.{name}=null" for name in MAY_BE_NULL[method].split())))
 
 
-def test_every_number_and_flag_of_a_method_has_a_check() -> None:
-    known = {*LIMITS, *FLAGS, *LISTS}
-    for path in (CONF / "method").glob("*.yaml"):
-        for name, value in OmegaConf.load(path).items():
-            if isinstance(value, bool):
-                assert f"method.{name}" in FLAGS
-            elif isinstance(value, (int, float)):
-                assert f"method.{name}" in known, f"{path.stem}: {name}"
-
-
 def test_one_block_merges_nothing() -> None:
     with pytest.raises(SkimError, match="merges nothing"):
         build(small("method=funnel", "method.blocks=[4]"))
@@ -87,3 +77,30 @@ def test_funnels_own_options_compose_and_are_as_published_unless_asked() -> None
         for name, value in composed(f"backbone={path.stem}").backbone.overrides.items():
             setattr(config, name, value)
         assert (compatible(config), pools_pads(config)) == (compatible(FunnelConfig()), pools_pads(FunnelConfig()))
+
+
+class Own(Method):
+    """A user's: ``start`` is a share here, whatever top-k means by it."""
+
+    def __init__(self, start=0.5, places: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.start, self.places = start, places
+
+
+def test_an_option_of_a_users_own_method_is_its_own_affair() -> None:
+    own = ["method=dense", f"method._target_={__name__}.Own"]
+    check(composed(*own, "+method.start=0.5", "+method.places=[1,2]"))
+    with pytest.raises(SkimError, match=r"^method\.places=\[1, a\] must be a list of whole numbers\.$"):
+        check(composed(*own, "+method.places=[1,a]"))
+
+
+def test_an_option_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+    with pytest.raises(SkimError, match=r"^method\.startt=1 is no option of TopK\. Did you mean 'start'\?\nOptions: "):
+        check(composed("method=topk", "+method.startt=1"))
+
+
+def test_what_a_backbone_refuses_is_told_in_the_words_of_the_command_line() -> None:
+    with pytest.raises(SkimError, match=r"^method\.layers=\[9\] names layers outside 0 to 3 of this backbone\.$"):
+        build(small("method=transkimmer", "method.layers=[9]"))
+    with pytest.raises(SkimError, match=r"^method\.start=null leaves .*\nUse method\.start=1, or a deeper backbone\.$"):
+        build(small("method=topk", "backbone.overrides.num_hidden_layers=3"))

@@ -226,8 +226,8 @@ def test_uncompressed_has_no_exits() -> None:
         ({"halting": "entropy", "threshold": 0.0}, "above 0"),
         ({"halting": "pondernet", "prior": 1.0}, "below 1"),
         ({"halting": "pondernet", "prior": 0.0}, "above 0"),
-        ({"halting": "pondernet", "beta": -1.0}, "negative"),
-        ({"halting": "entropy", "target": 1.5}, r"\(0, 1\]"),
+        ({"halting": "pondernet", "beta": -1.0}, "at least 0"),
+        ({"halting": "entropy", "target": 1.5}, "at most 1"),
         ({"target": 0.5}, "counts whole layers"),
     ],
 )

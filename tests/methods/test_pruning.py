@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -299,32 +300,32 @@ def test_a_published_method_trains_on_two_sequences(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: LTP(temperature=0.0), "method.temperature=0.0"),
-        (lambda: LTP(temperature=-1e-3), "method.temperature=-0.001"),
-        (lambda: LTP(temperature_start=0.0), "method.temperature_start=0.0"),
-        (lambda: LTP(final_token_threshold=1.0), "method.final_token_threshold=1.0"),
-        (lambda: LTP(final_token_threshold=-0.01), "method.final_token_threshold=-0.01"),
-        (lambda: Manual(final_token_threshold=1.5), "method.final_token_threshold=1.5"),
-        (lambda: Relative(token_threshold=1.0), "method.token_threshold=1.0"),
-        (lambda: Relative(token_threshold=-0.5), "method.token_threshold=-0.5"),
+        (lambda: LTP(temperature=0.0), "temperature=0.0"),
+        (lambda: LTP(temperature=-1e-3), "temperature=-0.001"),
+        (lambda: LTP(temperature_start=0.0), "temperature_start=0.0"),
+        (lambda: LTP(final_token_threshold=1.0), "final_token_threshold=1.0"),
+        (lambda: LTP(final_token_threshold=-0.01), "final_token_threshold=-0.01"),
+        (lambda: Manual(final_token_threshold=1.5), "final_token_threshold=1.5"),
+        (lambda: Relative(token_threshold=1.0), "token_threshold=1.0"),
+        (lambda: Relative(token_threshold=-0.5), "token_threshold=-0.5"),
         (lambda: Rising(final_token_threshold=1.0), "threshold=1.0"),
-        (lambda: TopK(token_keep_rate=1.1), "method.token_keep_rate=1.1"),
-        (lambda: TopK(token_keep_rate=-1.1), "method.token_keep_rate=-1.1"),
-        (lambda: TopK(start=-1), "method.start=-1"),
+        (lambda: TopK(token_keep_rate=1.1), "token_keep_rate=1.1"),
+        (lambda: TopK(token_keep_rate=-1.1), "token_keep_rate=-1.1"),
+        (lambda: TopK(start=-1), "start=-1"),
         (lambda: LTP(score_norm="lenght"), "Did you mean 'length'"),
-        (lambda: Manual(score_norm="mean"), "Unknown method.score_norm 'mean'"),
+        (lambda: Manual(score_norm="mean"), "score_norm='mean'): must be one of fixed, length"),
         (lambda: LTP(preset="papr"), "Did you mean 'paper'"),
-        (lambda: TopK(preset="published"), "Unknown method.preset 'published'"),
-        (lambda: LTP(preset="paper", target=0.5), "method.target"),
+        (lambda: TopK(preset="published"), "preset='published'"),
+        (lambda: LTP(preset="paper", target=0.5), "target=0.5"),
         (lambda: LTP().enter("softer"), "Did you mean 'soft'"),
         (lambda: TopK().enter("hard"), "Unknown stage 'hard'"),
-        (lambda: LTP(protect=("mask",)), "method.protect"),
-        *((lambda make=make: make(target=1.5), "method.target=1.5") for make in (LTP, Manual, Relative, Rising, TopK)),
-        *((lambda make=make: make(target=0.0), "method.target=0.0") for make in (LTP, Manual, Relative, Rising, TopK)),
+        (lambda: LTP(protect=("mask",)), "protect=('mask',)"),
+        *((lambda make=make: make(target=1.5), "target=1.5") for make in (LTP, Manual, Relative, Rising, TopK)),
+        *((lambda make=make: make(target=0.0), "target=0.0") for make in (LTP, Manual, Relative, Rising, TopK)),
     ],
 )
 def test_bad_options_are_refused(make: Callable[[], object], told: str) -> None:
-    with pytest.raises(SkimError, match=told.replace(".", r"\.")):
+    with pytest.raises(SkimError, match=re.escape(told)):
         make()
 
 
@@ -337,7 +338,7 @@ def test_the_ends_of_what_is_allowed() -> None:
 
 def test_a_schedule_that_leaves_all_layers_whole_is_refused() -> None:
     """And says what would do; in the paper's preset it does nothing, as published."""
-    with pytest.raises(SkimError, match=r"first 3 layers whole, and this backbone has 3\.\nUse method\.start=1"):
+    with pytest.raises(SkimError, match=r"first 3 layers whole, and this backbone has 3\.\nUse start=1"):
         skim.compress(plain("bert"), "topk")
     with pytest.raises(SkimError, match="first 7 layers"):
         skim.compress(plain("bert"), TopK(start=7))
