@@ -284,12 +284,16 @@ class SkimModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """By the norm, of the method's parameters apart: a threshold's gradient can be a hundred times the weights'."""
-        if not gradient_clip_val:  # None or 0: off
-            return
         own = {id(parameter) for parameter in self.method.parameters()}
-        for group in (True, False):
-            some = [p for p in self.parameters() if (id(p) in own) is group]
-            torch.nn.utils.clip_grad_norm_(some, gradient_clip_val)
+        for name, group in (("grad_norm", False), ("method_grad_norm", True)):
+            some = [p for p in self.parameters() if (id(p) in own) is group and p.grad is not None]
+            if not some:
+                continue
+            if gradient_clip_val:  # None and 0 are off
+                norm = torch.nn.utils.clip_grad_norm_(some, gradient_clip_val)
+            else:
+                norm = torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in some])
+            self.log(f"train/{name}", norm)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         begun = self.begun
@@ -307,6 +311,7 @@ class SkimModule(pl.LightningModule):
         if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
         self.log("train/loss", out.loss.detach(), prog_bar=True)
+        self._log_rates()
         if begun:
             loss = loss + self._penalties(trace)
         with torch.no_grad():
@@ -324,6 +329,12 @@ class SkimModule(pl.LightningModule):
             total = total + weights[name] * value
             self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
         return total
+
+    def _log_rates(self) -> None:
+        """The learning rates of this step: the weights', and the method's own."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+        for kind, group in zip(self._kinds, optimizer.param_groups, strict=True):
+            self.log("train/method_lr" if kind == "method" else "train/lr", group["lr"])
 
     def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
         """The batch as the task's companion, if it has one, hands it on, and the companion's loss."""

@@ -159,6 +159,11 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             results.wall_seconds = time.time() - started
             results.write(folder)
         raise
+    finally:
+        if cfg.logger.wandb is not None:
+            from skim.lightning.dashboard import conclude
+
+            conclude(results)
 
 
 def clear(folder: Path, resume: str | None) -> None:
