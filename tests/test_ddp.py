@@ -26,6 +26,7 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
             "method=transkimmer",
             "method.target=0.5",
             "train.max_steps=3",
+            "train.eval_every=1",
             "train.lr=1e-4,2e-4",
             f"paths.runs={tmp_path}",
         ],
@@ -36,6 +37,7 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "sync_dist" not in done.stderr, "what is logged of an evaluation is the same on both ranks"
     sweeps = list((tmp_path / "sweeps").iterdir())
     assert len(sweeps) == 1
     found = sorted(sweeps[0].glob("*/results.json"))
@@ -45,7 +47,11 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
     assert all(state["model.method.steering.last"] > 0 for state in weights), "the budget was not steered"
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "both jobs trained the same"
     for path in found:
-        assert json.loads(path.read_text())["metrics"]["accuracy"] >= 0
+        results = json.loads(path.read_text())
+        assert results["metrics"]["accuracy"] >= 0
+        assert results["checkpoints"][results["exported"]]["metric"] == results["metrics"]["accuracy"]
+        best = torch.load(path.parent / "checkpoints" / "best.ckpt", weights_only=True)
+        assert 1 <= best["global_step"] <= 3
 
 
 RANK = """

@@ -42,6 +42,7 @@ NOISE = (
     ".*smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # the task is told where to go on
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
+    r".*self\.log\('(val|test)/.*sync_dist=True.*",  # torchmetrics has synchronised these: all ranks log the same
 )
 
 EXPORTS = ("best", "last")  # checkpoints whose weights a run can end with
