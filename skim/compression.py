@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from skim import backbones
+from skim.engine.adapters import adapters, unwrapped, whole_of
 from skim.engine.head import Head, HeadForward
 from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk
@@ -38,8 +39,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     Raises:
         SkimError: for an unsupported family, an unknown method, or a model that is compressed already.
     """
-    peft = getattr(model, "get_base_model", None)
-    whole = peft() if peft is not None else model
+    whole = whole_of(model)
     if hasattr(whole, "skim_walk"):
         raise SkimError("This model is compressed already; skim.decompress(model) first.")
     inner = [part for part in whole.modules() if isinstance(vars(part).get("forward"), Walk)]
@@ -81,6 +81,8 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
         whole.forward = HeadForward(walk)
     if not hasattr(type(whole), "trace"):
         type(whole).trace = LastTrace()
+    for part in {whole, unwrapped(model)}:
+        keep_method(part)
     return model
 
 
@@ -95,8 +97,7 @@ def _own_config(model: nn.Module) -> None:
 
 def walk_of(model: nn.Module) -> Walk:
     """The walk of a compressed model; a SkimError for any other."""
-    peft = getattr(model, "get_base_model", None)
-    walk = getattr(peft() if peft is not None else model, "skim_walk", None)
+    walk = getattr(whole_of(model), "skim_walk", None)
     if walk is None:
         raise SkimError("This model is not compressed; skim.compress(model, method) first.")
     return walk
@@ -113,6 +114,9 @@ def decompress(model: nn.Module) -> nn.Module:
     walk = walk_of(model)
     whole = walk.model
     del walk.base.forward, whole.skim_walk, whole.method
+    for part in (whole, unwrapped(model)):
+        for name in ("save_pretrained", "load_adapter"):
+            vars(part).pop(name, None)
     if whole is not walk.base:
         del whole.forward
     if walk.backbone.packs:
@@ -145,32 +149,75 @@ def uncompressed(model: nn.Module) -> Iterator[nn.Module]:
     Its trace is then a dense one. The method stays where it is, with its parameters, its stage and its schedules.
     """
     walk = walk_of(model)
-    before, walk.method = walk.method, Dense()
+    before, walk.stand_in = walk.stand_in, Dense()
     try:
         yield model
     finally:
-        walk.method = before
+        walk.stand_in = before
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
-    """Write a compressed model so that skim *and* plain transformers can load it.
+    """Write a compressed model so that skim *and* plain transformers, or PEFT, can load it.
 
     ``config.json`` and ``model.safetensors`` are the backbone as transformers writes it; ``skim.json`` and
-    ``method.safetensors`` hold the method beside it.
+    ``method.safetensors`` hold the method beside it. Of a PEFT model, PEFT's own files take the backbone's place.
     """
+    walk, outer = walk_of(model), unwrapped(model)
+    if outer is walk.model and adapters(outer):
+        raise SkimError(
+            "This model has adapters in its layers and is not the PEFT model around them.\nSave what get_peft_model "
+            "returned, or merge them first (merge_and_unload)."
+        )
+    folder = Path(folder)
+    if outer is walk.model:
+        weights = {k: v for k, v in outer.state_dict().items() if not k.startswith("method.")}
+        type(outer).save_pretrained(outer, folder, state_dict=weights)
+    else:
+        type(outer).save_pretrained(outer, str(folder))
+    write_method(outer, folder)
+
+
+def write_method(model: Any, folder: str | Path) -> None:
+    """Write the method of a compressed model into the folder where the model lies: two files."""
     from safetensors.torch import save_file
 
-    walk = walk_of(model)
-    if model is not walk.model or any("lora_" in name for name, _ in walk.model.named_parameters()):
-        raise SkimError("This model carries a PEFT adapter; merge it first (merge_and_unload), then save.")
-    folder = Path(folder)
+    walk, folder = walk_of(model), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v for k, v in walk.model.state_dict().items() if not k.startswith("method.")}
-    walk.model.save_pretrained(folder, state_dict=weights)
     state = {name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}
     save_file(state, folder / "method.safetensors")
     about = {"format": FORMAT, "method": walk.method.name, "options": walk.method.options(), "stage": walk.method.stage}
+    if hasattr(model, "peft_config"):
+        config = copy.deepcopy(walk.model.config)
+        config.architectures = [type(walk.model).__name__]
+        config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
+        about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
     (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+class SavePretrained:
+    """``save_pretrained`` of a compressed model, as trainers call it: what its class writes, and the method beside.
+
+    Args:
+        model: compressed, or a PEFT model around one.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_method(self.model, save_directory)
+        return result
+
+
+def keep_method(model: nn.Module) -> None:
+    """Let the method of a compressed model, or of a PEFT model around one, go where its weights go."""
+    vars(model)["save_pretrained"] = SavePretrained(model)
+    if hasattr(model, "peft_config"):
+        from skim.integrations.peft import LoadAdapter
+
+        vars(model)["load_adapter"] = LoadAdapter(model)
 
 
 def read_method(folder: str | Path) -> tuple[Method, dict[str, torch.Tensor]]:
@@ -190,23 +237,46 @@ def read_method(folder: str | Path) -> tuple[Method, dict[str, torch.Tensor]]:
     return method, load_file(folder / "method.safetensors")
 
 
-def from_pretrained(folder: str | Path) -> nn.Module:
-    """Load what :func:`save_pretrained` wrote: the backbone with its head, compressed, in evaluation mode."""
+def from_pretrained(folder: str | Path, base: nn.Module | None = None) -> nn.Module:
+    """Load what :func:`save_pretrained` wrote, or a trainer's checkpoint: compressed, in evaluation mode.
+
+    Args:
+        folder: with the backbone and its head, or with a PEFT adapter, and the method beside.
+        base: the plain model under a PEFT adapter; ``None``: the one that ``adapter_config.json`` names.
+    """
     import transformers
 
     method, state = read_method(folder)
+    about = json.loads((Path(folder) / "skim.json").read_text())
+    if "adapters" in about:
+        from skim.integrations import peft
+
+        return peft.load(Path(folder), about["adapters"], method, state, base)
     config = transformers.AutoConfig.from_pretrained(folder)
-    names = config.architectures or []
-    if len(names) != 1 or not hasattr(transformers, names[0]):
-        raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
-    model, found = getattr(transformers, names[0]).from_pretrained(folder, output_loading_info=True)
-    if found["missing_keys"] or found["unexpected_keys"]:
+    model, found = model_class(config, folder).from_pretrained(folder, output_loading_info=True)
+    unexpected = [name for name in found["unexpected_keys"] if not name.startswith("method.")]  # a trainer's has them
+    if found["missing_keys"] or unexpected:
         raise SkimError(
             f"{folder} is not a whole model: {sorted(found['missing_keys'])[:3]} are missing in its weights."
         )
     compress(model, method)
+    restore(method, state, folder)
+    return model.eval()
+
+
+def model_class(config: Any, folder: str | Path) -> Any:
+    """The transformers class that a saved model had."""
+    import transformers
+
+    names = config.architectures or []
+    if len(names) != 1 or not hasattr(transformers, names[0]):
+        raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
+    return getattr(transformers, names[0])
+
+
+def restore(method: Method, state: dict[str, torch.Tensor], folder: str | Path) -> None:
+    """Load what a method has learned."""
     try:
         method.load_state_dict(state)
     except RuntimeError as error:
         raise SkimError(f"{folder}/method.safetensors does not fit its skim.json: {error}") from error
-    return model.eval()

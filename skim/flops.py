@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,6 @@ class LayerCost:
 def precise(counts: Tensor) -> Tensor:
     """Counts in float64, or float32 on Apple's GPUs, which have no float64."""
     return counts.float() if counts.device.type == "mps" else counts.double()
-
-
-def linear_flops(module: nn.Module) -> float:
-    """FLOPs per token of every ``nn.Linear`` under ``module``, adapters (LoRA) included."""
-    linears = (m for m in module.modules() if isinstance(m, nn.Linear))
-    return float(sum(2 * m.in_features * m.out_features for m in linears))
 
 
 def ltp_cost(config: Any) -> LayerCost:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
+from skim.engine.adapters import call_flops, linear_flops
 from skim.engine.attention import AttentionMask, MaskedSoftmax, skim_attention
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.flops import LayerCost, linear_flops
+from skim.flops import LayerCost
 
 Module: TypeAlias = Any  # an nn.Module of transformers: what its attributes are, no type checker can know
 
@@ -125,7 +126,8 @@ class Backbone:
         whole = linear_flops(layer)
         feed_forward = sum(linear_flops(getattr(layer, name)) for name in self.feed_forward_parts)
         keys = sum(linear_flops(layer.get_submodule(name)) for name in self.key_parts) if self.looks_apart else 0.0
-        return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward, keys=keys)
+        fixed = call_flops(layer)
+        return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward, fixed=fixed, keys=keys)
 
     def pair_flops(self, layer: Module) -> float:
         """FLOPs per pair of tokens: the scores and the weighted sum of the values, all heads."""

@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Module, Narrowed, distances
+from skim.engine.adapters import linear_flops
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.flops import LayerCost, linear_flops
+from skim.flops import LayerCost
 
 
 class DebertaV2(Narrowed):
@@ -67,4 +68,4 @@ class DebertaV2(Narrowed):
         per_token = cost.attention + 2.0 * len(terms) * table * attention.all_head_size
         if not attention.share_att_key:
             per_token -= projection  # these linear maps see the table, not the tokens
-        return LayerCost(per_token, cost.pair, cost.feed_forward, fixed=table * projection)
+        return LayerCost(per_token, cost.pair, cost.feed_forward, fixed=cost.fixed + table * projection)

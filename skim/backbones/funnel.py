@@ -27,12 +27,13 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads
+from skim.engine.adapters import linear_flops
 from skim.engine.attention import BLOCK, AttentionMask
 from skim.engine.inputs import Inputs
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.tokens import TokenBatch
 from skim.errors import SkimError
-from skim.flops import LayerCost, linear_flops, precise
+from skim.flops import LayerCost, precise
 
 CLS_TYPE = 2  # the token type of [CLS], which is of the same segment as everybody
 QUERIES = 64  # at a time, see relative_attention

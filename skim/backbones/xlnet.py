@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skim.backbones.base import Module, Narrowed, distances
+from skim.engine.adapters import linear_flops
 from skim.engine.attention import AttentionMask, MaskedSoftmax
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.flops import LayerCost, linear_flops
+from skim.flops import LayerCost
 
 
 class Geometry(NamedTuple):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from skim.engine.adapters import Modules, adapters, apart, serving
 from skim.engine.attention import AttentionMask
 from skim.engine.head import Head
 from skim.engine.inputs import INPUTS, Inputs, check_read
@@ -26,7 +27,9 @@ from skim.engine.packed import PackedTokens
 from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
+from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
+from skim.flops import LayerCost
 from skim.methods.base import Method
 
 if TYPE_CHECKING:
@@ -110,13 +113,17 @@ class Walk:
                 f"{type(base).__name__} shortens its sequences by itself, so it takes no method={method.name}.\n"
                 "Use method=dense, or another backbone."
             )
-        self.model, self.base, self.backbone, self.method = model, base, backbone, method
+        self.model, self.base, self.backbone = model, base, backbone
+        self._method = method
+        self.stand_in: Method | None = None  # in whose place the method waits
         self.execution = execution
         self.head = head
-        self.costs = [backbone.cost(layer) for layer in backbone.layers(base)]
         self._last = PerThread()
+        self._priced = (Modules(model), self._prices())
+        self._watch = Watch()
         self.heads = int(base.config.num_attention_heads)  # type: ignore[arg-type, union-attr]
-        self.names = list(inspect.signature(type(base).forward).parameters)[1:]  # without self
+        self.__signature__ = inspect.signature(base.forward)  # by it transformers' Trainer chooses columns
+        self.names = list(self.__signature__.parameters)
 
     @property
     def trace(self) -> Trace:
@@ -127,6 +134,35 @@ class Walk:
                 "model.trace tells what this thread's last forward did, and it has run none yet: model(**batch) first."
             )
         return trace
+
+    @property
+    def method(self) -> Method:
+        """The method; of PEFT's copies of it the active one, or whoever stands in for it."""
+        return self._present() if self.stand_in is None else self.stand_in
+
+    def _present(self) -> Method:
+        return serving(self.model._modules.get("method", self._method))
+
+    @property
+    def costs(self) -> list[LayerCost]:
+        """What each layer costs, with the adapters that it has now."""
+        if not torch.compiler.is_compiling() and self._priced[0].changed():
+            method = self._present()
+            if inside := adapters(method):
+                raise SkimError(
+                    f"PEFT has put an adapter inside the method ({inside[0]}): what the method learns then is neither "
+                    "counted nor saved.\nKeep it out, exclude_modules=r'.*method\\..*' in the adapter's config, or "
+                    "compress the model that get_peft_model returns."
+                )
+            if method.reads_head:
+                apart(self.head.price)
+            self._priced = (Modules(self.model), self._prices())
+        return self._priced[1]
+
+    def _prices(self) -> list[LayerCost]:
+        layers = self.backbone.layers(self.base)
+        prices = {layer: self.backbone.cost(layer) for layer in dict.fromkeys(layers)}  # some are shared
+        return [prices[layer] for layer in layers]
 
     @property
     def execution(self) -> str:
@@ -168,6 +204,9 @@ class Walk:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs, wants_states, wants_tuple = self._read(args, kwargs)
         base, backbone, method = self.base, self.backbone, self.method
+        learns = self.model.training and torch.is_grad_enabled()
+        if learns:
+            self._watch.look(self.model, method)
         form = self.form()
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
@@ -179,6 +218,7 @@ class Walk:
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
+        costs = self.costs
         states = []
         position, seen, geometry = None, None, None
         key_values = KeyValues(backbone, base, inputs)
@@ -186,9 +226,8 @@ class Walk:
             if wants_states:
                 states.append(tokens.restore())
             arriving = tokens.occupancy
-            learns = self.model.training and torch.is_grad_enabled()  # then every weight has to take part
-            if not tokens.hidden.numel() and not learns:  # everyone has halted, or left
-                trace.layers.append(LayerTrace(arriving, arriving, arriving, self.costs[i], 0.0, projected=arriving))
+            if not tokens.hidden.numel() and not learns:  # everyone has halted, or left; who learns needs every weight
+                trace.layers.append(LayerTrace(arriving, arriving, arriving, costs[i], 0.0, projected=arriving))
                 continue
             tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens))
             attending = tokens.occupancy
@@ -235,7 +274,7 @@ class Walk:
                     arriving,
                     attending,
                     feeding,
-                    self.costs[i],
+                    costs[i],
                     own,
                     sums,
                     looked_at,

@@ -166,6 +166,8 @@ class SkimModule(pl.LightningModule):
                 "peft.get_peft_model freezes all that it finds.\nCall skim.compress after it, or set the stage's "
                 "method_lr=0 (train.method_lr=0) to train without them."
             )
+        if frozen:
+            self.method.requires_grad_(False)  # which no stage trains
         plan = self.plan
         plan.check()
         bounds = plan.bounds

@@ -60,6 +60,8 @@ class Method(nn.Module):
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         progress: share of training done, of the present stage if there are several.
+        stepped: whether anybody has ever called :meth:`step`.
+        kept_frozen: it was frozen as a whole, by :meth:`requires_grad_`, and so on purpose.
     """
 
     shift: Tensor | None
@@ -88,6 +90,8 @@ class Method(nn.Module):
         self.protect = protect
         self.stage = self.stages[0] if self.stages else ""
         self.progress = 0.0
+        self.stepped = False
+        self.kept_frozen = False
         self.target: float | None = None
         self.register_buffer("shift", None)
 
@@ -185,6 +189,12 @@ class Method(nn.Module):
             trace: of this step's forward, for schedules that steer by what was computed.
         """
         self.progress = progress
+        self.stepped = True
+
+    def requires_grad_(self, requires_grad: bool = True) -> Method:
+        """Let its parameters learn, or freeze them; who calls this with False means to train without them."""
+        self.kept_frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
 
     def readings(self) -> dict[str, Tensor | float]:
         """What a log shall show of the method's state, by name."""

@@ -1,0 +1,1 @@
+"""Other people's trainers and adapters: what makes a compressed model whole in their hands."""

@@ -1,0 +1,86 @@
+"""PEFT: an adapter and the method that it was trained with, saved and loaded together.
+
+Two orders, two places for the method. ``compress(get_peft_model(model, ...), method)``: one method, beside whatever
+adapters there are. ``get_peft_model(compress(model, method), LoraConfig(..., modules_to_save=["method"]))``: a copy of
+the method belongs to each adapter, as a classification head would; PEFT trains, switches, saves and merges it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from skim.compression import compress, keep_method, model_class, read_method, restore, walk_of
+from skim.engine.adapters import is_copied
+from skim.errors import SkimError
+from skim.methods import Method
+
+
+class LoadAdapter:
+    """``load_adapter`` of a PEFT model whose method stands beside its adapters: it comes with the adapter in use.
+
+    Args:
+        model: a PEFT model around a compressed one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.model).load_adapter(self.model, model_id, adapter_name, *args, **kwargs)
+        walk = walk_of(self.model)
+        beside = not is_copied(walk.model._modules["method"])
+        if beside and adapter_name in self.model.active_adapters and (Path(model_id) / "skim.json").is_file():
+            restore(walk.method, read_method(model_id)[1], model_id)
+        return result
+
+
+def load(
+    folder: Path, about: dict[str, Any], method: Method, state: dict[str, Tensor], base: nn.Module | None
+) -> nn.Module:
+    """What ``skim.save_pretrained`` wrote of a PEFT model: base model, adapters, method, in evaluation mode.
+
+    Args:
+        folder: with PEFT's files, ``skim.json`` and ``method.safetensors``.
+        about: of ``skim.json``: names of the adapters, and which are active.
+        method: not built yet.
+        state: of the method.
+        base: the plain model to put the adapters on; ``None``: the one that ``adapter_config.json`` names.
+
+    Raises:
+        SkimError: peft is not installed; no base model is given, or named.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise SkimError(f"{folder} holds a PEFT adapter, and peft is not installed: pip install peft.") from error
+    import transformers
+
+    first, *others = about["names"]
+    at = {name: folder if name == "default" else folder / name for name in about["names"]}
+    config = peft.PeftConfig.from_pretrained(str(at[first]))
+    if base is None:
+        name = config.base_model_name_or_path
+        if not name:
+            raise SkimError(
+                f"{at[first]}/adapter_config.json does not say which model the adapter was trained on.\n"
+                "Load that one yourself, without compressing it: skim.from_pretrained(folder, base=model)."
+            )
+        settings = transformers.AutoConfig.from_pretrained(folder)
+        base = model_class(settings, folder).from_pretrained(name, config=settings)
+    copied = "method" in (getattr(config, "modules_to_save", None) or ())
+    if copied:
+        compress(base, method)
+    model = peft.PeftModel.from_pretrained(base, str(at[first]), adapter_name=first)
+    for name in others:
+        model.load_adapter(str(at[name]), name)
+    if about["active"] != [first]:
+        model.set_adapter(about["active"][0])
+    if copied:
+        keep_method(model)
+    else:
+        compress(model, method)
+    restore(walk_of(model).method, state, folder)
+    return model.eval()
