@@ -30,4 +30,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, Path(__file__).parent / "conf")
+    run(main, Path(__file__).parent / "conf", "evaluate")

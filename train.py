@@ -35,4 +35,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    run(main, CONF)
+    run(main, CONF, "train")

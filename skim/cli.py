@@ -4,30 +4,66 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
+from skim.options import quoted, settle
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
+TYPED: list[str] = []  # the command line as it was before run() settled it
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def run(main: Callable[[], object], conf: Path) -> None:
+def run(main: Callable[[], object], conf: Path, name: str | None = None) -> None:
     """Run a Hydra main; what a user can mend ends in a few lines on stderr and exit code 2.
 
     Args:
         main: the decorated function.
-        conf: the config folder, to check choices of groups against.
+        conf: the config folder.
+        name: of the primary config, to hold options against; ``None`` for a main that reads none.
     """
     with readable():
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of printing and leaving with 1
-        check_choices(sys.argv[1:], conf)
-        sys.argv[1:] = [verbatim(argument) for argument in sys.argv[1:]]
+        TYPED[:] = sys.argv
+        if name is not None:
+            sys.argv[1:] = settled(sys.argv[1:], conf, name)
         main()
+
+
+def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
+    """A command line as Hydra shall get it, with options that exist; see :func:`skim.options.settle`.
+
+    Raises:
+        SkimError: a flag that there is not, or an option.
+    """
+    from hydra import initialize_config_dir
+    from hydra._internal.utils import get_args_parser
+
+    parser = get_args_parser()
+    arguments = [verbatim(argument) for argument in arguments]
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        if flag.startswith("--") and flag not in parser._option_string_actions:
+            option = flag.lstrip("-")
+            raise SkimError(
+                f"{argument}: options have no dashes here: {option}={value or '<value>'}.\n"
+                "W&B's sweep agents leave them away with `command: [${env}, python, ${program}, "
+                "${args_no_hyphens}]` in the sweep's file; conf/logger/wandb.yaml has one."
+            )
+    given = parser.parse_intermixed_args(arguments)
+    if given.help or given.hydra_help or given.shell_completion:
+        return arguments
+    folder = conf.parent / given.config_path if given.config_path else conf
+    search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
+    with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+        overrides = settle(given.overrides, given.config_name or name, search, sweeps=given.multirun)
+    flags = list(arguments)
+    for override in given.overrides:
+        flags.remove(override)
+    return [*flags, *overrides]
 
 
 @contextlib.contextmanager
@@ -53,9 +89,7 @@ def verbatim(argument: str) -> str:
     name, equals, value = argument.partition("=")
     if name != "text" or not equals or value[:1] in ("'", '"', "["):
         return argument
-    # in Hydra's quoted strings a backslash is itself, except in front of a quote
-    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
-    return f"text='{escaped}'"
+    return f"text={quoted(value)}"
 
 
 def message(error: BaseException) -> str:
@@ -69,21 +103,9 @@ def message(error: BaseException) -> str:
     return "\n".join(lines[:6])
 
 
-def check_choices(overrides: list[str], conf: Path) -> None:
-    """Name the nearest option when ``group=choice`` names none; Hydra alone lists them all and leaves with code 1."""
-    for override in overrides:
-        match = re.fullmatch(r"\+?(\w+)=([\w\-,]+)", override)
-        if match is None or not (conf / match[1]).is_dir():
-            continue
-        options = sorted(path.stem for path in (conf / match[1]).glob("*.yaml") if not path.stem.startswith("_"))
-        for choice in match[2].split(","):
-            if choice not in options and choice != "null":
-                raise unknown(match[1], choice, options)
-
-
 def command() -> str:
     """What the user typed."""
-    return shlex.join(["python", *sys.argv])
+    return shlex.join(["python", *(TYPED or sys.argv)])
 
 
 @contextlib.contextmanager

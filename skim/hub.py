@@ -251,16 +251,13 @@ def fetch(overrides: list[str]) -> None:
     Args:
         overrides: as for ``train.py``, but several names with commas between; ``task=...`` or ``backbone=...`` or both.
     """
-    from skim.cli import check_choices
-
     given = dict(override.partition("=")[::2] for override in overrides)
     if not set(given) & {"task", "backbone"}:
         raise SkimError("Nothing to fetch: name a task, a backbone or both.\n" + USAGE)
     folder = mirror()
     if folder is None:
         raise SkimError("SKIM_MIRROR is not set: it names the folder to fill.\nexport SKIM_MIRROR=<folder>")
-    check_choices(overrides, CONF)
-    others = [override for override in overrides if override.partition("=")[0] not in ("task", "backbone")]
+    others = [override for override in _settled(overrides) if override.partition("=")[0] not in ("task", "backbone")]
     for name in filter(None, given.get("task", "").split(",")):
         hub_id, config, splits = data_of(name, others)
         print(f"task={name}: {fetch_dataset(folder, hub_id, config, splits) if splits else NOTHING}")
@@ -282,15 +279,32 @@ def model_of(backbone: str, overrides: list[str]) -> str | None:
     return _composed([f"backbone={backbone}", *overrides]).backbone.hub_id
 
 
+def _settled(overrides: list[str]) -> list[str]:
+    """The overrides, with names and options that exist."""
+    from skim.options import settle
+
+    with _conf():
+        return settle(overrides, "train")
+
+
 def _composed(overrides: list[str]) -> Any:
-    from hydra import compose, initialize_config_dir
+    from hydra import compose
+
+    with _conf():
+        return compose("train", overrides)
+
+
+@contextlib.contextmanager
+def _conf() -> Iterator[None]:
+    """Hydra on the config folder, its errors in a few words."""
+    from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
     from skim.cli import message
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return compose("train", overrides)
+            yield
     except HydraException as error:
         raise SkimError(message(error)) from error
 

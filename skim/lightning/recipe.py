@@ -26,7 +26,7 @@ from skim.benchmark import compare
 from skim.compression import execution, save_pretrained, walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import TOLERANCE, check_survivors, check_target
-from skim.lightning.build import COMPANION, Parts, build
+from skim.lightning.build import COMPANION, Parts, build, check
 from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
 from skim.lightning.landing import elsewhere, evaluated, settle
 from skim.lightning.module import SkimModule
@@ -114,9 +114,10 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     """
     started = time.time()
     console = Console()
-    if isinstance(cfg.hardware.threads, int) and cfg.hardware.threads > 0:
+    check(cfg)
+    if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
-    pl.seed_everything(max(int(cfg.seed), 0), verbose=False)
+    pl.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     if parts.task.endless and (cfg.train.max_steps < 1 or cfg.train.get("eval_every") is None):
         raise SkimError(

@@ -1,0 +1,283 @@
+"""An option that does not exist is never taken, whatever is written in front of it, wherever it is written."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from skim import cli
+from skim.errors import SkimError
+from skim.options import ALIASES, OPEN, Chosen, check_value, composed, leaves, settle, written
+from tests.runs import CONF
+from tests.test_conf import GROUPS, OPTIONS
+
+SIGNS = ("", "+", "++", "~")
+
+
+def settled(overrides: list[str], name: str = "train", conf: Path = CONF, sweeps: bool = False) -> list[str]:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return settle(overrides, name, sweeps=sweeps)
+
+
+def made(overrides: list[str], name: str = "train", conf: Path = CONF) -> DictConfig:
+    """What a command line composes."""
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return compose(name, settle(overrides, name))
+
+
+def chosen_by(overrides: list[str], name: str = "train") -> Chosen:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return composed(name, overrides)
+
+
+def refuse(override: str, chosen: Chosen) -> str:
+    with pytest.raises(SkimError) as caught:
+        check_value(OverridesParser.create().parse_override(override), chosen)
+    return str(caught.value)
+
+
+def misspelled(key: str, chosen: Chosen) -> str:
+    """A slip of the finger in the last word, or in a longer one, that makes no other option."""
+    known = {path for path, _ in leaves(chosen.tree)}
+    *above, last = key.split(".")
+    middle = len(last) // 2
+    slips = (last[:middle] + last[middle + 1 :], last + "s", last[:middle] + last[middle:][::-1], last + "_")
+    return next(path for slip in slips if slip if (path := ".".join([*above, slip])) not in known | set(chosen.tree))
+
+
+@pytest.mark.parametrize("group", ["train", "evaluate", *GROUPS])
+def test_every_option_misspelled_is_refused_with_any_sign(group: str) -> None:
+    """Every option of every file of every group, and those of the primary configs."""
+    files = [option for where, option in OPTIONS if where == group] or [None]
+    seen: set[str] = set()
+    for file in files:
+        chosen = chosen_by([f"{group}={file}"] if file else [], group if file is None else "train")
+        keys = {key for key, _ in leaves(chosen.tree) if file is None or key.startswith(f"{group}.")} - seen
+        for key in keys:
+            if key.startswith(tuple(f"{place}." for place in OPEN)):
+                continue
+            wrong = misspelled(key, chosen)
+            for sign in SIGNS:
+                said = refuse(f"~{wrong}" if sign == "~" else f"{sign}{wrong}=1", chosen)
+                assert said.startswith(f"{wrong} is no option"), said
+        seen |= keys
+    assert seen or group == "experiment"  # whose files have no options of their own
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_every_option_that_exists_is_taken_with_the_value_that_it_has(name: str) -> None:
+    whole = chosen_by([], name)
+    given = [f"{key}={written(value)}" for key, value in leaves(whole.tree) if value != "???"]
+    given = [override.replace("backbone.overrides", "++backbone.overrides") for override in given]
+    assert settled(given, name) == given
+    assert OmegaConf.to_container(made(given, name)) == whole.tree
+
+
+@pytest.mark.parametrize(
+    ("override", "near"),
+    [
+        ("train.learning_rate=0.1", "train.lr"),
+        ("+train.learning_rate=0.1", "train.lr"),
+        ("++train.learning_rate=0.1", "train.lr"),
+        ("~train.epoch", "train.epochs"),
+        ("lr=0.1", "train.lr"),
+        ("+lambda=0.1", "method.coefficient"),
+        ("batch_size=8", "task.batch_size"),
+        ("train.batch_size=8", "task.batch_size"),
+        ("threads=1", "hardware.threads"),
+        ("trian.lr=1", "train.lr"),
+        ("method.targt=0.5", "method.target"),
+        ("+task.files.tset=x.csv", "task.files.test"),
+        ("dataset=sst2", "task"),
+        ("train={epochs:1,lrr:2}", "train.lr"),
+    ],
+)
+def test_the_nearest_that_exists_is_named(override: str, near: str) -> None:
+    with pytest.raises(SkimError, match=rf"is no option.* Did you mean {near}\?\n") as caught:
+        settled([override])
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_what_there_is_stands_beside_it() -> None:
+    assert "method has: preset, target, coefficient" in refuse("+method.foo=1", chosen_by([]))
+    assert refuse("hardware.profiler=simple", chosen_by(["hardware=cpu"])) == (
+        "hardware.profiler is no option of hardware=cpu.\n"
+        "hardware has: accelerator, devices, precision, strategy, threads, num_workers."
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("~train.lr", "cannot be taken away"),
+        ("train=5", "train is a group of options: epochs"),
+        ("train=null", "train is a group of options: epochs"),
+        ("~logger", "every run has a logger. Choose one: csv, wandb"),
+        ("method=null", "Unknown method 'null'"),
+        ("task@other=sst2", "write task=sst2"),
+        ("+task@other=sst2", "write task=sst2"),
+        ("seed", "seed=<value>"),
+        ("optimizer=adam", "optimizer is no option"),
+        ("+optimizer@train=adam", "optimizer is no option"),
+    ],
+)
+def test_what_hydra_would_take_and_no_run_could_use(override: str, says: str) -> None:
+    with pytest.raises(SkimError) as caught:
+        settled([override])
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.learning_rate=1,2"],
+        ["method=ltp,dense", "method.coefficient=0.1"],  # the second job has none
+        ["method=glob(l*)", "method.bottleneck=8"],
+        ["+nothing=choice(1,2)"],
+        ["nothing=range(1,3)"],
+    ],
+)
+def test_a_sweep_is_refused_before_its_first_job(overrides: list[str]) -> None:
+    with pytest.raises(SkimError, match="is no option"):
+        settled(overrides, sweeps=True)
+
+
+def test_places_of_others_are_open() -> None:
+    """A model's config, and the run that is looked at, say themselves what they know; no sign is needed."""
+    assert settled(["backbone.overrides.hidden_dropout_prob=0"]) == ["++backbone.overrides.hidden_dropout_prob=0"]
+    cfg = made(["ckpt=x", "overrides.task.files.test=a.csv", "+overrides.seed=2"], "evaluate")
+    assert cfg.overrides == {"task": {"files": {"test": "a.csv"}}, "seed": 2}
+
+
+def test_a_plus_in_front_of_a_group_changes_nothing() -> None:
+    assert settled(["+experiment=demo", "+method=topk"]) == ["experiment=demo", "method=topk"]
+    assert made(["+experiment=demo"]).train.epochs == 3
+
+
+class Mine:
+    """What a user's own method would be."""
+
+    def __init__(self, depth: int = 1) -> None: ...
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A config folder of a user's own, who adds files to it."""
+    folder = tmp_path / "conf"
+    shutil.copytree(CONF, folder)
+    return folder
+
+
+def test_a_users_own_method_takes_its_arguments(own: Path) -> None:
+    (own / "method" / "mine.yaml").write_text("_target_: tests.test_options.Mine\n")
+    assert made(["method=mine", "+method.depth=3"], conf=own).method.depth == 3
+    with pytest.raises(SkimError, match=r"method.width is no option of method=mine"):
+        settled(["method=mine", "+method.width=3"], conf=own)
+
+
+@pytest.mark.parametrize("file", ["experiment/mine.yaml", "local/default.yaml"])
+def test_files_of_a_users_own_bring_no_option_either(own: Path, file: str) -> None:
+    (own / file).parent.mkdir(exist_ok=True)
+    (own / file).write_text("# @package _global_\ntrain:\n  learning_rate: 0.1\n")
+    chosen = ["experiment=mine"] if "experiment" in file else []
+    with pytest.raises(SkimError, match=rf"conf/{file}: train.learning_rate is no option. Did you mean train.lr\?"):
+        settled(chosen, conf=own)
+    (own / file).write_text("# @package _global_\ntrain:\n  lr: 0.1\n")
+    assert made(chosen, conf=own).train.lr == 0.1
+
+
+def test_a_file_whose_options_another_method_has(own: Path) -> None:
+    with pytest.raises(
+        SkimError, match=r"experiment/sst2_transkimmer.yaml: method.bottleneck is no option of method=ltp"
+    ):
+        settled(["experiment=sst2_transkimmer", "method=ltp"], conf=own)
+
+
+# --------------------------------------------------------------------------- lambda
+@pytest.mark.parametrize("method", ["ltp", "transkimmer", "ltp_soft"])
+@pytest.mark.parametrize("sign", ["", "++"])
+def test_lambda_is_the_coefficient(method: str, sign: str) -> None:
+    cfg = made([f"method={method}", f"{sign}method.lambda=0.25"])
+    assert cfg.method.coefficient == 0.25
+    assert "lambda" not in cfg.method
+
+
+@pytest.mark.parametrize("values", ["0.1,0.2", "choice(0.1,0.2)", "range(0.1,0.3,0.1)", "0.1"])
+def test_lambda_is_swept_over_as_the_coefficient(values: str) -> None:
+    assert settled([f"method.lambda={values}"], sweeps=True) == [f"method.coefficient={values}"]
+
+
+def test_lambda_in_an_experiment(own: Path) -> None:
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nmethod:\n  lambda: 0.3\n")
+    cfg = made(["experiment=mine"], conf=own)
+    assert cfg.method.coefficient == 0.3
+    assert "lambda" not in cfg.method
+    typed = made(["experiment=mine", "method.coefficient=0.4"], conf=own)
+    assert typed.method.coefficient == 0.4
+
+
+def test_lambda_among_what_an_experiment_sweeps_over(own: Path) -> None:
+    sweep = "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 1,2\n      method.lambda: 0.1,0.2\n"
+    (own / "experiment" / "mine.yaml").write_text(sweep)
+    assert settled(["experiment=mine"], conf=own, sweeps=True) == [
+        "seed=1,2",
+        "method.coefficient=0.1,0.2",
+        "experiment=mine",
+        "hydra.sweeper.params=null",
+    ]
+    (own / "experiment" / "mine.yaml").write_text(sweep.replace("lambda", "lambada"))
+    with pytest.raises(SkimError, match=r"method.lambada is no option"):
+        settled(["experiment=mine"], conf=own, sweeps=True)
+
+
+def test_lambda_of_a_run_that_is_looked_at() -> None:
+    assert settled(["ckpt=x", "overrides.method.lambda=1"], "evaluate")[-1] == "++overrides.method.coefficient=1"
+
+
+def test_a_method_without_it_says_so() -> None:
+    with pytest.raises(
+        SkimError, match=r"method.coefficient \(also called method.lambda\) is no option of method=topk"
+    ):
+        settled(["method=topk", "method.lambda=0.1"])
+
+
+def test_aliases_lead_somewhere_and_stand_nowhere() -> None:
+    for alias, name in ALIASES.items():
+        for path in (CONF / "method").glob("*.yaml"):
+            assert alias.partition(".")[2] not in OmegaConf.load(path)
+        assert name in dict(leaves(chosen_by([]).tree))
+
+
+# --------------------------------------------------------------------------- the command line
+def test_what_a_sweep_agent_passes_is_told_how_to_pass_it() -> None:
+    with pytest.raises(SkimError) as caught:
+        cli.settled(["--train.lr=0.1", "--seed=3"], CONF, "train")
+    assert "train.lr=0.1" in str(caught.value)
+    assert "${args_no_hyphens}" in str(caught.value)
+
+
+def test_flags_and_their_values_stay(own: Path) -> None:
+    other = own.parent / "more"
+    (other / "experiment").mkdir(parents=True)
+    (other / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    given = ["method=topk", "-m", f"--config-dir={other}", "experiment=mine", "seed=1,2"]
+    assert cli.settled(given, CONF, "train") == [
+        "-m",
+        f"--config-dir={other}",
+        "method=topk",
+        "experiment=mine",
+        "seed=1,2",
+    ]
+
+
+def test_the_command_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "method.lambda=0.1"])
+    said: list[list[str]] = []
+    cli.run(lambda: said.append([cli.command(), *sys.argv[1:]]), CONF, "train")
+    assert said == [["python train.py method.lambda=0.1", "method.coefficient=0.1"]]
