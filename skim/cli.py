@@ -11,6 +11,7 @@ from pathlib import Path
 
 from skim.errors import SkimError
 from skim.options import quoted, settle
+from skim.teach import teach
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
 TYPED: list[str] = []  # the command line as it was before run() settled it
@@ -54,9 +55,12 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
                 "${args_no_hyphens}]` in the sweep's file; conf/logger/wandb.yaml has one."
             )
     given = parser.parse_intermixed_args(arguments)
-    if given.help or given.hydra_help or given.shell_completion:
-        return arguments
     folder = conf.parent / given.config_path if given.config_path else conf
+    if given.help:
+        print(teach(folder, given.config_name or name, given.overrides))
+        raise SystemExit(0)
+    if given.hydra_help or given.shell_completion:
+        return arguments
     search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         overrides = settle(given.overrides, given.config_name or name, search, sweeps=given.multirun)

@@ -8,8 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 
-from tests.runs import SMALL
+from skim.options import composed, leaves
+from skim.teach import teach
+from tests.runs import CONF, SMALL
+from tests.test_conf import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "transformers", "pytorch_lightning", "datasets", "wandb", "matplotlib")
@@ -26,6 +30,35 @@ def test_help_teaches(script: str) -> None:
     assert f"python {script}" in done.stdout
     for word in ("method=", "task=", "backbone=") if script == "train.py" else ("ckpt=", "what=tokens", "what=curve"):
         assert word in done.stdout
+
+
+def test_help_names_every_choice_and_nothing_internal() -> None:
+    said = teach(CONF, "train").split()
+    for group, option in OPTIONS:
+        assert f"{group}=" in said
+        assert {option, f"{option},"} & set(said)
+    assert not [word for word in said if word.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "group"),
+    [
+        ("evaluate", [], ""),
+        ("train", ["method=ltp_hard"], "method."),
+        ("train", ["hardware=cpu"], "hardware."),
+        ("train", ["task=builtin"], "task."),
+    ],
+)
+def test_help_explains_every_option_of_a_file(name: str, asked: list[str], group: str) -> None:
+    said = teach(CONF, name, asked).rpartition("Options of")[2].splitlines()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = [key for key, _ in leaves(composed(name, asked).tree) if key.startswith(group) and "._" not in key]
+    places = {key: [i for i, line in enumerate(said) if line.startswith(f"  {key}=")] for key in keys}
+    shown_with_others = ("task.name", "method.stages.", "task.files.")
+    for key in keys:
+        if key != "method.stages.soft":  # which ltp_hard leaves out
+            (place,) = places[key]
+            assert key.startswith(shown_with_others) or said[place + 1].startswith("      "), f"{key} is not explained"
 
 
 @pytest.mark.parametrize("module", ["skim", "train", "evaluate", "skim.cli", "skim.hub"])

@@ -262,6 +262,19 @@ def test_what_a_sweep_agent_passes_is_told_how_to_pass_it() -> None:
     assert "${args_no_hyphens}" in str(caught.value)
 
 
+def test_the_sweep_file_that_is_written_down_is_one_that_works() -> None:
+    """What its agents call, as W&B says: one ``name=value`` for each parameter in place of ``${args_no_hyphens}``."""
+    lines = (CONF / "logger" / "wandb.yaml").read_text().splitlines()
+    sweep = OmegaConf.create("\n".join(line[4:] for line in lines if line.startswith("#   ")))
+    command = OmegaConf.to_container(sweep.command, resolve=False)
+    assert command[:3] + command[-1:] == ["${env}", "python", "${program}", "${args_no_hyphens}"]
+    values = [f"{key}={said.get('values', [said.get('min')])[0]}" for key, said in sweep.parameters.items()]
+    assert len(values) == 2
+    cfg = made([*command[3:-1], *values])
+    assert (cfg.task.name, cfg.method.target, cfg.train.lr) == ("sst2", 0.3, 1e-5)
+    assert cfg.logger.wandb is not None
+
+
 def test_flags_and_their_values_stay(own: Path) -> None:
     other = own.parent / "more"
     (other / "experiment").mkdir(parents=True)
