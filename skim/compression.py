@@ -7,6 +7,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from skim.engine.head import Head, HeadForward
 from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk
 from skim.errors import SkimError
-from skim.methods import Method, Spec, method_class
+from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.dense import Dense
+from skim.methods.options import shortened
 
 FORMAT = 1  # of skim.json
 
@@ -36,9 +38,14 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
         method: a :class:`~skim.methods.Method` or the name of one, then with its default options.
         execution: ``auto``, ``masked``, ``packed`` or ``narrowed``; see :func:`execution`.
 
+    A method that another model had before :func:`decompress` goes on with what it has learned, if this one is alike.
+
     Raises:
-        SkimError: for an unsupported family, an unknown method, or a model that is compressed already.
+        SkimError: for an unsupported family, an unknown method or what is none, a method that serves another model, or
+            a model that is compressed already.
     """
+    if not isinstance(model, nn.Module):
+        raise SkimError(f"skim.compress takes a model of transformers, loaded, and got {shortened(repr(model))}.")
     whole = whole_of(model)
     if hasattr(whole, "skim_walk"):
         raise SkimError("This model is compressed already; skim.decompress(model) first.")
@@ -51,22 +58,18 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
         )
     backbone = backbones.find(whole)
     base: Any = whole.base_model
-    if isinstance(method, str):
-        method = method_class(method)()
-    if hasattr(method, "spec"):
-        raise SkimError("This method object serves another model already; make a new one for each model.")
+    method = chosen(method)
     head = Head(whole, base, backbone)
     if method.reads_head:
         head.price()
-    method.build(
-        Spec(
-            layers=len(backbone.layers(base)),
-            width=base.config.hidden_size,
-            sep_token_id=getattr(base.config, "sep_token_id", None),
-            looks_apart=backbone.looks_apart,
-            outputs=head.outputs if method.reads_head else None,
-        )
+    spec = Spec(
+        layers=len(backbone.layers(base)),
+        width=base.config.hidden_size,
+        sep_token_id=getattr(base.config, "sep_token_id", None),
+        looks_apart=backbone.looks_apart,
+        outputs=head.outputs if method.reads_head else None,
     )
+    build(method, spec)
     method.train(whole.training)
     parameter = next(whole.parameters())
     walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution, head)
@@ -75,6 +78,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
         walk.attention_before = whole.config._attn_implementation
         whole.set_attn_implementation("skim")
     whole.method = method
+    method.serves = True
     whole.skim_walk = walk
     base.forward = walk
     if whole is not base:
@@ -84,6 +88,40 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     for part in {whole, unwrapped(model)}:
         keep_method(part)
     return model
+
+
+def chosen(method: Any) -> Method:
+    """The method that a caller of :func:`compress` means; a SkimError for what is none, or is in use."""
+    if isinstance(method, str):
+        return method_class(method)()
+    if isinstance(method, type) and issubclass(method, Method):
+        raise SkimError(f"skim.compress takes a method, and {method.__name__} is a class of them: {method.__name__}().")
+    if not isinstance(method, Method):
+        raise SkimError(
+            f"skim.compress takes a method or the name of one, and got {shortened(repr(method))}.\n"
+            f"Such as skim.Transkimmer(target=0.5), or a name: {', '.join(METHODS)}."
+        )
+    if method.serves:
+        raise SkimError(
+            "This method object serves another model already; make a new one for each model, or skim.decompress "
+            "that one first."
+        )
+    return method
+
+
+def build(method: Method, spec: Spec) -> None:
+    """Build a method for a backbone, unless it was built for one like it: then it keeps what it has learned."""
+    before = method.built_for
+    if before is None:
+        method.build(spec)
+        method.built_for = spec
+    elif before != spec:
+        was, now = asdict(before), asdict(spec)
+        differs = "; ".join(f"{name} was {was[name]} and is {now[name]}" for name in was if was[name] != now[name])
+        raise SkimError(
+            f"This method object was built for another backbone ({differs}).\n"
+            f"Make a new one: {type(method).__name__}(...)."
+        )
 
 
 def _own_config(model: nn.Module) -> None:
@@ -113,6 +151,7 @@ def decompress(model: nn.Module) -> nn.Module:
     """Undo :func:`compress`: the plain Hugging Face model, with the weights as they are now."""
     walk = walk_of(model)
     whole = walk.model
+    walk.method.serves = False
     del walk.base.forward, whole.skim_walk, whole.method
     for part in (whole, unwrapped(model)):
         for name in ("save_pretrained", "load_adapter"):

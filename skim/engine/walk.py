@@ -203,6 +203,7 @@ class Walk:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs, wants_states, wants_tuple = self._read(args, kwargs)
+        self._check_attention()
         base, backbone, method = self.base, self.backbone, self.method
         learns = self.model.training and torch.is_grad_enabled()
         if learns:
@@ -290,6 +291,16 @@ class Walk:
             output.hidden_states = backbone.hidden_states(base, states, hidden, output)
         self._last.value = trace
         return backbone.as_tuple(output) if wants_tuple else output
+
+    def _check_attention(self) -> None:
+        """Refuse to run when somebody has chosen another attention since: it would not know who is there."""
+        chosen = self.base.config._attn_implementation
+        if self.backbone.packs and chosen != "skim":
+            raise SkimError(
+                f"{type(self.model).__name__} was told to use attention '{chosen}' after skim.compress, which needs "
+                "its own.\nskim.decompress(model) first and choose then; "
+                "model.set_attn_implementation('skim') takes it back."
+            )
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
         """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""

@@ -59,6 +59,8 @@ class Method(nn.Module):
         retires: tokens are gone when it is done with them, so that it could leave too few.
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
+        built_for: the backbone that :meth:`build` was called for, by ``compress``.
+        serves: whether a model has it.
         progress: share of training done, of the present stage if there are several.
         stepped: whether anybody has ever called :meth:`step`.
         kept_frozen: it was frozen as a whole, by :meth:`requires_grad_`, and so on purpose.
@@ -92,6 +94,8 @@ class Method(nn.Module):
         self.progress = 0.0
         self.stepped = False
         self.kept_frozen = False
+        self.built_for: Spec | None = None
+        self.serves = False
         self.target: float | None = None
         self.register_buffer("shift", None)
 
