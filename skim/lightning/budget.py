@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from skim.errors import SkimError
 Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
 TOLERANCE = 0.03  # how far from its target, in relative FLOPs, a model still is at it
+HALVINGS = 16  # of the interval in which a calibration looks for a shift
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 
@@ -85,7 +86,14 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
     )
 
 
-def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float = 12.0, around: float = 0.0) -> float:
+def calibrate(
+    model: nn.Module,
+    batches: Batches,
+    steps: int = HALVINGS,
+    reach: float = 12.0,
+    around: float = 0.0,
+    each: Callable[[], object] = bool,
+) -> float:
     """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
 
     Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model
@@ -97,6 +105,7 @@ def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float 
         steps: halvings of the interval.
         reach: largest shift to either side of ``around``; the unit is the method's.
         around: the middle of the interval.
+        each: called after each of them, to show how far it is.
     """
     method = walk_of(model).method
     low, high = around - reach, around + reach
@@ -104,6 +113,7 @@ def calibrate(model: nn.Module, batches: Batches, steps: int = 16, reach: float 
         middle = (low + high) / 2
         method.shift.fill_(middle)
         low, high = (low, middle) if spend(model, batches) > method.target else (middle, high)
+        each()
     return spend(model, batches)
 
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from rich.console import Console
 
 from skim.compression import walk_of
-from skim.lightning.budget import Batches, calibrate, spend
+from skim.lightning.budget import HALVINGS, Batches, calibrate, spend
 from skim.lightning.callbacks import BestCheckpoint, Evaluation
 from skim.lightning.module import SkimModule
+from skim.lightning.progress import counted
 from skim.lightning.results import Results
 from tasks.base import Task
 
@@ -36,7 +38,13 @@ class Landed:
 
 
 def settle(
-    trainer: pl.Trainer, module: SkimModule, task: Task, best: BestCheckpoint, inputs: Batches | None, export: str
+    trainer: pl.Trainer,
+    module: SkimModule,
+    task: Task,
+    best: BestCheckpoint,
+    inputs: Batches | None,
+    export: str,
+    console: Console,
 ) -> list[Landed]:
     """Bring the model onto its target with the weights at the end of training, or with the best ones.
 
@@ -50,13 +58,14 @@ def settle(
         best: knows the best weights.
         inputs: to calibrate on; ``None``: decisions stay as training left them.
         export: ``best``, or ``last`` whatever was best.
+        console: to show what takes a while.
 
     Returns:
         What was evaluated, the chosen one first.
     """
     step = trainer.global_step
     same = best.best is not None and best.best.step == step
-    calibration = calibrated(trainer, module, inputs)
+    calibration = calibrated(trainer, module, inputs, console)
     if calibration is not None:
         trainer.save_checkpoint(best.path.with_name("last.ckpt"), weights_only=False)
         if same:
@@ -69,7 +78,7 @@ def settle(
     checkpoint = torch.load(best.path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     module.method.progress = checkpoint["method_progress"]
-    calibration = calibrated(trainer, module, inputs)
+    calibration = calibrated(trainer, module, inputs, console)
     if calibration is not None and trainer.is_global_zero:
         torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
     found = landed("best", best.best.step, trainer, module, task, calibration)
@@ -91,16 +100,21 @@ def landed(
     return Landed(name, step, values, evaluation, calibration)
 
 
-def calibrated(trainer: pl.Trainer, module: SkimModule, inputs: Batches | None) -> dict[str, float] | None:
+def calibrated(
+    trainer: pl.Trainer, module: SkimModule, inputs: Batches | None, console: Console
+) -> dict[str, float] | None:
     """Shift the decisions onto the target and say what that did; ``None`` without a target or a shift."""
     model = module.model
     method = walk_of(model).method
     if inputs is None or method.target is None or method.shift is None:
         return None
-    with trainer.precision_plugin.forward_context():
+    if not trainer.is_global_zero:
+        console = Console(quiet=True)
+    what = f"calibration to {method.target:g}"
+    with trainer.precision_plugin.forward_context(), counted(console, what, HALVINGS) as count:
         module.to(trainer.strategy.root_device)  # Lightning takes it off the device after each of its loops
         before = spend(model, inputs)
-        calibrate(model, inputs)
+        calibrate(model, inputs, each=count)
     return {"relative_flops_before": before, "shift": float(method.shift)}
 
 

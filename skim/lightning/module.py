@@ -185,6 +185,11 @@ class SkimModule(pl.LightningModule):
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device)
 
+    def on_train_start(self) -> None:
+        # a training that is shorter than the interval of the log would leave no line
+        left = max(self.plan.steps - self.global_step, 1)
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, left)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["bounds"] = self._bounds
         checkpoint["method_begin"] = self._begin
@@ -256,6 +261,7 @@ class SkimModule(pl.LightningModule):
         relaxed = self.method.trains_masked
         with self.trainer.precision_plugin.forward_context():
             if done == 0 and (not relaxed or (self.method.starts_at_target and first == 0)):
+                self.print(f"calibration to {self.method.target:g}")
                 calibrate(self.model, self.calibrate_on)
             elif done > 0 and not relaxed and done % max(steps // HOLDS, HOLDS) == 0:
                 hold(self.model, self.calibrate_on)

@@ -1,23 +1,215 @@
-"""What a run shows of its training while it goes on."""
+"""What a run shows while it goes on: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+from skim.lightning.module import SkimModule
+
+EVERY = 30.0  # seconds between two lines of a log, at least
+SHARE = 1 / 40  # and this share of the time so far: a week's log has some 300 of them
+REDRAWN = 0.25  # seconds between two looks of a bar; reading a loss waits for the device
+SHOWN = {"train/loss": "loss", "train/keep": "keep", "train/flops": "FLOPs"}
+HIDDEN = ("layer_", "gflops", "formula/")  # of an evaluation: too many to be read
 
 
-class Lines(Callback):
-    """One line per evaluation, for logs and terminals that show no progress bar."""
+def shown(console: Console, folder: Path) -> Shown:
+    """What suits a console: a bar where it is a terminal, else lines."""
+    return Bar(console, folder) if console.is_terminal else Lines(console, folder)
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
 
-    def on_validation_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or trainer.state.fn != "fit":
+@contextmanager
+def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar over something that takes a while, or a line that says that it begins.
+
+    Args:
+        console: where to.
+        what: it is.
+        total: how many times what is yielded will be called.
+    """
+    if not console.is_terminal:
+        console.print(what, highlight=False, soft_wrap=True)
+        yield lambda: None
+        return
+    with Progress(*columns(), console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total, shown="")
+        yield lambda: progress.advance(task)
+
+
+def columns() -> list[Any]:
+    """Of a bar: what, the bar in the room that is left, how many, the time left, and numbers; none of them wraps."""
+    whole = Column(no_wrap=True)
+    return [
+        TextColumn("{task.description}", table_column=whole),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(table_column=whole),
+        TimeRemainingColumn(compact=True, table_column=whole),
+        TextColumn("{task.fields[shown]}", table_column=whole),
+    ]
+
+
+class Shown(ProgressBar):
+    """Says where a run goes, how long it is, and what its evaluations come to.
+
+    Args:
+        console: where to.
+        folder: the run's.
+        clock: seconds, rising.
+    """
+
+    def __init__(self, console: Console, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self.console, self.folder, self.clock = console, folder, clock
+        self.is_enabled = True  # Lightning asks for it: not on the other ranks
+        self.steps = 0
+
+    def enable(self) -> None:
+        self.is_enabled = True
+
+    def disable(self) -> None:
+        self.is_enabled = False
+
+    def print(self, *args: Any, **_: Any) -> None:
+        """A line of its own."""
+        if self.is_enabled:
+            self.console.print(Text(" ".join(map(str, args))), soft_wrap=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps = cast(SkimModule, pl_module).plan.steps
+        begun = f", from step {trainer.global_step:,} on" if trainer.global_step else ""
+        devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+        device = trainer.strategy.root_device.type
+        self.print(f"{self.folder}: {self.steps:,} steps{begun}, {devices}{device}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn != "fit":
             return
         values = trainer.callback_metrics
-        hidden = ("layer_", "gflops", "formula/")
-        shown = [name for name in values if name.startswith("val/") and not any(part in name for part in hidden)]
-        text = ", ".join(f"{name[4:].replace('_', ' ')} {float(values[name]):.4f}" for name in shown)
-        self.console.print(f"step {trainer.global_step}: {text}", highlight=False)
+        names = [name for name in values if name.startswith("val/") and not any(part in name for part in HIDDEN)]
+        text = ", ".join(f"{name[4:].replace('_', ' ')} {float(values[name]):.4f}" for name in names)
+        self.print(f"step {trainer.global_step:,}: {text}")
+
+    def training(self, trainer: pl.Trainer) -> dict[str, str]:
+        """Numbers of the last training step, for people."""
+        values = trainer.callback_metrics
+        return {short: f"{float(values[name]):.3f}" for name, short in SHOWN.items() if name in values}
+
+
+class Lines(Shown):
+    """A line every so often, for logs and terminals that show no bar."""
+
+    def __init__(self, console: Console, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, folder, clock)
+        self.started = self.said = clock()
+        self.first = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.started = self.said = self.clock()
+        self.first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        if step == self.first or not self.due():
+            return
+        left = (self.clock() - self.started) / (step - self.first) * (self.steps - step)
+        numbers = ", ".join(f"{name} {value}" for name, value in self.training(trainer).items())
+        self.print(f"step {step:,} of {self.steps:,}: {numbers}, {timedelta(seconds=round(left))} left")
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.due():
+            self.print(f"evaluation: {batch_idx + 1:,} of {int(sum(trainer.num_val_batches)):,} batches")
+
+    def due(self) -> bool:
+        """Whether it is time for a line again; if so, it is taken for said."""
+        now = self.clock()
+        if not self.is_enabled or now - self.said < max(EVERY, SHARE * (now - self.started)):
+            return False
+        self.said = now
+        return True
+
+
+class Bar(Shown):
+    """One bar over all steps of the training, and one over each evaluation; they fit 80 columns."""
+
+    def __init__(self, console: Console, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(console, folder, clock)
+        self.progress: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.drawn = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self.begin("training", self.steps, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        step = trainer.global_step
+        if self.due() or step == self.steps:
+            name = cast(SkimModule, pl_module).stage
+            numbers = " ".join(f"{name} {value}" for name, value in self.training(trainer).items())
+            self.draw("training", completed=step, shown=numbers, description=(name and name.name) or "training")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begin("evaluation", int(sum(trainer.num_val_batches)))
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.due():
+            self.draw("evaluation", completed=batch_idx + 1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.progress is not None:
+            self.progress.remove_task(self.tasks.pop("evaluation"))
+        super().on_validation_end(trainer, pl_module)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        super().print(*args, **kwargs)
+        if self.progress is not None:
+            self.progress.refresh()
+
+    def begin(self, what: str, total: int, completed: int = 0) -> None:
+        """Start a bar; nothing on ranks that show none."""
+        if not self.is_enabled:
+            return
+        if self.progress is None:
+            # drawn between batches and never by a thread of its own, which would take time from whoever is running
+            self.progress = Progress(*columns(), console=self.console, auto_refresh=False)
+            self.progress.start()
+        self.tasks[what] = self.progress.add_task(what, total=total, completed=completed, shown="")
+        self.progress.refresh()
+
+    def draw(self, what: str, **values: Any) -> None:
+        """Bring a bar up to date."""
+        if self.progress is not None:
+            self.progress.update(self.tasks[what], refresh=True, **values)
+
+    def due(self) -> bool:
+        """Whether it is time to look at the numbers again."""
+        now = self.clock()
+        if self.progress is None or now - self.drawn < REDRAWN:
+            return False
+        self.drawn = now
+        return True
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+        self.progress = None
+
+    def on_exception(self, *_: Any) -> None:
+        self.teardown()

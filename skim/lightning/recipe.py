@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, RichProgressBar
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from safetensors.torch import save_file
@@ -30,8 +31,9 @@ from skim.lightning.build import COMPANION, Parts, build, check
 from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
 from skim.lightning.landing import elsewhere, evaluated, settle
 from skim.lightning.module import SkimModule
-from skim.lightning.progress import Lines
+from skim.lightning.progress import shown
 from skim.lightning.results import Results
+from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 
@@ -52,13 +54,12 @@ LEFT_BEHIND = (
 
 def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) -> pl.Trainer:
     """Lightning's Trainer with the loggers and callbacks of a run."""
-    progress = cfg.callbacks.progress and console.is_terminal
     every = cfg.train.get("eval_every")  # older runs have no choice
     best = BestCheckpoint(folder / "checkpoints", parts.task.monitor)
     callbacks: list[Callback] = [best]  # judges an evaluation before anyone asks
     if cfg.callbacks.patience is not None:
         callbacks.append(LastStageStopping(best, cfg.callbacks.patience))
-    callbacks.append(RichProgressBar(leave=True) if progress else Lines(console))
+    callbacks.append(shown(console, folder))
     callbacks.append(LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every")))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if cfg.logger.wandb is not None:
@@ -80,7 +81,6 @@ def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) ->
         log_every_n_steps=cfg.callbacks.log_every,
         callbacks=callbacks,
         logger=loggers,
-        enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # the task's sampler knows its rank, and never repeats a sample in evaluation
@@ -113,8 +113,12 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         SkimError: for anything the user can mend; raised before the folder is written to, where that can be known.
     """
     started = time.time()
-    console = Console()
     check(cfg)
+    console = Console() if cfg.callbacks.progress else Console(force_terminal=False)
+    if rank_zero_only.rank == 0:
+        names = {"task": cfg.task.name, "method": method_name(cfg.method._target_), "backbone": cfg.backbone.name}
+        said = ", ".join(f"{group}={name}" for group, name in names.items())
+        console.print(f"{said}: loading data and model", highlight=False, soft_wrap=True)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -153,7 +157,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     results = Results.of(cfg, parts.task.name, command)
     try:
-        return finish(cfg, folder, started, parts, module, trainer, results)
+        return finish(cfg, folder, started, parts, module, trainer, results, console)
     except BaseException as error:
         if trainer.is_global_zero:
             results.notes.append(f"{type(error).__name__}: {error}")
@@ -188,6 +192,7 @@ def finish(
     module: SkimModule,
     trainer: pl.Trainer,
     results: Results,
+    console: Console,
 ) -> Run:
     """The run itself: fit, calibrate, measure, export."""
     model, task = parts.model, parts.task
@@ -210,7 +215,7 @@ def finish(
         )
     inputs = parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None
     export = cfg.callbacks.get("export", "best")  # older runs have no choice
-    weights = settle(trainer, module, task, best, inputs, export)
+    weights = settle(trainer, module, task, best, inputs, export, console)
     results.exported, results.calibration = weights[0].checkpoint, weights[0].calibration
     results.checkpoints = {one.checkpoint: asdict(one.evaluation) for one in weights}
     measure(results, weights[0].values, trainer, module, parts)
@@ -226,7 +231,7 @@ def finish(
     with trainer.precision_plugin.forward_context():
         skimmed = read(model, parts.tokenizer, task.example_texts(6), task.label_names, task.single_texts)
         if cfg.benchmark.enabled:
-            results.latency = latency(parts, cfg.benchmark)
+            results.latency = latency(parts, cfg.benchmark, console)
     results.wall_seconds = time.time() - started
     results.status = "done"
     results.write(folder)
@@ -259,10 +264,13 @@ def measure(results: Results, values: dict[str, float], trainer: pl.Trainer, mod
         )
 
 
-def latency(parts: Parts, settings: DictConfig) -> dict[str, Any]:
+def latency(parts: Parts, settings: DictConfig, console: Console | None = None) -> dict[str, Any]:
     """The model as it runs, packed dense and padded Hugging Face on the same batches; see :mod:`skim.benchmark`."""
+    console = console or Console()
     measured = {}
     for batch_size in settings.batch_sizes:
         batches = parts.sampled(int(batch_size), settings.samples)
+        if not console.is_terminal:  # there, the benchmark draws a bar
+            console.print(f"latency at batch size {batch_size}: {len(batches):,} batches", highlight=False)
         measured[str(batch_size)] = compare(parts.model, batches, repeats=settings.repeats)
     return measured
