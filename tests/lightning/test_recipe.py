@@ -307,7 +307,7 @@ def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Pat
     ("overrides", "says"),
     [
         (["method=transkimmer", "method.target=0.001"], "cannot be reached"),
-        (["method=transkimmer", "method.target=1.5"], "from 0 to 1"),
+        (["method=transkimmer", "method.target=1.5"], "above 0 and at most 1"),
         (["method=transkimmer", "method.temperature=0"], "above 0"),
         (["method=transkimmer", "method.preset=papr"], "paper"),
         (["method=transkimmer", "method.layers=[0,9]"], "layers"),
