@@ -129,6 +129,10 @@ class Backbone:
         fixed = call_flops(layer)
         return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward, fixed=fixed, keys=keys)
 
+    def charged(self, cost: LayerCost, inputs: Inputs) -> LayerCost:
+        """What a layer of this cost costs on these inputs, for a family that computes less without some of them."""
+        return cost
+
     def pair_flops(self, layer: Module) -> float:
         """FLOPs per pair of tokens: the scores and the weighted sum of the values, all heads."""
         return 4.0 * layer.attention.self.all_head_size

@@ -21,9 +21,10 @@ class Esm(Backbone):
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         if inputs.inputs_embeds is not None:  # taken as they are, without positions: so does transformers
             return inputs.inputs_embeds
-        return base.embeddings(
-            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, position_ids=inputs.position_ids
-        )
+        mask = inputs.attention_mask
+        if mask is not None:  # the share of masked tokens among none at all is not a number, and neither its gradient
+            mask = mask.masked_fill(~mask.bool().any(1, keepdim=True), 1)
+        return base.embeddings(input_ids=inputs.input_ids, attention_mask=mask, position_ids=inputs.position_ids)
 
     def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
         if base.rotary_embeddings is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from skim.engine.adapters import linear_flops
 from skim.engine.attention import AttentionMask, MaskedSoftmax
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
-from skim.flops import LayerCost
+from skim.flops import LayerCost, precise
 
 
 class Geometry(NamedTuple):
@@ -28,6 +29,33 @@ class Geometry(NamedTuple):
     table: Tensor
     row: Tensor
     other_segment: Tensor | None
+
+
+@dataclass(frozen=True)
+class SegmentCost(LayerCost):
+    """A layer that looks at segments, if it is told of any.
+
+    Attributes:
+        segments: per token, the scores of the two segment embeddings.
+        choice: per pair, which of the two it gets.
+        context: the part of ``pair`` that is the weighted sum of the values; of a single key, that is no product.
+    """
+
+    segments: float = 0.0
+    choice: float = 0.0
+    context: float = 0.0
+
+    def __call__(
+        self,
+        attending: Tensor,
+        feeding: Tensor,
+        entered: Tensor,
+        looked_at: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> Tensor:
+        rows = precise(attending)
+        own = self.segments * rows + self.choice * rows**2 - self.context * precise(attending == 1)
+        return super().__call__(attending, feeding, entered, looked_at, projected) + own
 
 
 class XLNet(Narrowed):
@@ -85,15 +113,22 @@ class XLNet(Narrowed):
     def hidden_states(self, base: Module, states: list[Tensor], hidden: Tensor, output: Any) -> tuple[Tensor, ...]:
         return (*states, hidden)  # as they are before the last dropout
 
+    def charged(self, cost: LayerCost, inputs: Inputs) -> LayerCost:
+        assert isinstance(cost, SegmentCost)
+        return cost if inputs.token_type_ids is not None else replace(cost, segments=0.0, choice=0.0)
+
     def cost(self, layer: Module) -> LayerCost:
         """The table has two rows for every input position, whoever is still there, and every query meets all of it."""
         attention = layer.rel_attn
         heads = attention.n_head * attention.d_head
         projection = 2.0 * attention.d_model * heads
-        return LayerCost(
-            attention=4 * projection + 2.0 * 2 * heads,  # q, k, v, o and the scores of the two segment embeddings
-            pair=4.0 * heads + 2.0 * 2 * attention.n_head,  # content, context, and the choice of segment
+        return SegmentCost(
+            attention=4 * projection,  # q, k, v, o
+            pair=4.0 * heads,  # content and context
             feed_forward=linear_flops(layer.ff),
             table=2 * projection,
             lookup=2 * 2.0 * heads,
+            segments=2.0 * 2 * heads,
+            choice=2.0 * 2 * attention.n_head,
+            context=2.0 * heads,
         )

@@ -221,7 +221,7 @@ def attention_with_sums(
                 view = seen if len(seen) == 1 else seen[some]
                 view = view if view.shape[2] == 1 else view[:, :, queries]
                 scores.masked_fill_(~view, torch.finfo(scores.dtype).min)
-            probabilities = scores.softmax(-1, dtype=torch.float32)
+            probabilities = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
             parts.append(column_sums(probabilities, None if weights is None else weights[some, queries]))
             if value is not None:
                 here.append(probabilities.to(value.dtype) @ value[some])

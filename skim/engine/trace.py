@@ -103,8 +103,11 @@ class Trace:
         return torch.stack([layer.attending.counts() for layer in self.layers])
 
     def keep_ratio(self) -> Tensor:
-        """Alive real tokens / real tokens, entering the attention of each layer, ``(L,)``; pads are in neither."""
-        return self.counts().sum(1) / self.lengths.sum()
+        """Alive real tokens / real tokens, entering the attention of each layer, ``(L,)``; pads are in neither.
+
+        1 if there is no real token at all.
+        """
+        return share(self.counts().sum(1), self.lengths.sum())
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs of this forward per sequence, ``(B,)`` float64; differentiable in masked training."""
@@ -120,9 +123,12 @@ class Trace:
         return torch.stack([layer.dense_flops() for layer in self.layers]).sum(0)
 
     def relative_flops(self, formula: LayerCost | None = None) -> Tensor:
-        """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar."""
+        """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar.
+
+        1 if there is no real token at all.
+        """
         dense = self.dense_flops if formula is None else self.dense(formula)
-        return self.flops(formula).sum() / dense.sum()
+        return share(self.flops(formula).sum(), dense.sum())
 
     def alive(self) -> Tensor:
         """Who entered each layer's feed-forward, at input positions, ``(L, B, N)`` bool."""
@@ -131,6 +137,11 @@ class Trace:
     def layers_survived(self) -> Tensor:
         """Layers each token took part in, ``(B, N)``: 0 retired before the first, L alive to the end; 0 on pads."""
         return self.alive().sum(0)
+
+
+def share(part: Tensor, whole: Tensor) -> Tensor:
+    """``part / whole``, and 1 of nothing: a batch of nothing but padding must not make a loss, or steering, NaN."""
+    return torch.where(whole > 0, part / whole.clamp_min(1), 1.0)
 
 
 class LastTrace:

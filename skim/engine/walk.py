@@ -219,7 +219,7 @@ class Walk:
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
-        costs = self.costs
+        costs = [backbone.charged(cost, inputs) for cost in self.costs]
         states = []
         position, seen, geometry = None, None, None
         key_values = KeyValues(backbone, base, inputs)
@@ -286,6 +286,8 @@ class Walk:
             )
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
+        if inputs.attention_mask is not None and form != "packed":  # there, who has no token has no state either
+            hidden = hidden.masked_fill(~real.any(1)[:, None, None], 0.0)
         output = backbone.finish(base, hidden)
         if wants_states:
             output.hidden_states = backbone.hidden_states(base, states, hidden, output)
@@ -304,9 +306,16 @@ class Walk:
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
         """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""
-        if self.model.training and getattr(layer, "gradient_checkpointing", False):
-            return layer._gradient_checkpointing_func(half, layer, *args)
-        return half(layer, *args)
+        if not (self.model.training and getattr(layer, "gradient_checkpointing", False)):
+            return half(layer, *args)
+        checkpointed = layer._gradient_checkpointing_func
+        if self.method.trains_masked and getattr(checkpointed, "keywords", {}).get("use_reentrant"):
+            raise SkimError(
+                f"Reentrant gradient checkpointing hands on gradients of a layer's states only, and method "
+                f"{self.method.name} learns through its masks.\nUse model.gradient_checkpointing_enable("
+                "gradient_checkpointing_kwargs={'use_reentrant': False})."
+            )
+        return checkpointed(half, layer, *args)
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Inputs, bool, bool]:
         """Sort out a Hugging Face call: the inputs, whether all hidden states are wanted, whether a tuple is."""

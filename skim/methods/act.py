@@ -216,10 +216,10 @@ class ACT(Precise, Method):
             return {"relative_flops": trace.relative_flops().float()}
         ponder = trace.carry.ponder()
         if self.steering is not None:
-            return {"ponder": ponder.sum() / trace.lengths.sum() / self.spec.layers}
+            return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1) / self.spec.layers}
         if self.ponder_reduction == "sum":
             return {"ponder": ponder.sum(1).mean()}
-        return {"ponder": ponder.sum() / trace.lengths.sum()}
+        return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1)}
 
     def weights(self) -> dict[str, float | Tensor]:  # type: ignore[override]
         if self.steering is not None:

@@ -48,7 +48,7 @@ def hard_keep(score: Tensor, threshold: Tensor, shift: Tensor) -> Tensor:
 def kept_share(trace: Trace) -> Tensor:
     """Mean over layers of the share of real tokens that enter the feed-forward; a scalar."""
     kept = torch.stack([layer.feeding.counts().sum() for layer in trace.layers])
-    return (kept / trace.lengths.sum()).mean()
+    return (kept / trace.lengths.sum().clamp_min(1)).mean()
 
 
 def padded_mask_sum(trace: Trace) -> Tensor:
