@@ -70,6 +70,9 @@ class XLNet(Narrowed):
             return "it is configured for pretraining (attn_type='uni' or bi_data=True)"
         return None
 
+    def longest_input(self, config: Any) -> int | None:
+        return None  # distances have no end; transformers says -1 positions
+
     def layers(self, base: Module) -> list[Module]:
         return list(base.layer)
 

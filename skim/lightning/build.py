@@ -227,9 +227,12 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         )
     config = backbone_config(cfg, tokenizer, source)
     family = families().get(config.model_type)
-    longest = family.longest_input(config) if family is not None else None
-    if longest is not None:  # some tokenizers say 1e30; what is longer than this is truncated and counted by the task
-        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    if family is not None:
+        # a head that reads the first position must find a token there, whatever the tokenizer's config says
+        tokenizer.padding_side = "left" if family.head_reads == "last" else "right"
+        longest = family.longest_input(config)
+        if longest is not None:  # some tokenizers say 1e30; what is longer is truncated and counted by the task
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     task.setup_tokenizer(tokenizer)
     task.setup(purpose)
     for name, value in task.model_kwargs().items():
