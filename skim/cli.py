@@ -11,6 +11,7 @@ from pathlib import Path
 
 from skim.errors import SkimError
 from skim.options import quoted, settle
+from skim.resume import inherited
 from skim.teach import teach
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
@@ -63,7 +64,8 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
         return arguments
     search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-        overrides = settle(given.overrides, given.config_name or name, search, sweeps=given.multirun)
+        overrides = inherited(given.overrides, given.config_name or name, search)
+        overrides = settle(overrides, given.config_name or name, search, sweeps=given.multirun)
     flags = list(arguments)
     for override in given.overrides:
         flags.remove(override)
@@ -78,8 +80,8 @@ def readable() -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
-        print("interrupted; resume=<run>/checkpoints/last.ckpt goes on from the last evaluation", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except (SkimError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:

@@ -32,6 +32,7 @@ from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
 from skim.methods.options import OptionError
+from skim.resume import recorded
 from tasks.base import Task
 
 NOISE = (
@@ -207,8 +208,6 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     """
     quiet()
     check(cfg)
-    if cfg.resume:
-        check_resume(cfg)
     method = method_of(cfg)
     stages = stages_of(cfg, method.stages)
     task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
@@ -390,29 +389,3 @@ def dense_folder(cfg: DictConfig) -> Path:
         f"init_from={folder} holds no trained model (neither model/config.json nor config.json).\n"
         "Name the folder of a finished run, such as runs/sst2/dense/minilm/<stamp>."
     )
-
-
-def check_resume(cfg: DictConfig) -> None:
-    """A checkpoint goes on only with the backbone, the method and the task it was made with."""
-    path = Path(cfg.resume)
-    if not path.is_file():
-        raise SkimError(f"resume={path} is no file; name a checkpoint such as runs/.../checkpoints/last.ckpt.")
-    before = recorded(path.parent.parent)
-    for what, old, new in (
-        ("backbone", before.backbone, cfg.backbone),
-        ("method", before.method, cfg.method),
-        ("task.name", before.task.name, cfg.task.name),
-    ):
-        if old != new:
-            differs = [key for key in new if old.get(key) != new[key]] if OmegaConf.is_dict(new) else []
-            keys = f" (differs in {', '.join(differs)})" if differs else f" ({old}, now {new})"
-            raise SkimError(f"resume={path} was made with another {what}{keys}; they must agree.")
-
-
-def recorded(folder: Path) -> DictConfig:
-    """The config that a run's folder remembers."""
-    if not (folder / "config.yaml").is_file():
-        raise SkimError(f"{folder} is no run's folder: there is no config.yaml in it.")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return config

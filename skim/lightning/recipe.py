@@ -11,7 +11,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -36,6 +36,7 @@ from skim.lightning.results import Results
 from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
+from skim.resume import LAST, changes, checkpoint_of
 
 Part = TypeVar("Part", bound=Callback)
 LEFT_BEHIND = (
@@ -114,11 +115,17 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     """
     started = time.time()
     check(cfg)
+    changed: list[str] = []
+    if cfg.resume is not None:
+        changed = changes(cfg)
+        cfg = cast(DictConfig, OmegaConf.merge(cfg, {"resume": str(checkpoint_of(cfg.resume))}))
     console = Console() if cfg.callbacks.progress else Console(force_terminal=False)
     if rank_zero_only.rank == 0:
         names = {"task": cfg.task.name, "method": method_name(cfg.method._target_), "backbone": cfg.backbone.name}
         said = ", ".join(f"{group}={name}" for group, name in names.items())
         console.print(f"{said}: loading data and model", highlight=False, soft_wrap=True)
+        if cfg.resume is not None:
+            console.print("\n".join([f"going on from {cfg.resume}", *changed]), highlight=False, soft_wrap=True)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     pl.seed_everything(cfg.seed, verbose=False)
@@ -163,12 +170,25 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             results.notes.append(f"{type(error).__name__}: {error}")
             results.wall_seconds = time.time() - started
             results.write(folder)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted{goes_on(folder, cfg.resume)}") from None
         raise
     finally:
         if cfg.logger.wandb is not None:
             from skim.lightning.dashboard import conclude
 
             conclude(results)
+
+
+def goes_on(folder: Path, resumed: str | None) -> str:
+    """From where an interrupted run can go on, in words: from a checkpoint of its own, or the one it began with."""
+    if not (folder / LAST).is_file():
+        if resumed is not None:
+            return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
+        return " before it wrote a checkpoint: start it anew (callbacks.save_every=<steps> writes one more often)"
+    step = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"; resume={here} goes on from step {step}"
 
 
 def clear(folder: Path, resume: str | None) -> None:

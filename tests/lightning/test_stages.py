@@ -416,8 +416,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(whole: Whole, tmp
     ("override", "says"),
     [
         ("train.max_steps=12", r"stages begin at steps \[0, 8\] of 24, this run's at \[0, 4\] of 12"),
-        ("train.accumulate=2", r"\[0, 8\] of 24, this run's at \[0, 4\] of 12"),
-        ("task.max_train_samples=512", r"\[0, 8\] of 24, this run's at \[0, 16\] of 48"),
+        ("task.batch_size=16", r"\[0, 8\] of 24, this run's at \[0, 16\] of 48"),
     ],
 )
 def test_resuming_refuses_to_move_where_stages_change(whole: Whole, tmp_path: Path, override: str, says: str) -> None:

@@ -1,0 +1,164 @@
+"""Going on with an interrupted run: by its own config, with what may be changed on the way, from a checkpoint of it.
+
+Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from skim.errors import SkimError
+from skim.options import composed, leaves, quoted, written
+
+LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
+GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks")
+# What neither a step of training nor the schedule depends on, or what is looked at when the checkpoint is loaded (how
+# long a run is, which batches come next), by the parts that know where it stands.
+FREE = re.compile(
+    r"(hardware|logger|callbacks|benchmark|paths)\..*|formulas|execution|resume"
+    r"|train\.(epochs|max_steps|evals_per_epoch|eval_every|calibrate|gradient_checkpointing|method_after)"
+    r"|task\.(batch_size|eval_batch_size|max_eval_samples|eval_split|test_split|files\.(validation|test))"
+    r"|method\.stages\.\w+\.epochs"
+)
+ABSENT = object()
+
+
+def recorded(folder: Path) -> DictConfig:
+    """The config that a run's folder remembers."""
+    if not (folder / "config.yaml").is_file():
+        raise SkimError(f"{folder} is no run's folder: there is no config.yaml in it.")
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def checkpoint_of(resume: str) -> Path:
+    """The checkpoint that ``resume`` means: a run's last one, or a file of its own."""
+    path = Path(resume)
+    if path.is_file():
+        return path
+    if (path / LAST).is_file():
+        return path / LAST
+    if (path / "config.yaml").is_file():
+        raise SkimError(
+            f"resume={path} has no {LAST}: the run ended before it wrote one.\n"
+            "Start it anew; callbacks.save_every=<steps> writes one more often."
+        )
+    raise SkimError(f"resume={path} is no file and no run's folder; name a run, or a checkpoint in its checkpoints/.")
+
+
+def changes(cfg: DictConfig) -> list[str]:
+    """What a run does in another way than the one that it goes on with, as lines ``train.epochs: 1 -> 2``.
+
+    Raises:
+        SkimError: what differs is part of what the run has learned, or of how it learns.
+    """
+    path = checkpoint_of(str(cfg.resume))
+    folder = path.parent.parent
+    old, new = flat(recorded(folder)), flat(cfg)
+    # an option that an older version did not have says nothing, but each entry of a model's config does
+    keys = [key for key in new if key in old or key.startswith("backbone.overrides.")]
+    keys += [key for key in old if key not in new]
+    differ = [key for key in keys if old.get(key) != new.get(key)]
+    teaches = new.get("train.distill") and new.get("train.distill_from", "init") == "init"
+    fixed = [key for key in differ if not FREE.fullmatch(key) and (key != "init_from" or teaches)]
+    if fixed:
+        said = ", ".join(f"{key} (was {shown(old.get(key))}, now {shown(new.get(key))})" for key in fixed[:4])
+        more = f" and {len(fixed) - 4} more" if len(fixed) > 4 else ""
+        raise SkimError(
+            f"resume={cfg.resume} goes on with what it began with, and cannot change {said}{more}.\n"
+            f"Leave that away, or start a new run from its weights: init_from={folder}."
+        )
+    return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key != "resume"]
+
+
+def flat(cfg: DictConfig) -> dict[str, Any]:
+    """Every option of a config by its dotted path."""
+    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    return dict(leaves(tree))
+
+
+def shown(value: Any) -> str:
+    """A value as one would write it on the command line, quotes left away."""
+    return written(value).strip("'")
+
+
+def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> list[str]:
+    """The overrides with which a run goes on: ``resume=<run>`` stands for all that the run was made with.
+
+    To be called where Hydra is initialised.
+
+    Args:
+        overrides: as typed; they are changes of that run's config.
+        name: of the primary config.
+        search: overrides of Hydra's that say where config files are.
+
+    Raises:
+        SkimError: there is no such run or checkpoint, or files are named that the run was not made with.
+    """
+    asked = [override for override in overrides if re.match(r"\+*resume=", override)]
+    if not asked or asked[-1].endswith("=null"):
+        return list(overrides)
+    typed = [override for override in overrides if override not in asked]
+    path = checkpoint_of(plain(asked[-1].partition("=")[2]))
+    before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=True)
+    choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
+    if "experiment" in choices:
+        raise SkimError(
+            f"resume={path} goes on by its own config, which experiment={choices['experiment']} would change.\n"
+            "Leave it away, and name the options that shall change, such as train.epochs=2."
+        )
+    files = {group: file_of(group, before.get(group) or {}) for group in GROUPS}
+    anew = {group for group, file in files.items() if choices.get(group, file) != file}  # by another file than before
+    lost = [group for group, file in files.items() if file is None and group not in choices]
+    if lost:
+        raise SkimError(
+            f"resume={path}: no file of conf/{lost[0]} makes what that run was made with. Name it: {lost[0]}=<file>."
+        )
+    chosen = [f"{group}={choices[group].split(',')[0] if group in anew else file}" for group, file in files.items()]
+    hydra = [*search, *(override for override in typed if re.match(r"[+~]*hydra[./]", override))]
+    there = dict(leaves(composed(name, [*chosen, *hydra]).tree))
+    values = [
+        f"++{key}={written(value)}"
+        for key, value in leaves(before)
+        if key.partition(".")[0] not in anew and key != "resume" and there.get(key, ABSENT) != value
+    ]
+    kept = [f"{group}={file}" for group, file in files.items() if group not in choices]
+    again = [f"{group}={choices[group]}" for group in files if group in choices and group not in anew]
+    typed = [override for override in typed if override.lstrip("+") not in again]
+    return [*kept, *again, *values, *typed, f"resume={quoted(str(path))}"]
+
+
+def file_of(group: str, before: Mapping[str, Any]) -> str | None:
+    """The file of a group that a run was made with: by its name, or the one whose values differ least."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    options = [option for option in loader.get_group_options(group) if not option.startswith("_")]
+    if "name" in before and group != "method":
+        return before["name"] if before["name"] in options else None
+    old, best = dict(leaves(before)), None
+    for option in options:
+        here = dict(leaves(content(loader.repository, group, option)))
+        same = sum(old.get(key, ABSENT) == value for key, value in here.items())
+        if here.get("_target_") == old.get("_target_") and (best is None or (len(here) - same, -same) < best[:2]):
+            best = (len(here) - same, -same, option)
+    return best and best[2]
+
+
+def content(repository: Any, group: str, option: str) -> Any:
+    """What a file says, and those of its group that it starts from."""
+    found = repository.load_config(f"{group}/{option}")
+    above = [default.value for default in found.defaults_list or () if isinstance(getattr(default, "value", None), str)]
+    parts = [content(repository, group, name) for name in above if name in repository.get_group_options(group)]
+    return OmegaConf.to_container(OmegaConf.unsafe_merge(*parts, found.config), resolve=False)
+
+
+def plain(value: str) -> str:
+    """A text that may stand in quotes."""
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
