@@ -1,30 +1,28 @@
-"""The one-liner: make a Hugging Face encoder skim, undo it, save it, load it."""
+"""The one-liner: make a Hugging Face encoder skim, and undo it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from skim import backbones
-from skim.engine.adapters import adapters, unwrapped, whole_of
+from skim.engine.adapters import unwrapped, whole_of
 from skim.engine.head import Head, HeadForward
 from skim.engine.trace import LastTrace
-from skim.engine.walk import Walk
+from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError
 from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.dense import Dense
 from skim.methods.options import shortened
+from skim.saving import keep_method
 
-FORMAT = 1  # of skim.json
+__all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]
 
 
 def compress(model: nn.Module, method: Method | str, execution: str = "auto") -> nn.Module:
@@ -133,14 +131,6 @@ def _own_config(model: nn.Module) -> None:
             module.config = own
 
 
-def walk_of(model: nn.Module) -> Walk:
-    """The walk of a compressed model; a SkimError for any other."""
-    walk = getattr(whole_of(model), "skim_walk", None)
-    if walk is None:
-        raise SkimError("This model is not compressed; skim.compress(model, method) first.")
-    return walk
-
-
 def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What of a batch the forward of a compressed model has a name for: the encoder's inputs, and labels."""
     names = inspect.signature(walk_of(model).model.forward).parameters
@@ -193,129 +183,3 @@ def uncompressed(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         walk.stand_in = before
-
-
-def save_pretrained(model: nn.Module, folder: str | Path) -> None:
-    """Write a compressed model so that skim *and* plain transformers, or PEFT, can load it.
-
-    ``config.json`` and ``model.safetensors`` are the backbone as transformers writes it; ``skim.json`` and
-    ``method.safetensors`` hold the method beside it. Of a PEFT model, PEFT's own files take the backbone's place.
-    """
-    walk, outer = walk_of(model), unwrapped(model)
-    if outer is walk.model and adapters(outer):
-        raise SkimError(
-            "This model has adapters in its layers and is not the PEFT model around them.\nSave what get_peft_model "
-            "returned, or merge them first (merge_and_unload)."
-        )
-    folder = Path(folder)
-    if outer is walk.model:
-        weights = {k: v for k, v in outer.state_dict().items() if not k.startswith("method.")}
-        type(outer).save_pretrained(outer, folder, state_dict=weights)
-    else:
-        type(outer).save_pretrained(outer, str(folder))
-    write_method(outer, folder)
-
-
-def write_method(model: Any, folder: str | Path) -> None:
-    """Write the method of a compressed model into the folder where the model lies: two files."""
-    from safetensors.torch import save_file
-
-    walk, folder = walk_of(model), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}
-    save_file(state, folder / "method.safetensors")
-    about = {"format": FORMAT, "method": walk.method.name, "options": walk.method.options(), "stage": walk.method.stage}
-    if hasattr(model, "peft_config"):
-        config = copy.deepcopy(walk.model.config)
-        config.architectures = [type(walk.model).__name__]
-        config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
-        about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
-    (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
-class SavePretrained:
-    """``save_pretrained`` of a compressed model, as trainers call it: what its class writes, and the method beside.
-
-    Args:
-        model: compressed, or a PEFT model around one.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            write_method(self.model, save_directory)
-        return result
-
-
-def keep_method(model: nn.Module) -> None:
-    """Let the method of a compressed model, or of a PEFT model around one, go where its weights go."""
-    vars(model)["save_pretrained"] = SavePretrained(model)
-    if hasattr(model, "peft_config"):
-        from skim.integrations.peft import LoadAdapter
-
-        vars(model)["load_adapter"] = LoadAdapter(model)
-
-
-def read_method(folder: str | Path) -> tuple[Method, dict[str, torch.Tensor]]:
-    """The method that :func:`save_pretrained` wrote, not yet built, and its state."""
-    from safetensors.torch import load_file
-
-    folder = Path(folder)
-    if not (folder / "skim.json").is_file():
-        raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.")
-    about = json.loads((folder / "skim.json").read_text())
-    if about.get("format") != FORMAT:
-        raise SkimError(f"{folder}/skim.json has format {about.get('format')}; this version of skim reads {FORMAT}.")
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-    method = method_class(about["method"])(**options)
-    if about.get("stage"):
-        method.enter(about["stage"])
-    return method, load_file(folder / "method.safetensors")
-
-
-def from_pretrained(folder: str | Path, base: nn.Module | None = None) -> nn.Module:
-    """Load what :func:`save_pretrained` wrote, or a trainer's checkpoint: compressed, in evaluation mode.
-
-    Args:
-        folder: with the backbone and its head, or with a PEFT adapter, and the method beside.
-        base: the plain model under a PEFT adapter; ``None``: the one that ``adapter_config.json`` names.
-    """
-    import transformers
-
-    method, state = read_method(folder)
-    about = json.loads((Path(folder) / "skim.json").read_text())
-    if "adapters" in about:
-        from skim.integrations import peft
-
-        return peft.load(Path(folder), about["adapters"], method, state, base)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model, found = model_class(config, folder).from_pretrained(folder, output_loading_info=True)
-    unexpected = [name for name in found["unexpected_keys"] if not name.startswith("method.")]  # a trainer's has them
-    if found["missing_keys"] or unexpected:
-        raise SkimError(
-            f"{folder} is not a whole model: {sorted(found['missing_keys'])[:3]} are missing in its weights."
-        )
-    compress(model, method)
-    restore(method, state, folder)
-    return model.eval()
-
-
-def model_class(config: Any, folder: str | Path) -> Any:
-    """The transformers class that a saved model had."""
-    import transformers
-
-    names = config.architectures or []
-    if len(names) != 1 or not hasattr(transformers, names[0]):
-        raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
-    return getattr(transformers, names[0])
-
-
-def restore(method: Method, state: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Load what a method has learned."""
-    try:
-        method.load_state_dict(state)
-    except RuntimeError as error:
-        raise SkimError(f"{folder}/method.safetensors does not fit its skim.json: {error}") from error

@@ -240,8 +240,9 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
     """Write a published ALBERT-ACT checkpoint as a model that skim loads with its method."""
     import transformers
 
-    from skim.compression import compress, save_pretrained
+    from skim.compression import compress
     from skim.methods.act import ACT, PUBLISHED, from_published
+    from skim.saving import save_pretrained
 
     if preset not in PUBLISHED:
         raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PUBLISHED)}.")

@@ -142,13 +142,22 @@ def parquet(*paths: Path) -> Dataset:
         raise SkimError(f"{path} cannot be read as parquet: {_first_line(error.__cause__ or error)}") from error
 
 
-def model_path(name: str, fetch: str = "backbone=<name>", pickled: bool = False) -> str:
+def model_path(
+    name: str,
+    fetch: str | None = "backbone=<name>",
+    pickled: bool = False,
+    *,
+    revision: str | None = None,
+    **options: Any,
+) -> str:
     """A folder with a model's config, weights (safetensors) and tokenizer.
 
     Args:
         name: hub id, or a folder.
-        fetch: what to give ``python -m skim.hub fetch`` to get it; stands in the error.
+        fetch: what to give ``python -m skim.hub fetch`` to get it; stands in the error. ``None``: not by that command.
         pickled: weights in ``*.bin`` will do as well.
+        revision: of the hub; a mirror knows none, and is not looked at if one is given.
+        options: ``token`` and ``cache_dir`` of ``huggingface_hub``.
 
     Raises:
         SkimError: it can be had nowhere; says where it was looked for and which command gets it.
@@ -158,10 +167,15 @@ def model_path(name: str, fetch: str = "backbone=<name>", pickled: bool = False)
 
     if Path(name).is_dir():
         return name
+    if name.startswith((".", "~", "/")) or name.count("/") > 1:
+        raise SkimError(f"There is no folder {name}.")
+    asked = {"revision": revision, **options}
     looked = []
     folder = mirror()
     if folder is None:
         looked.append("SKIM_MIRROR is not set")
+    elif revision is not None:
+        looked.append("a mirror knows no revisions")
     else:
         path = folder / "models" / name
         if complete(path, pickled):
@@ -169,23 +183,24 @@ def model_path(name: str, fetch: str = "backbone=<name>", pickled: bool = False)
         state = "is incomplete (needs config.json and *.safetensors)" if path.is_dir() else "is not there"
         looked.append(f"the mirror's {path} {state}")
     try:
-        cached = snapshot_download(name, local_files_only=True)
+        cached = snapshot_download(name, local_files_only=True, **asked)
         if complete(Path(cached), pickled):
             return cached
         looked.append(f"the cache has only parts of it ({cached})")
     except (LocalEntryNotFoundError, ValueError) as error:
         looked.append("the cache has none" if isinstance(error, LocalEntryNotFoundError) else _first_line(error))
-    problem = _hub_problem(name, "model")
+    problem = _hub_problem(name, "model", revision, options.get("token"))
     if problem is None:
         try:
-            downloaded = snapshot_download(name, allow_patterns=[*MODEL_FILES, *(["*.bin"] if pickled else [])])
+            patterns = [*MODEL_FILES, *(["*.bin"] if pickled else [])]
+            downloaded = snapshot_download(name, allow_patterns=patterns, **asked)
             if complete(Path(downloaded), pickled):
                 return downloaded
             problem = "it has no weights there" + ("" if pickled else " as safetensors, and skim does not unpickle")
         except (HfHubHTTPError, OSError) as error:
             problem = _first_line(error)
     looked.append(f"the hub: {problem}")
-    raise _nowhere(f"Model {name}", looked, fetch)
+    raise _nowhere(f"Model {name}{f' at {revision}' if revision else ''}", looked, fetch, name)
 
 
 def complete(folder: Path, pickled: bool = False) -> bool:
@@ -194,10 +209,13 @@ def complete(folder: Path, pickled: bool = False) -> bool:
     return (folder / "config.json").is_file() and weights
 
 
-def _nowhere(what: str, looked: list[str], fetch: str) -> SkimError:
+def _nowhere(what: str, looked: list[str], fetch: str | None, model: str = "") -> SkimError:
+    command = (
+        f"python -m skim.hub fetch {fetch}" if fetch else f"hf download {model} --local-dir $SKIM_MIRROR/models/{model}"
+    )
     return SkimError(
         f"{what} is not to be had.\nLooked: {'; '.join(looked)}.\n"
-        f"On a machine with internet, with SKIM_MIRROR=<folder> set: python -m skim.hub fetch {fetch}"
+        f"On a machine with internet, with SKIM_MIRROR=<folder> set: {command}"
     )
 
 
@@ -216,13 +234,15 @@ def _reason(error: BaseException) -> str:
     )
 
 
-def _hub_problem(name: str, kind: str) -> str | None:
+def _hub_problem(name: str, kind: str, revision: str | None = None, token: str | bool | None = None) -> str | None:
     """Ask the hub once, briefly: ``None`` if it has the name. Its own loaders would retry for half a minute."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS)
+        HfApi().repo_info(name, repo_type=kind, timeout=PROBE_SECONDS, revision=revision, token=token)
+    except RevisionNotFoundError:
+        return f"it knows no revision {revision} of this {kind}"
     except (RepositoryNotFoundError, HFValidationError):
         return f"it knows no {kind} of this name (a private one needs `hf auth login`)"
     except Exception as error:  # which HTTP library raises what is the hub client's affair; all of it means "not now"

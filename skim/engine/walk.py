@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from skim.engine.adapters import Modules, adapters, apart, serving
+from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.attention import AttentionMask
 from skim.engine.head import Head
 from skim.engine.inputs import INPUTS, Inputs, check_read
@@ -337,3 +337,11 @@ class Walk:
         if extra:
             raise SkimError(f"{type(self.base).__name__} under skim does not take {', '.join(extra)}.")
         return inputs, bool(wants_states), wants_tuple
+
+
+def walk_of(model: nn.Module) -> Walk:
+    """The walk of a compressed model; a SkimError for any other."""
+    walk = getattr(whole_of(model), "skim_walk", None)
+    if walk is None:
+        raise SkimError("This model is not compressed; skim.compress(model, method) first.")
+    return walk

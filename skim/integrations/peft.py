@@ -12,10 +12,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skim.compression import compress, keep_method, model_class, read_method, restore, walk_of
+from skim.compression import compress, walk_of
 from skim.engine.adapters import is_copied
 from skim.errors import SkimError
+from skim.loading import read_method, restore
 from skim.methods import Method
+from skim.saving import keep_method
 
 
 class LoadAdapter:
@@ -33,12 +35,19 @@ class LoadAdapter:
         walk = walk_of(self.model)
         beside = not is_copied(walk.model._modules["method"])
         if beside and adapter_name in self.model.active_adapters and (Path(model_id) / "skim.json").is_file():
-            restore(walk.method, read_method(model_id)[1], model_id)
+            restore(walk.method, read_method(model_id, type(walk.method))[1], model_id)
         return result
 
 
 def load(
-    folder: Path, about: dict[str, Any], method: Method, state: dict[str, Tensor], base: nn.Module | None
+    folder: Path,
+    about: dict[str, Any],
+    method: Method,
+    state: dict[str, Tensor],
+    base: nn.Module | None,
+    kind: Any,
+    execution: str,
+    options: dict[str, Any],
 ) -> nn.Module:
     """What ``skim.save_pretrained`` wrote of a PEFT model: base model, adapters, method, in evaluation mode.
 
@@ -48,6 +57,9 @@ def load(
         method: not built yet.
         state: of the method.
         base: the plain model to put the adapters on; ``None``: the one that ``adapter_config.json`` names.
+        kind: the class of the base model.
+        execution: see :func:`skim.execution`.
+        options: for the base model's ``from_pretrained``.
 
     Raises:
         SkimError: peft is not installed; no base model is given, or named.
@@ -69,10 +81,10 @@ def load(
                 "Load that one yourself, without compressing it: skim.from_pretrained(folder, base=model)."
             )
         settings = transformers.AutoConfig.from_pretrained(folder)
-        base = model_class(settings, folder).from_pretrained(name, config=settings)
+        base = kind.from_pretrained(name, config=settings, **options)
     copied = "method" in (getattr(config, "modules_to_save", None) or ())
     if copied:
-        compress(base, method)
+        compress(base, method, execution)
     model = peft.PeftModel.from_pretrained(base, str(at[first]), adapter_name=first)
     for name in others:
         model.load_adapter(str(at[name]), name)
@@ -81,6 +93,6 @@ def load(
     if copied:
         keep_method(model)
     else:
-        compress(model, method)
+        compress(model, method, execution)
     restore(walk_of(model).method, state, folder)
     return model.eval()

@@ -21,13 +21,14 @@ from torch import nn
 
 from skim import hub
 from skim.backbones import families
-from skim.compression import compress, read_method
+from skim.compression import compress
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
 from skim.lightning import published
 from skim.lightning.budget import Batches
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
+from skim.loading import described, read_method
 from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
@@ -287,9 +288,9 @@ def continue_method(method: Method, folder: Path) -> bool:
     """
     if not (folder / "skim.json").is_file():
         return isinstance(method, LTP) and published.take_thresholds(method, folder)
-    before, state = read_method(folder)
-    if before.name != method.name or not any(True for _ in method.parameters()):  # nothing was learned
+    if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
+    before, state = read_method(folder, type(method))
     for option in method.means:
         was, now = getattr(before, option, None), getattr(method, option, None)
         if was != now:

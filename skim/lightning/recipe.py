@@ -24,7 +24,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from skim.benchmark import compare
-from skim.compression import execution, save_pretrained, walk_of
+from skim.compression import execution, walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import TOLERANCE, check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build, check
@@ -37,6 +37,7 @@ from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 from skim.resume import LAST, changes, checkpoint_of
+from skim.saving import save_pretrained
 
 Part = TypeVar("Part", bound=Callback)
 LEFT_BEHIND = (

@@ -32,7 +32,7 @@ def method_class(name: str) -> type[Method]:
 def method_name(target: str) -> str:
     """The name of a method from its config's ``_target_``; of one that is not registered here, its module's."""
     known = {path: name for name, path in METHODS.items()}
-    return known.get(target, target.rsplit(".", 2)[-2])
+    return known.get(target, target.rsplit(".", 2)[-2] if "." in target else target)
 
 
 __all__ = ["METHODS", "Method", "Spec", "method_class", "method_name"]

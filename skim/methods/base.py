@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
-from skim.errors import unknown
+from skim.errors import SkimError, unknown
 from skim.methods.options import OptionError, Special, arguments, checked
 
 
@@ -237,7 +237,14 @@ class Method(nn.Module):
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, for a checkpoint."""
-        return {name: getattr(self, name) for name in arguments(type(self))}
+        names = list(arguments(type(self)))
+        lost = [name for name in names if not hasattr(self, name)]
+        if lost:
+            raise SkimError(
+                f"{type(self).__name__} does not keep {', '.join(lost)}: a constructor's argument has to be an "
+                "attribute of the same name, to be saved."
+            )
+        return {name: getattr(self, name) for name in names}
 
     def refusal(self, reason: str, **given: Any) -> OptionError:
         """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
