@@ -54,7 +54,7 @@ class QuestionAnswering(Task):
     answers_column: str = "answers"
     id_column: str | None = None  # null: id if there is one, else the row's number
     max_length: int = 384  # tokens of a window, the question and special ones included
-    # tokens that a window shares with the next; at most half of what a question leaves of a window
+    # tokens that a window shares with the next; fewer than the longest question leaves of a window
     stride: int = 128
     max_question_length: int = 64  # tokens of a question, longer ones are cut; at most half a window
     max_answer_length: int = 30  # tokens of an answer that is found
@@ -102,7 +102,13 @@ class QuestionAnswering(Task):
         room = length - tokenizer.num_special_tokens_to_add(pair=True) - self._question_length
         if room < 1:
             raise SkimError(f"task.max_length={self.max_length}: windows of {length} tokens leave no room for a text.")
-        self._stride = min(self.stride, room // 2)
+        if self.stride >= room:  # the next window would begin where this one does
+            raise SkimError(
+                f"task.stride={self.stride} tokens cannot be shared by windows of {length} tokens, of which a question "
+                f"takes up to {self._question_length}: at most {room - 1}.\n"
+                f"Set task.stride={room // 2}, or change task.max_length={self.max_length} or "
+                f"task.max_question_length={self.max_question_length}."
+            )
 
     def read(self, file: str) -> Dataset:
         return read(file, self.file_columns, READER)
@@ -210,7 +216,7 @@ class QuestionAnswering(Task):
             rows["context"],
             truncation="only_second",
             max_length=self.report["max_length"],
-            stride=self._stride,
+            stride=self.stride,
             return_overflowing_tokens=True,
             return_attention_mask=False,
         )
@@ -264,7 +270,7 @@ class QuestionAnswering(Task):
         return texts, cut
 
     def encoding(self) -> list[Any]:
-        return [type(self).__name__, self._stride, self._question_length]
+        return [type(self).__name__, self.stride, self._question_length]
 
     def _tokenise(self, part: str) -> Dataset:
         """Also counts questions and windows apart, and says which questions were cut."""

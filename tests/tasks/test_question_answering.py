@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import string
@@ -15,6 +16,9 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import settings as drawn
+from hypothesis import strategies as some
 from tokenizers import processors
 
 import skim
@@ -45,6 +49,9 @@ def spelling(left: bool = False) -> Any:
     return tokenizer
 
 
+SPELLING = spelling()
+
+
 def make(folder: Path, rows: list[dict[str, Any]], tokenizer: Any = None, kind: str = "jsonl", **settings: Any) -> Any:
     """A task on a file of these rows, ready for its loaders."""
     file = folder / f"rows.{kind}"
@@ -55,7 +62,9 @@ def make(folder: Path, rows: list[dict[str, Any]], tokenizer: Any = None, kind: 
     else:
         file.write_text("\n".join(json.dumps(row) for row in rows))
     files = {"train": str(file), "validation": str(file)}
-    return ready(QuestionAnswering(name="own", **{"files": files, "no_answers": True, **settings}), tokenizer)
+    return ready(
+        QuestionAnswering(name="own", **{"files": files, "no_answers": True, "stride": 16, **settings}), tokenizer
+    )
 
 
 def ready(task: QuestionAnswering, tokenizer: Any = None, stage: str = "fit") -> QuestionAnswering:
@@ -109,6 +118,27 @@ def test_windows_overlap_and_reach_the_end(tmp_path: Path) -> None:
     # the answer is in the first window; in the others the labels are [CLS]
     assert batch["start_positions"][order].tolist()[1:] == batch["cls"][order].tolist()[1:]
     assert batch["start_positions"][order][0] != batch["cls"][order][0]
+
+
+@drawn(max_examples=60, deadline=None)
+@given(some.integers(9, 60), some.integers(0, 60), some.integers(1, 70), some.integers(1, 40), some.integers(1, 200))
+def test_every_stride_is_kept_or_refused(length: int, stride: int, longest: int, asked: int, letters: int) -> None:
+    """Windows of any size share the tokens that were asked for and leave none of the text out, or the limit is told."""
+    task = QuestionAnswering(
+        name="own", max_length=length, stride=stride, max_question_length=longest, max_answer_length=1
+    )
+    room = length - 3 - min(longest, length // 2)
+    if stride >= room:
+        with pytest.raises(SkimError, match=rf"task\.stride={stride} .*: at most {room - 1}\."):
+            task.setup_tokenizer(SPELLING)
+        task.stride = room - 1
+    task.setup_tokenizer(SPELLING)
+    windows = task.encode({"question": ["q" * asked], "context": ["a " * letters]})
+    seen = [begins[begins >= 0].tolist() for begins in windows["begins"]]
+    assert max(len(ids) for ids in windows["input_ids"]) <= length
+    assert sorted({*itertools.chain(*seen)}) == list(range(0, 2 * letters, 2))
+    for one, other in pairwise(seen):
+        assert one[len(one) - task.stride :] == other[: task.stride]
 
 
 def test_a_part_of_an_answer_is_none(tmp_path: Path) -> None:
