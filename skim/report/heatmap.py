@@ -109,7 +109,9 @@ def read(
         model.train(training)
     trace = walk.trace
     survived, real, rows = trace.layers_survived().cpu(), trace.sequences.real.cpu(), trace.counts().cpu()
-    predictions = None if not whole else _predictions(output, label_names or getattr(walk.base.config, "id2label", {}))
+    config = walk.base.config
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    predictions = _predictions(output, label_names or getattr(config, "id2label", {}), several) if whole else None
     return [
         SkimmedText(
             tokens=_pieces(tokenizer, encoded["input_ids"][i][real[i]].tolist()),
@@ -122,13 +124,16 @@ def read(
     ]
 
 
-def _predictions(output: Any, names: Any) -> list[str] | None:
-    """One answer per sequence from logits ``(B, C)``; ``None`` for any other output."""
+def _predictions(output: Any, names: Any, several: bool) -> list[str] | None:
+    """One answer per sequence from logits ``(B, C)``, or ``several`` labels; ``None`` for any other output."""
     logits = getattr(output, "logits", None)
     if logits is None or logits.dim() != 2 or getattr(output, "start_logits", None) is not None:
         return None
     if logits.shape[1] == 1:
         return [f"{value:.3f}" for value in logits[:, 0].tolist()]
+    if several:
+        said = [[str(names[i]) for i, yes in enumerate(row) if yes] for row in (logits > 0).tolist()]
+        return [", ".join(labels) or "none of the labels" for labels in said]
     return [str(names[label]) for label in logits.argmax(1).tolist()]
 
 

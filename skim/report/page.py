@@ -8,6 +8,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from skim.report.classes import STYLE as CLASSES_STYLE
+from skim.report.classes import class_html
 from skim.report.document import document
 from skim.report.heatmap import STYLE as SKIMMED_STYLE
 from skim.report.heatmap import SkimmedText, fragment
@@ -60,12 +62,14 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
             "<h2>Tokens alive in each layer</h2>",
             f'<div class="scroll">{keep_plot(results["keep_ratio"])}</div>',
         ]
+    if results.get("classes"):
+        parts += ["<h2>By class</h2>", class_html(results["classes"])]
     if texts:
         parts += ["<h2>Skimmed texts</h2>", fragment(texts)]
     if results["latency"]:
         parts += ["<h2>Time</h2>", latency_grid(results["latency"])]
     parts += ["<h2>How it was made</h2>", provenance(results)]
-    return document(title, "\n".join(filter(None, parts)), STYLE + SKIMMED_STYLE)
+    return document(title, "\n".join(filter(None, parts)), STYLE + CLASSES_STYLE + SKIMMED_STYLE)
 
 
 def cards(results: Results) -> str:

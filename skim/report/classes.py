@@ -1,0 +1,76 @@
+"""Precision, recall and F1 of each class, and what was taken for what: for terminals and as HTML."""
+
+from __future__ import annotations
+
+import html
+from typing import Any, NamedTuple
+
+from rich.console import Group
+
+from skim.report.fitted import Column, Fitted, Naming
+
+Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.Head.table
+MOST = 20  # classes of which a table says what was taken for what
+LONG = 14  # characters of a class's name in a table's head
+STYLE = """
+.classes td:first-child{max-width:14rem;overflow:hidden;text-overflow:ellipsis}
+.classes :is(th,td):nth-child(2){text-align:right}
+"""
+
+
+class Grid(NamedTuple):
+    """A table: titles of its columns, and rows of cells, the first of which names the row."""
+
+    titles: list[str]
+    rows: list[list[str]]
+
+
+def grids(classes: Classes) -> list[Grid]:
+    """Scores of each class; and of few classes, how many rows of each were said to be of which."""
+    names: list[str] = classes["names"]
+    titles = ["class" if classes["kind"] == "classes" else "label", "precision", "recall", "F1", "rows"]
+    scores = [
+        [name, *(f"{classes[score][i]:.4f}" for score in ("precision", "recall", "f1")), f"{classes['rows'][i]:,}"]
+        for i, name in enumerate(names)
+    ]
+    if classes["kind"] == "labels":  # each has a matrix of its own: not given and not said, ...
+        for row, ((_, wrong), (missed, right)) in zip(scores, classes["confusion"], strict=True):
+            row += [f"{count:,}" for count in (right, missed, wrong)]
+        return [Grid([*titles, "right", "missed", "wrong"], scores)]
+    found = [Grid(titles, scores)]
+    if len(names) <= MOST:
+        heads = [name if len(name) <= LONG else name[: LONG - 1] + "…" for name in names]
+        counts = [[name, *(f"{n:,}" for n in row)] for name, row in zip(names, classes["confusion"], strict=True)]
+        found.append(Grid(["rows of \\ said to be", *heads], counts))
+    return found
+
+
+def notes(classes: Classes) -> list[str]:
+    """What a reader of the tables must know."""
+    found = [] if classes["positive"] is None else [f"f1, as one number, is that of '{classes['positive']}'"]
+    if classes["kind"] == "labels":
+        found.append("right, missed, wrong: rows that have the label and are said to, are not said to, or have it not")
+    elif len(classes["names"]) > MOST:
+        found.append(f"of more than {MOST} classes, what was taken for what is in the file alone: classes.confusion")
+    return found
+
+
+def class_tables(classes: Classes) -> Group:
+    """For a terminal."""
+    parts: list[Any] = []
+    for titles, rows in grids(classes):
+        first, *others = (
+            Column(title, list(cells)) for title, cells in zip(titles, zip(*rows, strict=True), strict=True)
+        )
+        parts += [Fitted([Naming([first], {})], others), ""]
+    return Group(*parts, *notes(classes))
+
+
+def class_html(classes: Classes) -> str:
+    """For a page; needs :data:`STYLE` and that of tables."""
+    parts = []
+    for titles, rows in grids(classes):
+        head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        parts.append(f'<div class="scroll"><table class="classes"><tr>{head}</tr>{body}</table></div>')
+    return "\n".join(parts + [f'<p class="quiet">{html.escape(note)}</p>' for note in notes(classes)])
