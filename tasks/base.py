@@ -22,10 +22,11 @@ from torchmetrics import Metric, MetricCollection
 
 from skim import hub
 from skim.errors import SkimError, unknown
-from tasks import grammar
+from tasks import grammar, holdout
 from tasks.batches import LengthBatches, Rows
 from tasks.columns import Rejects
 from tasks.files import problems, read
+from tasks.losses import Loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -73,7 +74,8 @@ class Task(pl.LightningDataModule, ABC):
     file_columns: list[str] | None = None
     # a row that cannot be used: error, or skip (counted and told)
     on_bad_row: str = "error"
-    # share of the training rows kept from training and evaluated on, unless there is a validation file or an eval_split
+    # share of the training rows, and of each of their classes, kept from training and evaluated on, unless there is a
+    # validation file or an eval_split
     holdout: float | None = None
     batch_size: int = 32  # sequences per training batch and process
     eval_batch_size: int = 32  # sequences per evaluation batch and process
@@ -191,6 +193,38 @@ class Task(pl.LightningDataModule, ABC):
             lines.append({"row": number, **row, **said})
         return [write_lines(folder / "predictions.jsonl", lines)]
 
+    def strata(self, rows: Dataset) -> np.ndarray | None:
+        """Groups of checked rows, (rows,), from 0, of which ``holdout`` keeps the shares; ``None`` for none."""
+        return None
+
+    def notes(self, part: str) -> list[str]:
+        """What a reader of its metrics must know of a loaded part: classes without rows, or with few."""
+        return []
+
+    def counts(self) -> Metric | None:
+        """A fresh metric for :meth:`update` beside :meth:`metrics`, whose value :meth:`table` takes."""
+        return None
+
+    def table(self, counts: Tensor) -> dict[str, Any] | None:
+        """What :meth:`counts` counted, class by class, in JSON's types; see :meth:`tasks.heads.Head.table`."""
+        return None
+
+    def training_loss(self, smoothing: float = 0.0) -> Loss | None:
+        """What is trained on in place of the loss that the model computes; ``None`` where that will do.
+
+        Args:
+            smoothing: of labels, from 0 to below 1.
+
+        Raises:
+            SkimError: smoothing of what are no labels of a sequence, token or option.
+        """
+        if smoothing:
+            raise SkimError(
+                f"train.label_smoothing={smoothing} is for classes of texts, of words and of options, and not for "
+                f"task={self.name}. Set it to 0."
+            )
+        return None
+
     def others(self) -> dict[str, Task]:
         """This task on other evaluation splits that are reported beside its own, by what goes behind metrics' names."""
         return {}
@@ -275,6 +309,8 @@ class Task(pl.LightningDataModule, ABC):
             if part not in self._rows:
                 self._raw[part] = self._select(part)
                 self._rows[part] = self._tokenise(part)
+                for note in self.notes(part):
+                    log.warning("%s", note)
 
     def split_of(self, part: str) -> str:
         """The data set's name for train, validation or test."""
@@ -330,11 +366,10 @@ class Task(pl.LightningDataModule, ABC):
         rng = np.random.default_rng(SUBSET_SEED)
         if held_out or (cut and part == "train"):
             assert self.holdout is not None
-            count = round(self.holdout * len(rows))
-            if not 0 < count < len(rows):
+            kept = holdout.held_out(len(rows), self.holdout, rng, self.strata(rows))
+            if not 0 < len(kept) < len(rows):
                 raise SkimError(f"{where}: task.holdout={self.holdout} of {len(rows)} rows leaves a part without any.")
-            order = rng.permutation(len(rows))
-            chosen = order[:count] if held_out else order[count:]
+            chosen = kept if held_out else np.setdiff1d(chosen, kept)
         # after the holdout, so that bounds move no row to its other part; before the subsample, which is of what fits
         chosen = self._of_length(rows, chosen, part, where)
         limit = self.max_train_samples if part == "train" else self.max_eval_samples

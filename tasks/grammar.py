@@ -9,6 +9,7 @@
     spans     SQuAD's columns: who did it, or what was it done to? A quarter has no answer in the text
     tags      tokens, tags: people, objects and places, as BIO
     choices   RACE's columns: the question of spans, with four options
+    labels    text, labels: which of deed, move, day, praise and blame its clauses are; one to four of them
     text      text: for pretraining
 
 :func:`examples` makes classified texts: one clause is an opinion; its adjective and the negation before it decide.
@@ -100,6 +101,7 @@ def examples(count: int, split: str) -> list[dict[str, Any]]:
     return [example(rng) for _ in range(count)]
 
 
+LABELS = ("deed", "move", "day", "praise", "blame")  # of clauses
 SIZES = {"train": 4000, "validation": 1000, "test": 1000}  # rows of a split
 
 Fact = tuple[str, bool, str, str]  # who, whether never, deed, object
@@ -212,6 +214,25 @@ def choice(rng: random.Random, number: int) -> dict[str, Any]:
     return {"example_id": str(number), "article": article, "answer": right, "question": asks, "options": options}
 
 
+def labelled(rng: random.Random, number: int) -> dict[str, Any]:
+    """A text of one to four clauses, and what they are."""
+    clauses, labels = [], []
+    for _ in range(rng.randint(1, 4)):
+        label = rng.choice(LABELS)
+        if label == "deed":
+            clause = told(facts(rng, 1)[0])
+        elif label == "move":
+            clause = f"we {rng.choice(MOVES)} {rng.choice(PLACES)}"
+        elif label == "day":
+            clause = f"it was a {rng.choice(PLAIN)} {rng.choice(TIMES)}"
+        else:
+            clause, positive, _ = opinion(rng)
+            label = "praise" if positive else "blame"
+        clauses.append(clause)
+        labels.append(label)
+    return {"text": joined(rng, clauses), "labels": [label for label in LABELS if label in labels]}
+
+
 def plain(rng: random.Random, number: int) -> dict[str, Any]:
     """A text of two to six sentences."""
     sentences = [joined(rng, [statement(rng) for _ in range(rng.randint(1, 3))]) for _ in range(rng.randint(2, 6))]
@@ -223,6 +244,7 @@ KINDS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
     "spans": question,
     "tags": tagged,
     "choices": choice,
+    "labels": labelled,
     "text": plain,
 }
 
@@ -255,7 +277,7 @@ def vocabulary(kind: str) -> set[str]:
     return {word for several in lists for text in several for word in text.split()}
 
 
-NO_TEXTS = ("label", "tags", "answers", "answer", "id", "example_id")  # columns that hold none
+NO_TEXTS = ("label", "labels", "tags", "answers", "answer", "id", "example_id")  # columns that hold none
 
 
 def tokenizer_of(words: set[str]) -> Any:

@@ -7,6 +7,7 @@ other programs differ by more than the rounding of a table then. States are summ
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,33 @@ def accuracy(counts: Tensor) -> Tensor:
     return counts.trace() / counts.sum()
 
 
-def f1(counts: Tensor) -> Tensor:
-    """Of two classes, that of the second (GLUE's rule); of more, the mean over those that occur."""
+def confusion(counts: Tensor) -> Tensor:
+    """The matrix itself."""
+    return counts
+
+
+def f1(counts: Tensor, positive: int | None = None) -> Tensor:
+    """That of a class (of two, GLUE takes the second), or without one the mean over those that occur."""
     hits, seen = counts.diagonal(), counts.sum(0) + counts.sum(1)
     scores = torch.where(seen > 0, 2 * hits / seen.clamp_min(1), 0)
-    return scores[1] if len(scores) == 2 else scores[seen > 0].mean()
+    return scores[seen > 0].mean() if positive is None else scores[positive]
+
+
+def by_class(hits: Tensor, labels: Tensor, said: Tensor) -> dict[str, list[Any]]:
+    """``precision``, ``recall`` and ``f1`` of each class, 0 where there is nothing to divide by, and its ``rows``.
+
+    Args:
+        hits: rows that have the class and are said to, (C,).
+        labels: rows that have it, (C,).
+        said: rows that are said to, (C,).
+    """
+    hits, labels, said = (count.double() for count in (hits, labels, said))
+    return {
+        "precision": (hits / said.clamp_min(1)).tolist(),
+        "recall": (hits / labels.clamp_min(1)).tolist(),
+        "f1": (2 * hits / (labels + said).clamp_min(1)).tolist(),
+        "rows": labels.long().tolist(),
+    }
 
 
 def matthews(counts: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tasks.base import Task, evenly, softened_divergence
 from tasks.columns import Rejects, as_list, check_column, check_texts, column_of, kept
 from tasks.labels import FIGURE, is_labeled, known_labels, label_texts, shown_label, whole
 from tasks.lists import is_of_texts, lists_of
+from tasks.losses import CrossEntropy, Loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,6 +88,9 @@ class MultipleChoice(Task):
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return len(batch["labels"]) if "labels" in batch else 0
+
+    def training_loss(self, smoothing: float = 0.0) -> Loss | None:
+        return CrossEntropy(smoothing=smoothing) if smoothing else None
 
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
         return softened_divergence(output.logits, taught.logits, temperature)

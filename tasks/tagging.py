@@ -18,6 +18,7 @@ from tasks.columns import Rejects, as_list, as_names, check_column, column_of
 from tasks.files import read
 from tasks.labels import known_labels, settings_of
 from tasks.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
+from tasks.losses import CrossEntropy, Loss
 from tasks.words import first_tokens, space_words, tokenised
 
 if TYPE_CHECKING:
@@ -133,6 +134,9 @@ class Tagging(Task):
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return int((batch["labels"] != IGNORED).sum()) if "labels" in batch else 0
+
+    def training_loss(self, smoothing: float = 0.0) -> Loss | None:
+        return CrossEntropy(smoothing=smoothing) if smoothing else None
 
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
         here = batch["labels"] != IGNORED

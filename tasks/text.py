@@ -1,68 +1,83 @@
-"""One or two texts per row, and a class or a number to predict: sentiment, paraphrase, entailment, similarity."""
+"""One or two texts per row, and a class, labels or a number to predict: sentiment, topics, entailment, similarity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError, unknown
-from tasks.base import Task, evenly, softened_divergence
+from tasks.base import Task, evenly
 from tasks.columns import Rejects, as_list, as_names, check_texts, kept
+from tasks.heads import HEADS
+from tasks.label_sets import infer_set_names, label_sets
 from tasks.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers, settings_of
-from tasks.metrics import OfClasses, OfNumbers, accuracy, f1, matthews, pearson, spearman
+from tasks.losses import Loss
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-# by head: metric name -> from the number of labels to a fresh metric; the first one is the default
-METRICS: dict[str, dict[str, Callable[[int], Metric]]] = {
-    "classification": {
-        "accuracy": lambda labels: OfClasses(labels, accuracy),
-        "f1": lambda labels: OfClasses(labels, f1),
-        "matthews": lambda labels: OfClasses(labels, matthews),
-    },
-    "regression": {"pearson": lambda _: OfNumbers(pearson), "spearman": lambda _: OfNumbers(spearman)},
-}
+RARE = 10  # rows of a class in a part, below which its scores are said to be of few
+SHOWN = 5  # labels that a note names
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Text(Task):
-    """Classification of, or a number for, a text or a pair of texts.
+    """A class, labels or a number for a text or a pair of texts.
 
-    Labels may be names, ids where no name is a number, or a parquet file's class labels. A split whose labels are all
-    -1, the hub's way of saying that they are withheld, can be predicted and nothing else.
+    Labels may be names, ids where no name is a number, or a parquet file's class labels; see :mod:`tasks.label_sets`
+    for several of them. A split whose labels are all -1, the hub's way of saying that they are withheld, can be
+    predicted and nothing else.
     """
 
-    head: str = "classification"  # or regression
+    head: str = "classification"  # or multi_label, or regression
     text_columns: list[str] = field(default_factory=lambda: ["text"])  # one, or two for a pair
-    label_column: str = "label"
+    label_column: Any = "label"  # for multi_label also a list of columns of 0 and 1
+    label_separator: str = "|"  # for multi_label: between the labels of a text
     label_names: list[str] | None = None  # in the order of their ids; null takes them from the training rows
-    metric_names: list[str] | None = None  # the first selects the best checkpoint; null: the head's first in METRICS
+    metric_names: list[str] | None = None  # the first selects the best checkpoint; null: the head's standard ones
+    positive: str | None = None  # the class that f1 is of; null: the second of two, the mean over more
+    class_weights: Any = None  # in the training loss: balanced, or a number for each label; null: all alike
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in METRICS:
-            raise unknown("task.head", self.head, METRICS)
+        if self.head not in HEADS:
+            raise unknown("task.head", self.head, HEADS)
+        self._head = HEADS[self.head](self.positive, self.class_weights)
         self.text_columns = as_list(self.text_columns, "task.text_columns")  # a plain list: it is part of a cache's key
         if len(self.text_columns) not in (1, 2) or len({*self.text_columns}) < len(self.text_columns):
             raise SkimError(f"task.text_columns={self.text_columns}: name one column, or two for pairs of texts.")
-        self._metrics = as_list(self.metric_names or list(METRICS[self.head])[:1], "task.metric_names")
+        self._metrics = as_list(self.metric_names or self._head.standard, "task.metric_names")
         for name in self._metrics:
-            if name not in METRICS[self.head]:
-                raise unknown(f"metric of a {self.head}", name, METRICS[self.head])
+            if name not in self._head.known:
+                raise unknown(f"metric of a {self.head}", name, self._head.known)
+        if self.label_names is not None:
+            self.label_names = as_names(self.label_names)
+        if not isinstance(self.label_column, str):
+            self._take_columns(as_names(self.label_column, "task.label_column"))
         if self.head == "regression":
             self.label_names = []
-        elif self.label_names is not None:
-            self.label_names = as_names(self.label_names)
-            if len(self.label_names) < 2:
-                raise SkimError(f"task.label_names={self.label_names}: name two or more labels.")
+        elif self.label_names is not None and len(self.label_names) < 2:
+            raise SkimError(f"task.label_names={self.label_names}: name two or more labels.")
+
+    def _take_columns(self, columns: list[str]) -> None:
+        """Labels with a column each are called as their columns."""
+        if self.head != "multi_label":
+            raise SkimError(
+                f"task.label_column={columns}: task.head={self.head} has one column of labels; columns of 0 and 1 are "
+                "for task.head=multi_label."
+            )
+        if self.label_names is not None and {*self.label_names} != {*columns}:
+            raise SkimError(
+                f"task.label_names={self.label_names} are not the labels that task.label_column={columns} names.\n"
+                "Leave task.label_names out."
+            )
+        self.label_names = self.label_names or columns
+        self.label_column = self.label_names
 
     @property
     def monitor(self) -> str:
@@ -80,39 +95,67 @@ class Text(Task):
         return AutoModelForSequenceClassification
 
     def model_kwargs(self) -> dict[str, Any]:
-        kind = "regression" if self.head == "regression" else "single_label_classification"
         named = settings_of(self.label_names) if self.label_names else {"num_labels": self.num_labels}
-        return {**named, "problem_type": kind}
+        return {**named, "problem_type": self._head.problem_type}
+
+    @property
+    def _names(self) -> list[str]:
+        assert self.label_names is not None
+        return self.label_names
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({name: METRICS[self.head][name](self.num_labels) for name in self._metrics})
+        known = self._head.metrics(self._names)
+        return MetricCollection({name: known[name]() for name in self._metrics})
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Class ids, or numbers, (B,), from logits (B, num_labels)."""
-        return logits.squeeze(-1).float() if self.head == "regression" else logits.argmax(-1)
+        """Class ids (B,), numbers (B,) or 1 for each label (B, num_labels), from logits (B, num_labels)."""
+        return self._head.predict(logits)
 
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
-        metrics.update(self.predict(output.logits), batch["labels"])
+        labels = batch["labels"]
+        metrics.update(self.predict(output.logits), labels.long() if self.head == "multi_label" else labels)
+
+    def counts(self) -> Metric | None:
+        return self._head.counts(self._names)
+
+    def table(self, counts: Tensor) -> dict[str, Any] | None:
+        return self._head.table(counts, self._names)
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return len(batch["labels"]) if "labels" in batch else 0
 
+    def training_loss(self, smoothing: float = 0.0) -> Loss | None:
+        labels = _labels_of(self._raw["train"])
+        assert labels is not None
+        return self._head.loss(labels, self._names, smoothing)
+
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
-        if self.head == "regression":
-            return F.mse_loss(output.logits, taught.logits)
-        return softened_divergence(output.logits, taught.logits, temperature)
+        return self._head.distance(output.logits, taught.logits, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``prediction``: a number, or a label's name and ``probability``, that of the softmax."""
-        found = self.predict(output.logits).tolist()
-        if self.head == "regression":
-            return [{"prediction": number} for number in found]
-        assert self.label_names is not None
-        probabilities = output.logits.float().softmax(-1).amax(-1).tolist()
-        return [
-            {"prediction": self.label_names[label], "probability": probability}
-            for label, probability in zip(found, probabilities, strict=True)
-        ]
+        """See the heads in :mod:`tasks.heads`."""
+        return self._head.predictions(output.logits, self._names)
+
+    def named(self, label: Any) -> Any:
+        return self._head.named(label, self._names)
+
+    def strata(self, rows: Dataset) -> np.ndarray | None:
+        labels = _labels_of(rows)
+        return None if labels is None else self._head.strata(labels)
+
+    def notes(self, part: str) -> list[str]:
+        """Labels that no row of the part has, or fewer than ``RARE``."""
+        labels = _labels_of(self._raw[part])
+        rows = None if labels is None else self._head.rows_of(labels, self._names)
+        if labels is None or rows is None:
+            return []
+        bound = 1 if part == "train" else RARE
+        few = [f"{count} of '{name}'" for name, count in zip(self._names, rows.tolist(), strict=True) if count < bound]
+        if not few:
+            return []
+        shown = ", ".join(few[:SHOWN]) + (f", and few of {len(few) - SHOWN} more" if len(few) > SHOWN else "")
+        means = "nothing is learned of them" if part == "train" else "what is measured on so few says little"
+        return [f"{part}: its {len(labels):,} rows hold {shown}: {means}."]
 
     def example_texts(self, count: int) -> list[Any]:
         chosen = evenly(count, self._raw["validation"])
@@ -124,15 +167,24 @@ class Text(Task):
         for name in self.text_columns:
             check_texts(rows, name, rejects)
         texts = rows.select_columns(self.text_columns).rename_columns({name: kept(name) for name in self.text_columns})
-        if self.head == "classification" and self.label_names is None:
+        if self.label_names is None:
             if part != "test" or self.label_column in rows.column_names:
                 train, bad = (rows, rejects) if part == "train" else self.checkable("train")
-                self.label_names = infer_label_names(train, self.label_column, bad)
+                self.label_names = self._infer(train, bad)
         labels = known_labels(part, rejects, lambda to: self._labels(rows, part, to))
         return texts if labels is None else texts.add_column("labels", labels)
 
-    def _labels(self, rows: Dataset, part: str, rejects: Rejects) -> np.ndarray | None:
-        if not is_labeled(rows, self.label_column, rejects, needed=part != "test"):
+    def _infer(self, rows: Dataset, rejects: Rejects) -> list[str]:
+        """The labels that training rows have."""
+        if self.head == "multi_label":
+            return infer_set_names(rows, self.label_column, self.label_separator, rejects)
+        return infer_label_names(rows, self.label_column, rejects)
+
+    def _labels(self, rows: Dataset, part: str, rejects: Rejects) -> Any:
+        needed = part != "test"
+        if self.head == "multi_label":
+            return label_sets(rows, self.label_column, self.label_separator, self.label_names, rejects, needed)
+        if not is_labeled(rows, self.label_column, rejects, needed):
             return None
         if self.label_names:
             return label_ids(rows, self.label_column, self.label_names, rejects)
@@ -154,3 +206,8 @@ class Text(Task):
 
     def encoding(self) -> list[Any]:
         return [type(self).__name__, self.text_columns]
+
+
+def _labels_of(rows: Dataset) -> np.ndarray | None:
+    """The labels of checked rows, (rows,) or (rows, C); ``None`` if they have none."""
+    return np.asarray(rows.with_format("numpy")["labels"][:]) if "labels" in rows.column_names else None

@@ -64,6 +64,7 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "train.method_after": ((int, float), 0, 1),
     "train.distill": ((int, float), 0, 1),
     "train.distill_temperature": ((int, float), 1e-6, INFINITY),
+    "train.label_smoothing": ((int, float), 0, 0.99),
     "train.calibrate": (int, 0, INFINITY),
     "train.evals_per_epoch": (int, 1, INFINITY),
     "train.eval_every": (int, 1, INFINITY),

@@ -28,6 +28,7 @@ from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import elsewhere, latency
 from skim.lightning.results import Results, write_json
+from skim.report.classes import class_tables
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth
 from skim.report.heatmap import read, show, write_html
@@ -147,11 +148,14 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     device = next(model.parameters()).device
     module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.parts.companion)
     values = trainer.validate(module, datamodule=task, verbose=False)[0]
+    classes = module.classes
     others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
     results.take(values, task.monitor)
     results.metrics |= others
+    results.classes = classes
+    results.notes += task.notes("validation")
     results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
     results.status = "done"
@@ -165,6 +169,9 @@ def metrics(cfg: DictConfig, console: Console) -> None:
     results = measured(loaded, command, trainer_of(loaded, console)).to_dict()
     write_json(loaded.folder / "evaluation.json", results)
     print_run(results, loaded.folder)
+    if results["classes"]:
+        console.print()
+        console.print(class_tables(results["classes"]))
 
 
 def curve(cfg: DictConfig, console: Console) -> None:

@@ -28,6 +28,7 @@ class Landed:
         values: what Lightning logged of their evaluation.
         evaluation: the same in brief.
         calibration: relative FLOPs as training left them, and the shift that landed on the target; ``None`` without.
+        classes: the same class by class, see :meth:`tasks.base.Task.table`.
     """
 
     checkpoint: str
@@ -35,6 +36,7 @@ class Landed:
     values: dict[str, float]
     evaluation: Evaluation
     calibration: dict[str, float] | None
+    classes: dict[str, Any] | None
 
 
 def settle(
@@ -97,7 +99,7 @@ def landed(
     """Evaluate the present weights."""
     values = evaluated(trainer, module, datamodule=task)
     evaluation = Evaluation(step, values[f"val/{task.monitor}"], values["val/relative_flops"])
-    return Landed(name, step, values, evaluation, calibration)
+    return Landed(name, step, values, evaluation, calibration, module.classes)
 
 
 def calibrated(

@@ -23,6 +23,7 @@ from skim.flops import FORMULAS, LayerCost
 from skim.lightning.budget import Batches, calibrate, hold
 from skim.lightning.stages import KINDS, Plan, Stage, check_bounds
 from tasks.base import Task
+from tasks.losses import Loss
 
 TEACHERS = ("init", "self")
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
@@ -104,6 +105,10 @@ class SkimModule(pl.LightningModule):
         calibrate_on: inputs on which a method with a target is set to it, before a stage whose decisions are hard.
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
         companion: what ``task.companion`` made, to be trained beside the model.
+        loss: what ``task.training_loss`` gave, to train on in place of the loss that the model computes.
+
+    Attributes:
+        classes: the last evaluation class by class, see :meth:`tasks.base.Task.table`.
     """
 
     def __init__(
@@ -119,6 +124,7 @@ class SkimModule(pl.LightningModule):
         calibrate_on: Batches | None = None,
         formulas: Sequence[str] = (),
         companion: nn.Module | None = None,
+        loss: Loss | None = None,
     ) -> None:
         super().__init__()
         if distill_from not in TEACHERS:
@@ -138,10 +144,18 @@ class SkimModule(pl.LightningModule):
         self._teacher = (teacher,)
         self.calibrate_on = calibrate_on
         self.metrics = task.metrics()
+        self.counts = task.counts()
+        self.classes: dict[str, Any] | None = None
         self.companion = companion
         walk = walk_of(model)
         self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
         self.eval_loss = MeanMetric()
+        if loss is not None and self.method.reads_head:
+            raise SkimError(
+                f"method={self.method.name} sums the losses of all its exits, which know no weights and no smoothing.\n"
+                "Set train.label_smoothing=0 and task.class_weights=null, or take another method."
+            )
+        self._loss = loss
 
     @property
     def method(self) -> Any:
@@ -310,7 +324,8 @@ class SkimModule(pl.LightningModule):
         with nullcontext() if begun else uncompressed(self.model):
             out = self(batch)
         trace = self.trace
-        loss = out.loss
+        own = out.loss if self._loss is None else self._loss(out, batch)
+        loss = own
         if taught is not None:
             away = self.task.distance(out, taught, batch, self.distill_temperature)
             loss = (1 - self.distill) * loss + self.distill * away
@@ -318,7 +333,7 @@ class SkimModule(pl.LightningModule):
         # what a stage does not train needs a gradient all the same: DDP waits for everyone's
         if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
-        self.log("train/loss", out.loss.detach(), prog_bar=True)
+        self.log("train/loss", own.detach(), prog_bar=True)
         self._log_rates()
         if begun:
             loss = loss + self._penalties(trace)
@@ -397,6 +412,8 @@ class SkimModule(pl.LightningModule):
         labels = self.task.labelled(batch)
         if labels:
             self.task.update(self.metrics, out, batch)
+            if self.counts is not None:
+                self.task.update(self.counts, out, batch)
             self.eval_loss.update(out.loss, weight=labels)
 
     def _report(self, part: str) -> None:
@@ -404,6 +421,9 @@ class SkimModule(pl.LightningModule):
         # the metrics are already synchronised over ranks by torchmetrics
         self.log_dict({f"{part}/{name}": value.float() for name, value in values.items()})
         self.log_dict({f"{part}/method/{name}": value for name, value in self.method.readings().items()})
+        if self.counts is not None:
+            self.classes = self.task.table(self.counts.compute().cpu())
+            self.counts.reset()
         for metric in (self.metrics, self.eval_loss, self.spending):
             metric.reset()
 

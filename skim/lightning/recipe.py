@@ -155,6 +155,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.get("formulas") or (),
         companion=parts.companion,
+        loss=parts.task.training_loss(cfg.train.get("label_smoothing") or 0.0),  # older runs have no choice
     )
     try:
         trainer = trainer_of(cfg, folder, parts, console)
@@ -239,6 +240,7 @@ def finish(
     weights = settle(trainer, module, task, best, inputs, export, console)
     results.exported, results.calibration = weights[0].checkpoint, weights[0].calibration
     results.checkpoints = {one.checkpoint: asdict(one.evaluation) for one in weights}
+    results.classes = weights[0].classes
     measure(results, weights[0].values, trainer, module, parts)
     if not trainer.is_global_zero:
         return Run(results, [], folder)
@@ -273,6 +275,7 @@ def measure(results: Results, values: dict[str, float], trainer: pl.Trainer, mod
     method = walk_of(parts.model).method
     results.take(values, parts.task.monitor)
     results.metrics |= elsewhere(trainer, module, parts.task)
+    results.notes += [note for part in ("train", "validation") for note in parts.task.notes(part)]
     if method.name != "dense":
         with execution(parts.model, "masked"):
             masked = evaluated(trainer, module, datamodule=parts.task)

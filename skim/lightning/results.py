@@ -26,6 +26,8 @@ class Results:
 
     Attributes:
         metrics: the task's, on the evaluation split, as the model will run.
+        classes: the same class by class: ``positive`` is the one that f1 is of, ``confusion`` by label and prediction,
+            or, of several labels, for each by whether it is given and said. ``None`` where nothing is of a class.
         masked_metrics: the same in masked execution; ``None`` for dense. A gap between the two is a leak.
         relative_flops: FLOPs / FLOPs of the dense backbone on the same real tokens.
         gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
@@ -60,6 +62,7 @@ class Results:
     status: str = "failed"
     monitor: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, Any] | None = None
     masked_metrics: dict[str, float] | None = None
     relative_flops: float = 1.0
     gflops: float = 0.0

@@ -325,7 +325,7 @@ KINDS = {
         {"option_columns": ["o1", "o2"]},
     ),
     "question": Kind(
-        QuestionAnswering, *[{"question": "is it", "context": "the soup was", "answers": "soup"}] * 2, {}, {}
+        QuestionAnswering, *[{"question": "is it", "context": "the soup was", "answers": "soup"}] * 2, {"stride": 8}, {}
     ),
 }
 NO_TEXT = "there is no text"

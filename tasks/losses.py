@@ -1,0 +1,50 @@
+"""Losses that take the place of the head's own in training, where classes are weighed or labels smoothed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor
+
+# from a model's output and the batch to a scalar
+Loss: TypeAlias = "Callable[[Any, dict[str, Tensor]], Tensor]"
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Of one class for each sequence, token or set of options: mean over labels, weighed by that of their class.
+
+    Attributes:
+        weights: of each class, (C,); ``None``: all alike.
+        smoothing: share of a label's probability that goes to all classes alike (arXiv 1512.00567, section 7).
+    """
+
+    weights: Tensor | None = None
+    smoothing: float = 0.0
+
+    def __call__(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        logits = output.logits.flatten(0, -2).float()
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.cross_entropy(logits, batch["labels"].flatten(), weights, label_smoothing=self.smoothing)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Of a yes or no for each label, mean over labels and sequences.
+
+    Attributes:
+        weights: of each label's positive rows, (C,); ``None``: as its others.
+        smoothing: share of the way from yes and no to a half.
+    """
+
+    weights: Tensor | None = None
+    smoothing: float = 0.0
+
+    def __call__(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        logits = output.logits.float()
+        wanted = batch["labels"] * (1 - self.smoothing) + self.smoothing / 2
+        weights = None if self.weights is None else self.weights.to(logits)
+        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights)
