@@ -12,9 +12,23 @@ L layers.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skim.errors import SkimError
+
+if TYPE_CHECKING:  # what _PUBLIC finds at run time, for editors and type checkers
+    from skim.compression import compress, decompress, execution, uncompressed
+    from skim.loading import from_pretrained
+    from skim.methods import Method
+    from skim.methods.act import ACT
+    from skim.methods.dense import Dense
+    from skim.methods.early_exit import EarlyExit
+    from skim.methods.funnel import Funnel
+    from skim.methods.ltp import LTP
+    from skim.methods.threshold import Manual, Relative, Rising
+    from skim.methods.topk import TopK
+    from skim.methods.transkimmer import Transkimmer
+    from skim.saving import save_pretrained
 
 __version__ = "0.1.0"
 
@@ -29,13 +43,36 @@ _PUBLIC = {
     "Dense": "skim.methods.dense",
     "Transkimmer": "skim.methods.transkimmer",
     "LTP": "skim.methods.ltp",
+    "Manual": "skim.methods.threshold",
+    "Relative": "skim.methods.threshold",
+    "Rising": "skim.methods.threshold",
     "TopK": "skim.methods.topk",
     "ACT": "skim.methods.act",
     "Funnel": "skim.methods.funnel",
     "EarlyExit": "skim.methods.early_exit",
 }
 
-__all__ = ["SkimError", "__version__", *_PUBLIC]
+__all__ = [
+    "ACT",
+    "LTP",
+    "Dense",
+    "EarlyExit",
+    "Funnel",
+    "Manual",
+    "Method",
+    "Relative",
+    "Rising",
+    "SkimError",
+    "TopK",
+    "Transkimmer",
+    "__version__",
+    "compress",
+    "decompress",
+    "execution",
+    "from_pretrained",
+    "save_pretrained",
+    "uncompressed",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,3 +80,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'skim' has no attribute '{name}'")
     return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not, and the modules that are loaded."""
+    return sorted({*globals(), *__all__})
