@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -152,6 +153,23 @@ class Task(pl.LightningDataModule, ABC):
             output: the model's.
             batch: with labels.
         """
+
+    def blind(self) -> Tensor | None:
+        """Logits (A, C) of the answers that can be given without reading; ``None`` where they are not that few."""
+        return None
+
+    def chance(self) -> float | None:
+        """The most that the metric that counts comes to for one answer to all evaluation rows; ``None``: not known."""
+        answers, rows = self.blind(), self._rows["validation"]
+        if answers is None or "labels" not in rows.column_names:
+            return None
+        labels = torch.as_tensor(np.asarray(rows.with_format("numpy")["labels"][:]))
+        scores = []
+        for answer in answers:
+            metrics = self.metrics()
+            self.update(metrics, SimpleNamespace(logits=answer.expand(len(labels), -1)), {"labels": labels})
+            scores.append(float(metrics.compute()[self.monitor]))
+        return max(scores)
 
     @abstractmethod
     def labelled(self, batch: dict[str, Tensor]) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
@@ -120,6 +121,9 @@ class Text(Task):
 
     def table(self, counts: Tensor) -> dict[str, Any] | None:
         return self._head.table(counts, self._names)
+
+    def blind(self) -> Tensor:
+        return torch.eye(self.num_labels)
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return len(batch["labels"]) if "labels" in batch else 0

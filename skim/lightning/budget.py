@@ -61,6 +61,21 @@ def check_target(model: nn.Module, batches: Batches) -> None:
         )
 
 
+def survivors(trace: Trace) -> Tensor:
+    """Unprotected tokens of each sequence that enter the last feed-forward of the first half of the layers, (B,)."""
+    left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()
+    return left - trace.sequences.protected.sum(1).clamp_min(1)
+
+
+def left_over(model: nn.Module, batches: Batches) -> float:
+    """Share of the unprotected tokens that are left behind the first half of the layers."""
+    left = before = 0.0
+    for trace in traces(model, batches):
+        left += float(survivors(trace).clamp_min(0).sum())
+        before += float((trace.lengths - trace.sequences.protected.sum(1).clamp_min(1)).clamp_min(0).sum())
+    return left / before if before else 1.0
+
+
 def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True) -> None:
     """Refuse a method that as configured leaves nothing behind the first half of the layers: too little to learn from.
 
@@ -77,8 +92,7 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
     if method.shift is None or calibrated or method.trains_dense or not method.retires:
         return
     for trace in traces(model, batches):
-        left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()
-        if (left > trace.sequences.protected.sum(1).clamp_min(1)).any():
+        if (survivors(trace) > 0).any():
             return
     raise SkimError(
         f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "

@@ -26,11 +26,12 @@ from safetensors.torch import save_file
 from skim.benchmark import compare
 from skim.compression import execution, walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import TOLERANCE, check_survivors, check_target
+from skim.lightning.budget import check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build, check
 from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
 from skim.lightning.landing import elsewhere, evaluated, settle
 from skim.lightning.module import SkimModule
+from skim.lightning.notes import notes_of
 from skim.lightning.progress import shown
 from skim.lightning.results import Results
 from skim.methods import method_name
@@ -245,6 +246,8 @@ def finish(
     if not trainer.is_global_zero:
         return Run(results, [], folder)
     module.eval().to(device)
+    with trainer.precision_plugin.forward_context():
+        results.notes += notes_of(results, parts, parts.sampled(32, 256))
     save_pretrained(model, folder / "model")
     parts.tokenizer.save_pretrained(folder / "model")
     if module.companion is not None:
@@ -280,12 +283,6 @@ def measure(results: Results, values: dict[str, float], trainer: pl.Trainer, mod
         with execution(parts.model, "masked"):
             masked = evaluated(trainer, module, datamodule=parts.task)
         results.masked_metrics = Results.metrics_of(masked)
-    target = method.target
-    if target is not None and abs(results.relative_flops - target) > TOLERANCE:
-        results.notes.append(
-            f"target missed: asked for relative FLOPs {target:.2f}, ended at {results.relative_flops:.3f}. "
-            "Train longer, raise train.method_lr, or start from a dense run (init_from)."
-        )
 
 
 def latency(parts: Parts, settings: DictConfig, console: Console | None = None) -> dict[str, Any]:
