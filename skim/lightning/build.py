@@ -28,7 +28,7 @@ from skim.lightning import published
 from skim.lightning.budget import Batches
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
-from skim.loading import described, read_method
+from skim.loading import described, first_line, read_method
 from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
@@ -116,11 +116,22 @@ def check(cfg: DictConfig) -> None:
 
 def method_of(cfg: DictConfig) -> Method:
     """The method that a config names, with its options; how it is trained (``stages``) is the recipe's business."""
-    with typed():
-        # convert: lists as lists, also for a user's own method, whose file may not ask for it
-        return instantiate(
-            OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"]), _convert_="all"
-        )
+    options = OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"])
+    target = options.get("_target_")
+    try:
+        with typed():
+            # convert: lists as lists, also for a user's own method, whose file may not ask for it
+            method = instantiate(options, _convert_="all")
+    except InstantiationException as error:
+        if "Error locating target" not in str(error):
+            raise
+        raise SkimError(
+            f"method._target_={target} cannot be imported: {first_line(error.__cause__ or error)}.\n"
+            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
+        ) from None
+    if not isinstance(method, Method):
+        raise SkimError(f"method._target_={target} makes a {type(method).__name__}, which is no skim.Method.")
+    return method
 
 
 @contextlib.contextmanager

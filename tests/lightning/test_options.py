@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from transformers import FunnelConfig
 
+import skim
 from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
 from skim.lightning.build import build, check
+from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
 from skim.methods import Method
 from tests.runs import CONF, composed, small
@@ -92,6 +96,34 @@ def test_an_option_of_a_users_own_method_is_its_own_affair() -> None:
     check(composed(*own, "+method.start=0.5", "+method.places=[1,2]"))
     with pytest.raises(SkimError, match=r"^method\.places=\[1, a\] must be a list of whole numbers\.$"):
         check(composed(*own, "+method.places=[1,a]"))
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("nowhere.First", r"cannot be imported: .*nowhere[\s\S]*PYTHONPATH"),
+        (f"{__name__}.Nothing", "cannot be imported: .*Nothing"),
+        ("First", "cannot be imported"),
+        ("collections.OrderedDict", "makes a OrderedDict, which is no skim.Method"),
+    ],
+)
+def test_what_is_no_method_of_ones_own(target: str, says: str) -> None:
+    with pytest.raises(SkimError, match=f"^method._target_={target} {says}"):
+        check(composed("method=dense", f"method._target_={target}"))
+
+
+def test_a_method_of_ones_own_is_trained_evaluated_gone_on_with_and_loaded(tmp_path: Path) -> None:
+    """The run's own config names it, which is the user's word; a folder that is loaded in Python has to be allowed."""
+    own = ["method=dense", f"method._target_={__name__}.Own", "+method.places=[1,2]", "train.max_steps=1"]
+    run = tmp_path / "run"
+    train(small(*own), run, "")
+    loaded = load(composed(f"ckpt={run}", "hardware.accelerator=cpu", config="evaluate"))
+    assert type(loaded.parts.model.method) is Own
+    assert loaded.parts.model.method.places == (1, 2)
+    assert type(build(small(*own, f"init_from={run}")).model.method) is Own
+    assert type(skim.from_pretrained(run / "model", method=Own).method) is Own
+    with pytest.raises(SkimError, match="trust_modules="):
+        skim.from_pretrained(run / "model")
 
 
 def test_an_option_that_there_is_not_is_answered_with_those_that_there_are() -> None:
