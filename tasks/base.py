@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)}
 SUBSET_SEED = 0  # of holdout and subsamples: not the run's seed, so that runs of all seeds see the same rows
+HOLDOUT = "holdout"  # as the name of a split: the rows that are held out
 BUILTIN = "builtin"  # owner of the data sets that need no download
 ON_BAD_ROW = ("error", "skip")
 ENCODING = 1  # counted up whenever the same rows and tokenizer shall give other columns; old caches are then left alone
@@ -68,7 +69,9 @@ class Task(pl.LightningDataModule, ABC):
     config: str = "default"  # its configuration
     train_split: str = "train"
     eval_split: str | None = None  # evaluated during and after training; null is the task's own, mostly validation
-    test_split: str | None = None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test
+    test_split: str | None = (
+        None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test, or holdout
+    )
     # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
     files: dict[str, str | None] = field(default_factory=dict)
     # names of the columns of csv and tsv files that have no header line; null: their first line is the header
@@ -338,7 +341,7 @@ class Task(pl.LightningDataModule, ABC):
         """The data set's splits that training and evaluation read; none for own files and built-in data."""
         if self.hub_id is None or self._builtin is not None:
             return []
-        cut = self.holdout is not None and self.eval_split is None
+        cut = self.holdout is not None and self.eval_split in (None, HOLDOUT)
         return [self.split_of(part) for part in (("train",) if cut else ("train", "validation"))]
 
     def source(self, part: str) -> tuple[Dataset, str]:
@@ -351,7 +354,11 @@ class Task(pl.LightningDataModule, ABC):
         if self._builtin is not None:
             return grammar.rows(self._builtin, split), f"{self.hub_id} {split}"
         if self.hub_id is None:
-            raise SkimError(f"task={self.name} has no {part} data: give it a file, task.files.{part}=<csv, json, ...>.")
+            kept = part == "test" and self._cuts and self.files.get("train") is not None
+            raise SkimError(
+                f"task={self.name} has no {part} data: give it a file, task.files.{part}=<csv, json, ...>."
+                + ("\nOr predict the rows that were held out from training: split=holdout." if kept else "")
+            )
         return hub.dataset(self.hub_id, self.config, split, f"task={self.name}"), f"{self.hub_id}/{self.config} {split}"
 
     def read(self, file: str) -> Dataset:
@@ -368,12 +375,11 @@ class Task(pl.LightningDataModule, ABC):
 
     def _select(self, part: str) -> Dataset:
         """The checked rows of a part that this run uses."""
-        cut = self.holdout is not None and self.files.get("validation") is None
-        # whoever names a split means that split; the rows held out stay out of training all the same
-        held_out = cut and part == "validation" and self.eval_split is None
+        held_out = self._is_held_out(part)
         rows, rejects = self.checkable("train" if held_out else part)
         where = rejects.where
-        rows = self.check(rows, part, rejects)
+        # rows that are held out are what training was evaluated on, whoever looks at them again
+        rows = self.check(rows, "validation" if held_out else part, rejects)
         numbers = rejects.numbers(len(rows))
         rows = rejects.without(rows)
         told = held_out and "train" in self.report["skipped"]  # they are the same rows
@@ -382,7 +388,7 @@ class Task(pl.LightningDataModule, ABC):
             log.warning("%s: %d bad rows were skipped, the first: %s", part, len(rejects), rejects.first)
         chosen = np.arange(len(rows))
         rng = np.random.default_rng(SUBSET_SEED)
-        if held_out or (cut and part == "train"):
+        if held_out or (self._cuts and part == "train"):
             assert self.holdout is not None
             kept = holdout.held_out(len(rows), self.holdout, rng, self.strata(rows))
             if not 0 < len(kept) < len(rows):
@@ -396,6 +402,25 @@ class Task(pl.LightningDataModule, ABC):
         chosen = np.sort(chosen)
         self.numbers[part] = numbers[chosen]
         return rows if len(chosen) == len(rows) else rows.select(chosen)
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether rows are held out from the training rows: there is no file of others to evaluate on."""
+        return self.holdout is not None and self.files.get("validation") is None
+
+    def _is_held_out(self, part: str) -> bool:
+        """Whether a part is the held-out rows; whoever names a split of a data set means that split."""
+        named = {"validation": self.eval_split, "test": self.test_split}.get(part)
+        if named == HOLDOUT and not self._cuts:
+            file = self.files.get("validation")
+            why = "task.holdout is null" if self.holdout is None else f"it is evaluated on task.files.validation={file}"
+            raise SkimError(f"split=holdout: task={self.name} holds no rows out, as {why}.\nUse split=validation.")
+        if part == "train" or not self._cuts:
+            return False
+        # own files without one for validation have no other such rows
+        return (
+            named == HOLDOUT or (named == "validation" and self.hub_id is None) or (part, named) == ("validation", None)
+        )
 
     def _bounds(self) -> dict[str, int]:
         """The bounds on a row's tokens that are set, by what the user calls them."""

@@ -100,11 +100,17 @@ class MultipleChoice(Task):
         return softened_divergence(output.logits, taught.logits, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``prediction``: an option's letter (its number from 0 behind the 26th); ``probability``: of the softmax."""
-        probability, found = output.logits.float().softmax(-1).max(-1)
+        """``prediction``: an option's letter (its number from 0 behind the 26th); its ``probability`` (of the softmax).
+
+        And ``probabilities``, of all options.
+        """
         return [
-            {"prediction": self.named(option), "probability": share}
-            for option, share in zip(found.tolist(), probability.tolist(), strict=True)
+            {
+                "prediction": self.named(max(range(len(shares)), key=shares.__getitem__)),
+                "probability": max(shares),
+                "probabilities": {self.named(option): share for option, share in enumerate(shares)},
+            }
+            for shares in output.logits.float().softmax(-1).tolist()
         ]
 
     def named(self, label: Any) -> str:

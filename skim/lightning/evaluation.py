@@ -35,6 +35,7 @@ from skim.report.heatmap import read, show, write_html
 from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
 from skim.report.table import curve_table, print_run
+from tasks.base import HOLDOUT
 
 SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
 SLACK = 0.001  # relative FLOPs within which a floor or a ceiling still is the target
@@ -79,7 +80,8 @@ def load(cfg: DictConfig) -> Loaded:
     if cfg.split is not None:
         part = "test" if predicts else "validation"
         task["test_split" if predicts else "eval_split"] = cfg.split
-        task["files"] = {part: (before.task.get("files") or {}).get(cfg.split.partition("_")[0])}
+        if cfg.split != HOLDOUT:  # which are rows of the training file
+            task["files"] = {part: (before.task.get("files") or {}).get(cfg.split.partition("_")[0])}
     exported = folder / "model"
     whole = (exported / "skim.json").is_file()
     if whole and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
