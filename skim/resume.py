@@ -37,9 +37,9 @@ def recorded(folder: Path) -> DictConfig:
     return config
 
 
-def checkpoint_of(resume: str) -> Path:
+def checkpoint_of(resume: object) -> Path:
     """The checkpoint that ``resume`` means: a run's last one, or a file of its own."""
-    path = Path(resume)
+    path = Path(str(resume))
     if path.is_file():
         return path
     if (path / LAST).is_file():
@@ -58,7 +58,7 @@ def changes(cfg: DictConfig) -> list[str]:
     Raises:
         SkimError: what differs is part of what the run has learned, or of how it learns.
     """
-    path = checkpoint_of(str(cfg.resume))
+    path = checkpoint_of(cfg.resume)
     folder = path.parent.parent
     old, new = flat(recorded(folder)), flat(cfg)
     # an option that an older version did not have says nothing, but each entry of a model's config does

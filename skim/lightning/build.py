@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -32,7 +33,7 @@ from skim.loading import described, first_line, read_method
 from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
-from skim.methods.options import OptionError
+from skim.methods.options import OptionError, adapters, reason
 from skim.resume import recorded
 from tasks.base import Task
 
@@ -85,16 +86,33 @@ LIMITS: dict[str, tuple[type | tuple[type, ...], float, float]] = {
     "benchmark.train_batch_size": (int, 1, INFINITY),
 }
 
+FLAGS = ("train.gradient_checkpointing", "callbacks.progress", "benchmark.enabled", "timed")
+MAY_BE_NULL = (  # of those above: what null stands for is said beside the option
+    *("train.clip", "train.method_after", "train.eval_every", "task.length_min", "task.length_max"),
+    *("task.max_train_samples", "task.max_eval_samples", "hardware.threads", "callbacks.patience"),
+    "callbacks.save_every",
+)
+
 
 def check(cfg: DictConfig) -> None:
-    """Refuse values that no run can use, before anything is loaded; ``null`` is allowed wherever it composes.
+    """Refuse values that no run can use, before anything is loaded.
 
-    What a method's options may be stands beside its constructor's arguments (:mod:`skim.methods.options`).
+    What a method's options may be stands beside its constructor's arguments (:mod:`skim.methods.options`), and of what
+    kinds a task's numbers are beside its fields.
     """
     if cfg.get("method"):
         method_of(cfg)
     for path, limits in LIMITS.items():
-        check_limits(path, OmegaConf.select(cfg, path), *limits)
+        check_limits(path, value_at(cfg, path), *limits)
+    for path in FLAGS:
+        value = value_at(cfg, path)
+        if value is not None and not isinstance(value, bool):
+            raise SkimError(f"{path}={value} must be true or false.")
+    if cfg.get("task"):
+        check_task(cast(dict[str, Any], OmegaConf.to_container(cfg.task)))
+    board = OmegaConf.select(cfg, "logger.wandb")
+    if board is not None and not isinstance(board, Mapping):
+        raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")
     export = OmegaConf.select(cfg, "callbacks.export", default=EXPORTS[0])
     if export not in EXPORTS:
         raise unknown("callbacks.export", export, EXPORTS)
@@ -104,14 +122,45 @@ def check(cfg: DictConfig) -> None:
     for name, options in stages.items():
         check_stage(name, options or {})
     formulas = cfg.get("formulas") or []
-    if isinstance(formulas, str):
+    if not OmegaConf.is_list(formulas) and formulas != []:
         raise SkimError(f"formulas={formulas} must be a list, such as formulas=[{formulas}].")
     for name in formulas:
         if name not in FORMULAS:
             raise unknown("formula in formulas", name, FORMULAS)
-    sizes = OmegaConf.select(cfg, "benchmark.batch_sizes")
-    if any(not isinstance(size, int) or size < 1 for size in sizes or []):
-        raise SkimError(f"benchmark.batch_sizes={list(sizes)} must be whole numbers, at least 1.")
+    sizes = OmegaConf.select(cfg, "benchmark.batch_sizes", default=OmegaConf.create([1]))  # older runs have none
+    wrong = not OmegaConf.is_list(sizes) or not sizes or any(type(size) is not int or size < 1 for size in sizes)
+    if wrong:
+        raise SkimError(
+            f"benchmark.batch_sizes={sizes} must be a list of whole numbers, each at least 1, such as [1,32]."
+        )
+
+
+def value_at(cfg: DictConfig, path: str) -> Any:
+    """What stands at a path, ``None`` if nothing does; a SkimError for null where it says nothing."""
+    parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
+    if not isinstance(parent, Mapping) or path.rpartition(".")[2] not in parent:  # older runs have fewer options
+        return None
+    value = OmegaConf.select(cfg, path)
+    if value is None and path not in MAY_BE_NULL:
+        raise SkimError(f"{path}=null says nothing; leave it away for its default.")
+    return value
+
+
+def check_task(options: Mapping[str, Any]) -> None:
+    """A task's numbers and flags are of the kinds that its fields declare."""
+    try:
+        fields = adapters(get_class(options["_target_"]).__init__)
+    except (ImportError, AttributeError, ValueError, KeyError):  # said when it is made
+        return
+    for name, adapter in fields.items():
+        schema = adapter.json_schema()
+        kinds = {one.get("type") for one in schema.get("anyOf", [schema])}
+        if name in options and kinds <= {"integer", "number", "boolean", "null"}:
+            try:
+                adapter.validate_python(options[name])
+            except ValidationError:
+                said = reason(options[name], adapter, "")
+                raise SkimError(f"task.{name}={'null' if options[name] is None else options[name]} {said}") from None
 
 
 def method_of(cfg: DictConfig) -> Method:
@@ -387,7 +436,7 @@ def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Modu
 
 def dense_folder(cfg: DictConfig) -> Path:
     """The exported model that ``init_from`` names; a SkimError if it is of another backbone or not there."""
-    folder = Path(cfg.init_from)
+    folder = Path(str(cfg.init_from))
     if (folder / "model" / "config.json").is_file():
         before = recorded(folder)
         if before.backbone.name != cfg.backbone.name:

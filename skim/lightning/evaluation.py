@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
@@ -21,23 +23,29 @@ from torch import Tensor, nn
 
 from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, tagged
 from skim.benchmark import compare_training, machine, usable
+from skim.cli import message
 from skim.compression import accepted, walk_of
 from skim.errors import SkimError, unknown
 from skim.lightning.budget import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import elsewhere, latency
+from skim.lightning.recipe import EXAMPLES, elsewhere, latency
 from skim.lightning.results import Results, write_json
+from skim.options import Chosen, exists, leaves, no_option
 from skim.report.classes import class_tables
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth
 from skim.report.heatmap import read, show, write_html
+from skim.report.page import write_page
 from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
 from skim.report.table import curve_table, print_run
+from skim.resume import recorded
 from tasks.base import HOLDOUT
 
 SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
+# an option of a run, in the words of a training
+OF_THE_RUN = re.compile(r"(?<![\w./-])(task|method|backbone)\.[a-z]\w*(?=[\w.]*=)")
 SLACK = 0.001  # relative FLOPs within which a floor or a ceiling still is the target
 
 
@@ -63,16 +71,10 @@ def load(cfg: DictConfig) -> Loaded:
     Raises:
         SkimError: no run there, or a checkpoint of another backbone or method.
     """
-    path = Path(cfg.ckpt)
-    checkpoint = path if path.suffix == ".ckpt" else None
-    folder = path.parent.parent if checkpoint else path
-    if not path.exists() or not (folder / "config.yaml").is_file():
-        raise SkimError(
-            f"ckpt={path} is no run: there is no {folder / 'config.yaml'}.\n"
-            "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
-        )
-    before = OmegaConf.merge(OmegaConf.load(folder / "config.yaml"), cfg.overrides)
-    assert isinstance(before, DictConfig)
+    folder, checkpoint = run_of(Path(cfg.ckpt))
+    before = recorded(folder)
+    check_overrides(cfg.overrides, before, folder)
+    before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
     task: dict[str, Any] = {"eval_batch_size": cfg.batch_size}
     if cfg.max_samples is not None:
         task["max_eval_samples"] = cfg.max_samples
@@ -116,6 +118,38 @@ def load(cfg: DictConfig) -> Loaded:
         if module is not None:
             module.eval().to(device)
     return Loaded(parts, run, folder)
+
+
+def run_of(path: Path) -> tuple[Path, Path | None]:
+    """A run's folder, and a checkpoint of it if it is one that is named; its ``model/`` stands for the run.
+
+    Raises:
+        SkimError: there is no run.
+    """
+    checkpoint = path if path.suffix == ".ckpt" else None
+    folder = path.parent.parent if checkpoint else path
+    if not checkpoint and not (folder / "config.yaml").is_file() and (folder.parent / "config.yaml").is_file():
+        folder = folder.parent  # of what is in a run: model/, checkpoints/
+    if path.exists() and (folder / "config.yaml").is_file():
+        return folder, checkpoint
+    if (path / "skim.json").is_file():
+        raise SkimError(
+            f"ckpt={path} is a model without its run: it does not say what it was trained on, nor how to evaluate it.\n"
+            f"Name the run that it came from, or look at it in Python: skim.from_pretrained({str(path)!r})."
+        )
+    raise SkimError(
+        f"ckpt={path} is no run: there is no {folder / 'config.yaml'}.\n"
+        "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
+    )
+
+
+def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> None:
+    """Refuse to change an option that the run has not."""
+    tree, asked = (cast(dict[str, Any], OmegaConf.to_container(config)) for config in (run, overrides))
+    options = Chosen(tree, {}, tree)
+    for key, _ in leaves(asked):
+        if not exists(key, options):
+            raise no_option(key, options, f"overrides of {folder}: ")
 
 
 def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
@@ -170,7 +204,7 @@ def metrics(cfg: DictConfig, console: Console) -> None:
     command = f"python evaluate.py ckpt={cfg.ckpt} what=metrics"
     results = measured(loaded, command, trainer_of(loaded, console)).to_dict()
     write_json(loaded.folder / "evaluation.json", results)
-    print_run(results, loaded.folder)
+    print_run(results, loaded.folder, console, ["evaluation.json"])
     if results["classes"]:
         console.print()
         console.print(class_tables(results["classes"]))
@@ -317,8 +351,8 @@ def time_it(cfg: DictConfig, console: Console) -> None:
     results = finished(loaded.folder)
     with trainer_of(loaded, console).precision_plugin.forward_context():
         results["latency"] = latency(loaded.parts, cfg.benchmark)
-    write_json(loaded.folder / "results.json", results)
-    print_run(results, loaded.folder)
+    for_report(loaded, results)
+    print_run(results, loaded.folder, console)
 
 
 def throughput(cfg: DictConfig, console: Console) -> None:
@@ -347,8 +381,8 @@ def throughput(cfg: DictConfig, console: Console) -> None:
         "machine": machine(next(model.parameters()).device),
         "timings": compare_training(model, batches, repeats=cfg.benchmark.repeats, forward=forward),
     }
-    write_json(loaded.folder / "results.json", results)
-    print_run(results, loaded.folder)
+    for_report(loaded, results)
+    print_run(results, loaded.folder, console)
 
 
 def whole(option: str, value: Any) -> None:
@@ -364,6 +398,14 @@ def finished(folder: Path) -> dict[str, Any]:
         raise SkimError(f"{folder} has no results.json to write measurements into: the run did not finish.")
     results: dict[str, Any] = json.loads(path.read_text())
     return results
+
+
+def for_report(loaded: Loaded, results: dict[str, Any]) -> None:
+    """Write a run's ``results.json`` and, from the same numbers, its ``report.html`` with the model's texts."""
+    task, tokenizer = loaded.parts.task, loaded.parts.tokenizer
+    skimmed = read(loaded.parts.model, tokenizer, task.example_texts(EXAMPLES), task.label_names, task.single_texts)
+    write_json(loaded.folder / "results.json", results)
+    write_page(loaded.folder / "report.html", results, skimmed)
 
 
 def depth(cfg: DictConfig, console: Console) -> None:
@@ -385,9 +427,10 @@ def depth(cfg: DictConfig, console: Console) -> None:
         if sentences is not None:
             by_tag(model, tokenizer, sentences, depths, cfg.batch_size, task.max_length)
     results["depth"] = depths.to_dict()
-    write_json(loaded.folder / "results.json", results)
+    for_report(loaded, results)
     console.print(depth_table(results["depth"]))
-    for file in (loaded.folder / "results.json", *write_depth(results["depth"], loaded.folder)):
+    files = [loaded.folder / name for name in ("results.json", "report.html")]
+    for file in (*files, *write_depth(results["depth"], loaded.folder)):
         console.print(Text(str(file)), soft_wrap=True)
 
 
@@ -403,10 +446,23 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
 
 
 def evaluate(cfg: DictConfig) -> None:
-    """One look at a run, of the kind that ``cfg.what`` names."""
+    """One look at a run, of the kind that ``cfg.what`` names.
+
+    Raises:
+        SkimError: for anything the user can mend; options of the run are called ``overrides.<option>`` in it.
+    """
     if cfg.what not in LOOKS:
         raise unknown("what", cfg.what, LOOKS)
+    if OmegaConf.is_missing(cfg, "ckpt") or cfg.ckpt is None:
+        raise SkimError(
+            "Which run? Name its folder: ckpt=runs/<task>/<method>/<backbone>/<stamp>, or a file in its checkpoints/.\n"
+            "python evaluate.py --help says what there is to see of it."
+        )
     check(cfg)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
-    LOOKS[cfg.what](cfg, Console())
+    try:
+        LOOKS[cfg.what](cfg, Console())
+    except (SkimError, HydraException) as error:
+        said = message(error)
+        raise SkimError(OF_THE_RUN.sub(r"overrides.\g<0>", said) if OF_THE_RUN.search(said) else said) from error

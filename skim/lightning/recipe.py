@@ -41,6 +41,7 @@ from skim.resume import LAST, changes, checkpoint_of
 from skim.saving import save_pretrained
 
 Part = TypeVar("Part", bound=Callback)
+EXAMPLES = 6  # evaluation texts that a report shows
 LEFT_BEHIND = (
     "results.json",
     "report.html",
@@ -255,7 +256,7 @@ def finish(
         state = {name: tensor.detach().cpu().clone() for name, tensor in module.companion.state_dict().items()}
         save_file(state, folder / "model" / COMPANION)
     with trainer.precision_plugin.forward_context():
-        skimmed = read(model, parts.tokenizer, task.example_texts(6), task.label_names, task.single_texts)
+        skimmed = read(model, parts.tokenizer, task.example_texts(EXAMPLES), task.label_names, task.single_texts)
         if cfg.benchmark.enabled:
             results.latency = latency(parts, cfg.benchmark, console)
     results.wall_seconds = time.time() - started

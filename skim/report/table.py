@@ -111,8 +111,13 @@ def curve_table(points: Sequence[Results]) -> Fitted:
     return Fitted([Naming([Column(first, marked)], {})], columns, notes=notes)
 
 
-def print_run(results: Results, folder: Path, console: Console | None = None) -> None:
-    """What a run came to, and where it left its files."""
+def print_run(
+    results: Results,
+    folder: Path,
+    console: Console | None = None,
+    files: Sequence[str] = ("results.json", "report.html"),
+) -> None:
+    """What a run came to, and in which files of its folder it stands."""
     console = console or Console()
     console.print()
     if results["status"] == "done":
@@ -139,7 +144,7 @@ def print_run(results: Results, folder: Path, console: Console | None = None) ->
         console.print(training_table(results["training"]))
     for note in results.get("notes", []):
         console.print(Text(note, style="yellow"))
-    for name in ("results.json", "report.html"):
+    for name in files:
         if (Path(folder) / name).is_file():
             console.print(Text(str(Path(folder) / name)), soft_wrap=True)
 

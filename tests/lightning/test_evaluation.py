@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import skim
@@ -20,8 +23,9 @@ from skim.lightning import evaluation
 from skim.lightning.budget import EXTREME, spend
 from skim.lightning.evaluation import SAMPLES, along, evaluate, load
 from skim.lightning.recipe import train
+from skim.options import settle
 from tasks.builtin import Builtin
-from tests.runs import composed, small
+from tests.runs import CONF, composed, small
 
 SAVED = 0.25  # the shift that the run below was saved with
 
@@ -214,3 +218,69 @@ def test_a_method_without_a_knob_has_no_curve(dense: Path) -> None:
     with pytest.raises(SkimError, match="dense takes none"):
         evaluate(asked(dense, "what=curve"))
     assert not (dense / "curve.json").exists()
+
+
+def test_what_is_measured_later_is_in_the_report_too(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the texts stay in it."""
+    before = (dense / "report.html").read_text()
+    assert "batch 4" not in before
+    quick = ["benchmark.batch_sizes=[4]", "benchmark.samples=8", "benchmark.repeats=1"]
+    evaluate(asked(dense, "what=latency", *quick, "max_samples=96"))  # as many as the run had
+    after = (dense / "report.html").read_text()
+    assert "batch 4" in after
+    texts = [page.split("<h2>Skimmed texts</h2>")[1].split("<h2>")[0] for page in (before, after)]
+    assert texts[0] == texts[1]
+    assert str(dense / "report.html") in capsys.readouterr().out.replace("\n", "")
+
+
+def test_metrics_name_the_file_that_they_are_in(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(asked(dense, "what=metrics"))
+    said = capsys.readouterr().out
+    assert str(dense / "evaluation.json") in said
+    assert "results.json" not in said
+    assert "report.html" not in said
+
+
+@pytest.mark.parametrize("inside", ["model", "checkpoints", "checkpoints/last.ckpt", "."])
+def test_what_is_in_a_runs_folder_stands_for_the_run(dense: Path, inside: str) -> None:
+    assert evaluation.run_of(dense / inside)[0].resolve() == dense
+
+
+def test_a_model_without_its_run_says_what_can_be_done(dense: Path, tmp_path: Path) -> None:
+    shutil.copytree(dense / "model", tmp_path / "elsewhere" / "alone")
+    with pytest.raises(SkimError, match=r"is a model without its run.*\n.*skim\.from_pretrained\('"):
+        evaluate(asked(tmp_path / "elsewhere" / "alone"))
+
+
+def test_no_run_at_all_asks_for_one() -> None:
+    with pytest.raises(SkimError, match=r"Which run\? Name its folder: ckpt="):
+        evaluate(composed("what=metrics", config="evaluate"))
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("+overrides.task.batchsize=1", r"task.batchsize is no option. Did you mean task.batch_size\?"),
+        ("+overrides.train.learning_rate=1", r"Did you mean train.lr\?"),
+        ("+overrides.method.target=0.5", "method.target is no option"),  # of the dense model
+    ],
+)
+def test_an_option_that_the_run_has_not_cannot_be_overridden(dense: Path, override: str, says: str) -> None:
+    with pytest.raises(SkimError, match=says):
+        evaluate(asked(dense, override))
+
+
+def test_advice_is_in_words_that_this_command_takes(dense: Path, tmp_path: Path) -> None:
+    """The task would say ``task.files.test=...``, as in a training; what it says here can be typed here."""
+    run = tmp_path / "run"
+    shutil.copytree(dense, run)
+    text = ["task=text", "task.files.train=a.csv", "task.label_names=[no,yes]"]
+    OmegaConf.save(composed("backbone=tiny", "method=dense", *text), run / "config.yaml", resolve=True)
+    with pytest.raises(SkimError) as caught:
+        evaluate(asked(run, "what=predict"))
+    advice = re.search(r"(\S+\.files\.test)=", str(caught.value))
+    assert advice is not None
+    assert advice[1] == "overrides.task.files.test"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        typed = compose("evaluate", settle(["ckpt=x", f"{advice[1]}=b.csv"], "evaluate"))
+    assert typed.overrides.task.files.test == "b.csv"

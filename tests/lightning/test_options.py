@@ -10,6 +10,7 @@ from transformers import FunnelConfig
 import skim
 from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
+from skim.lightning.build import MAY_BE_NULL as MEANT
 from skim.lightning.build import build, check
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
@@ -136,3 +137,31 @@ def test_what_a_backbone_refuses_is_told_in_the_words_of_the_command_line() -> N
         build(small("method=transkimmer", "method.layers=[9]"))
     with pytest.raises(SkimError, match=r"^method\.start=null leaves .*\nUse method\.start=1, or a deeper backbone\.$"):
         build(small("method=topk", "backbone.overrides.num_hidden_layers=3"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("seed=abc", "seed=null", "seed=-1", "train.epochs=null", "train.lr=null", "train.lr=fast", "train.lr=nan"),
+        *("train.warmup=null", "train.weight_decay=null", "train.accumulate=null", "train.calibrate=null"),
+        *("train.distill=null", "train.gradient_checkpointing=abc", "train.gradient_checkpointing=null"),
+        *("callbacks.progress=3", "callbacks.log_every=null", "benchmark.enabled=maybe", "benchmark.repeats=null"),
+        *("benchmark.batch_sizes=3", "benchmark.batch_sizes=null", "benchmark.batch_sizes=[]", "formulas=3"),
+        *("task.batch_size=null", "task.max_length=null", "task.train_rows=abc", "task.train_rows=null"),
+        *("task.holdout=abc", "hardware.num_workers=null", "hardware.threads=abc", "logger.wandb=abc"),
+    ],
+)
+def test_what_no_option_of_a_run_can_be(option: str) -> None:
+    with pytest.raises(SkimError) as caught:
+        check(small("method=topk", option))
+    assert str(caught.value).startswith(f"{option.partition('=')[0]}=")
+    assert len(str(caught.value)) < 120
+
+
+@pytest.mark.parametrize("task", sorted(path.stem for path in (CONF / "task").glob("[a-z]*.yaml")))
+def test_every_task_passes_as_it_is(task: str) -> None:
+    check(composed(f"task={task}"))
+
+
+def test_null_where_it_is_said_to_stand_for_something() -> None:
+    check(small("method=topk", *(f"{path}=null" for path in MEANT)))
