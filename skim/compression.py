@@ -32,7 +32,8 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     its parameters under ``method.``) and, after a forward, ``model.trace`` (what was computed).
 
     Args:
-        model: any supported ``AutoModel...`` of transformers, with or without a head, or a PEFT model around one.
+        model: any supported ``AutoModel...`` of transformers, with or without a head, or what is around one: a PEFT
+            model, a ``SentenceTransformer`` or ``CrossEncoder``.
         method: a :class:`~skim.methods.Method` or the name of one, then with its default options.
         execution: ``auto``, ``masked``, ``packed`` or ``narrowed``; see :func:`execution`.
 
@@ -81,9 +82,9 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     base.forward = walk
     if whole is not base:
         whole.forward = HeadForward(walk)
-    if not hasattr(type(whole), "trace"):
-        type(whole).trace = LastTrace()
     for part in {whole, unwrapped(model)}:
+        if not hasattr(type(part), "trace"):
+            type(part).trace = LastTrace()
         keep_method(part)
     return model
 

@@ -43,7 +43,8 @@ def from_pretrained(
 
     Args:
         name: a folder, or a hub id (looked for in ``SKIM_MIRROR``, the cache and the hub).
-        base: the plain model under a PEFT adapter; ``None``: the one that ``adapter_config.json`` names.
+        base: the plain model to compress, such as a ``SentenceTransformer`` of that folder, or the one under a PEFT
+            adapter; ``None``: loaded from the folder, or from where ``adapter_config.json`` says.
         execution: see :func:`skim.execution`.
         method: the class of the method, if it is none of skim's.
         model_class: the class of the model, if it is none of transformers'.
@@ -59,9 +60,13 @@ def from_pretrained(
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
     made, state = read_method(folder, method, trust_modules)
-    kind = model_class or class_of_model(folder, about, trust_modules)
     if base is not None and options:
         raise SkimError(f"base is a model that is loaded already; load it with {', '.join(options)} yourself.")
+    if base is not None and "adapters" not in about:
+        compress(base, made, execution)
+        restore(made, state, folder)
+        return base.eval()
+    kind = model_class or class_of_model(folder, about, trust_modules)
     try:
         if "adapters" in about:
             from skim.integrations import peft

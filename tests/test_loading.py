@@ -181,6 +181,16 @@ def test_dtype_device_and_execution(saved: Path) -> None:
         skim.from_pretrained(saved, nothing=1)
 
 
+def test_a_model_that_is_loaded_already(saved: Path) -> None:
+    wanted = logits(skim.from_pretrained(saved))
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(saved)
+    assert skim.from_pretrained(saved, base=base, execution="narrowed") is base
+    assert_same(logits(base), wanted)
+    assert base.trace.execution == "narrowed"
+    with pytest.raises(skim.SkimError, match="load it with dtype yourself"):
+        skim.from_pretrained(saved, base=base, dtype=torch.bfloat16)
+
+
 def test_device_map(saved: Path) -> None:
     pytest.importorskip("accelerate")
     wanted = logits(skim.from_pretrained(saved))

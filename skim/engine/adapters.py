@@ -31,10 +31,13 @@ def unwrapped(model: Any) -> Any:
 
 
 def whole_of(model: Any) -> Any:
-    """The Hugging Face model inside whatever wraps it: DDP, ``torch.compile``, PEFT."""
+    """The Hugging Face model inside whatever wraps it: DDP, ``torch.compile``, PEFT, a SentenceTransformer."""
     model = unwrapped(model)
     if callable(getattr(model, "get_base_model", None)):
         return whole_of(model.get_base_model())
+    # it and a CrossEncoder are a row of modules, the transformer first; neither has to be installed to be known
+    if isinstance(model, nn.Sequential) and len(model) and isinstance(getattr(model[0], "auto_model", None), nn.Module):
+        return whole_of(model[0].auto_model)
     return model
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skim.engine.adapters import whole_of
 from skim.engine.masked import MaskedOccupancy
 from skim.engine.tokens import Occupancy, Sequences
 from skim.flops import LayerCost, precise
@@ -145,12 +146,12 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 class LastTrace:
-    """``model.trace`` of a compressed model; set on its class, where it looks for the walk of the instance."""
+    """``model.trace`` of a compressed model; set on its class, where it looks for the walk of the model inside."""
 
     def __get__(self, model: Any, owner: type | None = None) -> Any:
         if model is None:
             return self
-        walk = vars(model).get("skim_walk")
+        walk = vars(whole_of(model)).get("skim_walk")
         if walk is None:  # another instance of that class: as if nothing stood here
             raise AttributeError(f"'{type(model).__name__}' object has no attribute 'trace'")
         return walk.trace
