@@ -5,16 +5,26 @@ from __future__ import annotations
 import html
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from skim.report.classes import STYLE as CLASSES_STYLE
 from skim.report.classes import class_html
+from skim.report.depth import rows
 from skim.report.document import document
 from skim.report.heatmap import STYLE as SKIMMED_STYLE
 from skim.report.heatmap import SkimmedText, fragment
 from skim.report.runs import BASELINES, Results, speedups
-from skim.report.table import CANDIDATES, Latency, ending, latency_rows, masked_gap
+from skim.report.table import (
+    CANDIDATES,
+    TRAINING_HEADS,
+    Latency,
+    ending,
+    latency_rows,
+    masked_gap,
+    training_about,
+    training_rows,
+)
 
 STYLE = """
 .quiet{color:var(--quiet)}
@@ -68,6 +78,13 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
         parts += ["<h2>Skimmed texts</h2>", fragment(texts)]
     if results["latency"]:
         parts += ["<h2>Time</h2>", latency_grid(results["latency"])]
+    if results.get("training"):
+        training = results["training"]
+        parts += ["<h2>Training</h2>", grid(TRAINING_HEADS, training_rows(training), training_about(training))]
+    if results.get("depth"):
+        layers = f"Mean layers of {results['depth']['layers']} that tokens of a kind went through."
+        kinds = [(section, kind, f"{mean:.2f}", str(count)) for section, kind, mean, count in rows(results["depth"])]
+        parts += ["<h2>Depth</h2>", grid(("", "tokens", "layers", "count"), kinds, layers)]
     parts += ["<h2>How it was made</h2>", provenance(results)]
     return document(title, "\n".join(filter(None, parts)), STYLE + CLASSES_STYLE + SKIMMED_STYLE)
 
@@ -113,11 +130,16 @@ def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
 def latency_grid(latency: Latency) -> str:
     """Measured times as an HTML table."""
     heads = ("batch", "model", "median ms", "min - max", "runs", *(f"time / {name}" for name in BASELINES.values()))
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in latency_rows(latency))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
     about = "Measured in turns on the same batches, one pass over all of them per run; ratios are of medians."
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><p class="quiet">{about}</p>'
+    return grid(heads, latency_rows(latency), about)
+
+
+def grid(heads: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> str:
+    """An HTML table with a line below it."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in lines)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><p class="quiet">{html.escape(about)}</p>'
 
 
 def provenance(results: Results) -> str:

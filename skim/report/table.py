@@ -60,24 +60,40 @@ def latency_rows(latency: Latency) -> list[list[str]]:
     return rows
 
 
-def training_table(training: dict[str, Any]) -> Table:
+TRAINING_HEADS = ("training", "samples\n/ s", "/ padded", "median ms", "min - max", "runs")
+
+
+def training_rows(training: dict[str, Any]) -> list[tuple[str, ...]]:
     """Training side by side: samples per second, as a ratio to padded Hugging Face too, and the time of one pass.
 
     Args:
         training: of a ``results.json``; see :func:`skim.lightning.evaluation.throughput`.
     """
     timings = training["timings"]
-    size, samples = training["batch_size"], training["samples"]
-    table = plain(caption=f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians")
-    for name in ("training", "samples\n/ s", "/ padded", "median ms", "min - max", "runs"):
-        table.add_column(name, justify="left" if name == "training" else "right", no_wrap=True)
+    found: list[tuple[str, ...]] = []
     for name in filter(timings.get, CANDIDATES):
         ms = timings[name]
         speed = ms["samples_per_second"]
         ratio = speed / timings["padded_hf"]["samples_per_second"]
         spread = f"{ms['min_ms']:.1f} - {ms['max_ms']:.1f}"
         cells = (f"{speed:.1f}", f"{ratio:.2f}", f"{ms['median_ms']:.1f}", spread, str(ms["runs"]))
-        table.add_row(CANDIDATES[name], *cells)
+        found.append((CANDIDATES[name], *cells))
+    return found
+
+
+def training_about(training: dict[str, Any]) -> str:
+    """How it was measured."""
+    size, samples = training["batch_size"], training["samples"]
+    return f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians"
+
+
+def training_table(training: dict[str, Any]) -> Table:
+    """:func:`training_rows` for a terminal."""
+    table = plain(caption=training_about(training))
+    for name in TRAINING_HEADS:
+        table.add_column(name, justify="left" if name == "training" else "right", no_wrap=True)
+    for row in training_rows(training):
+        table.add_row(*row)
     return table
 
 

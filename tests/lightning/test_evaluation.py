@@ -220,14 +220,25 @@ def test_a_method_without_a_knob_has_no_curve(dense: Path) -> None:
     assert not (dense / "curve.json").exists()
 
 
-def test_what_is_measured_later_is_in_the_report_too(dense: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("look", "section"),
+    [
+        (["what=latency", "benchmark.batch_sizes=[4]"], "<h2>Time</h2>"),
+        (["what=throughput", "benchmark.train_batch_size=4"], "<h2>Training</h2>"),
+        (["what=depth", "depth.samples=8"], "<h2>Depth</h2>"),
+    ],
+    ids=lambda part: str(part[0]),
+)
+def test_what_is_measured_later_is_in_the_report_too(
+    dense: Path, look: list[str], section: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And the texts stay in it."""
     before = (dense / "report.html").read_text()
-    assert "batch 4" not in before
-    quick = ["benchmark.batch_sizes=[4]", "benchmark.samples=8", "benchmark.repeats=1"]
-    evaluate(asked(dense, "what=latency", *quick, "max_samples=96"))  # as many as the run had
+    assert section not in before
+    quick = ["benchmark.samples=8", "benchmark.repeats=1"]
+    evaluate(asked(dense, *look, *quick, "max_samples=96"))  # as many as the run had
     after = (dense / "report.html").read_text()
-    assert "batch 4" in after
+    assert section in after
     texts = [page.split("<h2>Skimmed texts</h2>")[1].split("<h2>")[0] for page in (before, after)]
     assert texts[0] == texts[1]
     assert str(dense / "report.html") in capsys.readouterr().out.replace("\n", "")
