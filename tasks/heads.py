@@ -39,7 +39,7 @@ class Head(ABC):
     standard: ClassVar[tuple[str, ...]]  # those that are reported if none are named; the first selects
 
     def __init__(self, positive: str | None = None, weights: str | Sequence[float] | None = None) -> None:
-        self.positive = positive
+        self.positive = None if positive is None else str(positive).strip()  # a number is a name by its text
         self.weights = weights if weights is None or isinstance(weights, str) else list(weights)
         if isinstance(weights, str) and weights != BALANCED:
             raise unknown("task.class_weights", weights, (BALANCED,))

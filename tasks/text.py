@@ -58,6 +58,8 @@ class Text(Task):
                 raise unknown(f"metric of a {self.head}", name, self._head.known)
         if self.label_names is not None:
             self.label_names = as_names(self.label_names)
+        if isinstance(self.label_column, int | float):
+            self.label_column = str(self.label_column)
         if not isinstance(self.label_column, str):
             self._take_columns(as_names(self.label_column, "task.label_column"))
         if self.head == "regression":

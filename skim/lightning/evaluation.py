@@ -191,7 +191,6 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     results.take(values, task.monitor)
     results.metrics |= others
     results.classes = classes
-    results.notes += task.notes("validation")
     results.count(task.report)
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
     results.status = "done"
@@ -203,6 +202,7 @@ def metrics(cfg: DictConfig, console: Console) -> None:
     loaded = load(cfg)
     command = f"python evaluate.py ckpt={cfg.ckpt} what=metrics"
     results = measured(loaded, command, trainer_of(loaded, console)).to_dict()
+    results["notes"] += loaded.parts.task.notes("validation")
     write_json(loaded.folder / "evaluation.json", results)
     print_run(results, loaded.folder, console, ["evaluation.json"])
     if results["classes"]:

@@ -13,6 +13,7 @@ Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.Head.
 MOST = 20  # classes of which a table says what was taken for what
 LONG = 14  # characters of a class's name in a table's head
 STYLE = """
+.classes{margin-bottom:1rem}
 .classes td:first-child{max-width:14rem;overflow:hidden;text-overflow:ellipsis}
 .classes :is(th,td):nth-child(2){text-align:right}
 """
@@ -49,7 +50,7 @@ def notes(classes: Classes) -> list[str]:
     """What a reader of the tables must know."""
     found = [] if classes["positive"] is None else [f"f1, as one number, is that of '{classes['positive']}'"]
     if classes["kind"] == "labels":
-        found.append("right, missed, wrong: rows that have the label and are said to, are not said to, or have it not")
+        found.append("right: has the label and is said to; missed: has it and is not; wrong: is said to and has it not")
     elif len(classes["names"]) > MOST:
         found.append(f"of more than {MOST} classes, what was taken for what is in the file alone: classes.confusion")
     return found

@@ -145,6 +145,9 @@ def print_run(
         console.print(Text(", ".join(f"{name} {value:.4f}" for name, value in others.items()), style="dim"))
     for line in ending(results):
         console.print(Text(line, style="dim"))
+    positive = (results.get("classes") or {}).get("positive")
+    if positive is not None and "f1" in results["metrics"]:
+        console.print(Text(f"f1 is that of '{positive}'", style="dim"))
     for name, what in COUNTED.items():
         if results.get(name):
             counts = ", ".join(f"{count:,} ({part})" for part, count in results[name].items())

@@ -315,6 +315,14 @@ def test_print_run_says_all_and_shows_markup_as_it_is(tmp_path):
     assert "report.html" not in out
 
 
+def test_print_run_names_the_class_that_f1_is_of(tmp_path):
+    classes = {"positive": "spam"}
+    for metrics, said in (({"f1": 0.5, "accuracy": 0.9}, True), ({"accuracy": 0.9}, False)):
+        console = Console(width=80, record=True, file=io.StringIO(), color_system=None)
+        print_run(results(classes=classes, metrics=metrics), tmp_path, console)
+        assert ("f1 is that of 'spam'" in console.export_text()) == said
+
+
 def test_collect_finds_results_below_folders_once(tmp_path):
     for name in ("a/x", "b"):
         (tmp_path / name).mkdir(parents=True)

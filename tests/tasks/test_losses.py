@@ -54,6 +54,16 @@ def test_weights_can_be_given_and_labels_smoothed(tmp_path: Path, tokenizer: Any
     assert ready(tmp_path, tokenizer).training_loss() is None, "the model's own loss will do"
 
 
+def test_a_positive_class_may_be_a_number(tmp_path: Path, tokenizer: Any) -> None:
+    """F1 is of that class, whatever the others; without one it is the mean over three."""
+    found, wanted = torch.tensor([0, 0, 2, 1]), torch.tensor([0, 1, 2, 2])
+    for positive, score in ((None, (2 / 3 + 0 + 2 / 3) / 3), (0, 2 / 3), (1, 0.0), ("2", 2 / 3)):
+        task = ready(tmp_path, tokenizer, positive=positive, metric_names=["f1"])
+        metrics = task.metrics()
+        metrics.update(found, wanted)
+        assert metrics.compute()["f1"].item() == pytest.approx(score)
+
+
 def test_a_class_without_rows_weighs_nothing(tmp_path: Path, tokenizer: Any) -> None:
     task = ready(tmp_path, tokenizer, class_weights="balanced", label_names=["0", "1", "2", "3"])
     assert task.training_loss().weights[3] == 0

@@ -68,10 +68,14 @@ def test_held_out_rows_are_predicted_as_they_were_evaluated(run: Path, split: st
 
 
 def test_the_held_out_rows_can_be_evaluated_by_name(run: Path) -> None:
-    metrics = json.loads((run / "results.json").read_text())["metrics"]
+    results = json.loads((run / "results.json").read_text())
+    metrics = results["metrics"]
+    assert any("validation: its 12 rows hold" in note for note in results["notes"])
     for split in ("holdout", "validation"):
         evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", f"split={split}", config="evaluate"))
-        assert json.loads((run / "evaluation.json").read_text())["metrics"] == pytest.approx(metrics)
+        found = json.loads((run / "evaluation.json").read_text())
+        assert found["metrics"] == pytest.approx(metrics)
+        assert any("validation: its 12 rows hold" in note for note in found["notes"])
 
 
 def test_a_run_that_held_no_rows_out_says_so(run: Path) -> None:
