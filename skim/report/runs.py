@@ -22,6 +22,7 @@ MOVED = (
 )
 # of a run's config: what two runs of one setting may differ in
 INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
+DECIDING = ("callbacks.patience", "callbacks.export")  # of these all the same: which weights were measured
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,10 @@ def _config(run: Results) -> dict[str, Any]:
         for key, value in values.items():
             if isinstance(value, dict):
                 walk(f"{prefix}{key}.", value)
-            else:
+            elif (prefix + key).partition(".")[0] not in INCIDENTAL or prefix + key in DECIDING:
                 flat[prefix + key] = value
 
-    walk("", {key: value for key, value in run["config"].items() if key not in INCIDENTAL})
+    walk("", run["config"])
     return flat
 
 

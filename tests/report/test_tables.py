@@ -4,6 +4,7 @@ import io
 import json
 import re
 import statistics
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -339,3 +340,12 @@ def test_collect_names_the_file_it_cannot_read(tmp_path, text, message):
     with pytest.raises(SkimError, match=message) as error:
         collect([tmp_path])
     assert "results.json" in str(error.value)
+
+
+def test_what_decides_which_weights_were_measured_tells_settings_apart() -> None:
+    def run(**callbacks: Any) -> dict[str, Any]:
+        return results(config={"callbacks": {"patience": None, "export": "best", "log_every": 50, **callbacks}})
+
+    assert len(aggregate([run(), run(log_every=10)])) == 1
+    assert [setting.variant for setting in aggregate([run(), run(export="last")])] == ["export=best", "export=last"]
+    assert len(aggregate([run(), run(patience=2)])) == 2
