@@ -18,6 +18,7 @@ from skim.errors import SkimError
 
 if TYPE_CHECKING:  # what _PUBLIC finds at run time, for editors and type checkers
     from skim.compression import compress, decompress, execution, uncompressed
+    from skim.lightning.budget import calibrate
     from skim.loading import from_pretrained
     from skim.methods import Method
     from skim.methods.act import ACT
@@ -37,6 +38,7 @@ _PUBLIC = {
     "decompress": "skim.compression",
     "execution": "skim.compression",
     "uncompressed": "skim.compression",
+    "calibrate": "skim.lightning.budget",
     "save_pretrained": "skim.saving",
     "from_pretrained": "skim.loading",
     "Method": "skim.methods",
@@ -66,6 +68,7 @@ __all__ = [
     "TopK",
     "Transkimmer",
     "__version__",
+    "calibrate",
     "compress",
     "decompress",
     "execution",

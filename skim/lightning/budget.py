@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
 TOLERANCE = 0.03  # how far from its target, in relative FLOPs, a model still is at it
 HALVINGS = 16  # of the interval in which a calibration looks for a shift
+HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 
@@ -102,7 +103,8 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
 
 def calibrate(
     model: nn.Module,
-    batches: Batches,
+    batches: Iterable[dict[str, Tensor]],
+    target: float | None = None,
     steps: int = HALVINGS,
     reach: float = 12.0,
     around: float = 0.0,
@@ -114,21 +116,63 @@ def calibrate(
     lands near its target and not on it. This moves one number, ``method.shift``, by bisection. It reads no labels.
 
     Args:
-        model: compressed, with ``method.target`` and ``method.shift``.
+        model: compressed, with a method that has a ``shift``.
         batches: inputs of the kind that the model will see.
+        target: relative FLOPs to land on, in (0, 1]; ``None``: ``method.target``.
         steps: halvings of the interval.
         reach: largest shift to either side of ``around``; the unit is the method's.
         around: the middle of the interval.
         each: called after each of them, to show how far it is.
+
+    Raises:
+        SkimError: the method has nothing to shift, no target is given, or there is no input.
     """
-    method = walk_of(model).method
+    method, batches = walk_of(model).method, list(batches)
+    target = method.target if target is None else target
+    if method.shift is None:
+        raise SkimError(f"method={method.name} has no one number that moves its decisions, so it is not calibrated.")
+    if target is None:
+        raise SkimError("Calibrate to what? skim.calibrate(model, batches, target=0.5): a share of the dense FLOPs.")
+    if not 0 < target <= 1:
+        raise SkimError(f"target={target} is not a share of the dense FLOPs; use a number in (0, 1].")
+    if not batches:
+        raise SkimError("There are no inputs to calibrate on: the batches are empty, or have been used up.")
     low, high = around - reach, around + reach
     for _ in range(steps):
         middle = (low + high) / 2
         method.shift.fill_(middle)
-        low, high = (low, middle) if spend(model, batches) > method.target else (middle, high)
+        low, high = (low, middle) if spend(model, batches) > target else (middle, high)
         each()
     return spend(model, batches)
+
+
+def look_after(
+    model: nn.Module,
+    batches: Batches,
+    step: int,
+    steps: int,
+    starts: bool,
+    tell: Callable[[str], object] = bool,
+) -> None:
+    """Train hard decisions at the budget: it is set when they begin, and held while attention changes under them.
+
+    Args:
+        model: compressed; nothing happens without a target.
+        batches: inputs of the kind that it sees.
+        step: of the method's in this stage, from 0.
+        steps: that it has in this stage.
+        starts: whether training itself starts with this stage.
+        tell: told of what takes a while.
+    """
+    method = walk_of(model).method
+    if method.target is None or method.shift is None or method.trains_dense:
+        return
+    relaxed = method.trains_masked
+    if step == 0 and (not relaxed or (method.starts_at_target and starts)):
+        tell(f"calibration to {method.target:g}")
+        calibrate(model, batches)
+    elif step > 0 and not relaxed and step % max(steps // HOLDS, HOLDS) == 0:
+        hold(model, batches)
 
 
 def hold(model: nn.Module, batches: Batches) -> None:

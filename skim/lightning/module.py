@@ -20,13 +20,12 @@ from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS, LayerCost
-from skim.lightning.budget import Batches, calibrate, hold
+from skim.lightning.budget import Batches, look_after
 from skim.lightning.stages import KINDS, Plan, Stage, check_bounds
 from tasks.base import Task
 from tasks.losses import Loss
 
 TEACHERS = ("init", "self")
-HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
 
 
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
@@ -269,16 +268,10 @@ class SkimModule(pl.LightningModule):
             self._forget(self.method.parameters())  # moments of no gradients
         again = done == self._looked_after  # accumulated batches share a step
         self._looked_after = done
-        if again or self.calibrate_on is None or self.method.target is None or self.method.trains_dense:
+        if again or self.calibrate_on is None:
             return
-        # hard decisions are trained at the budget: set when the stage begins, and held while attention changes
-        relaxed = self.method.trains_masked
         with self.trainer.precision_plugin.forward_context():
-            if done == 0 and (not relaxed or (self.method.starts_at_target and first == 0)):
-                self.print(f"calibration to {self.method.target:g}")
-                calibrate(self.model, self.calibrate_on)
-            elif done > 0 and not relaxed and done % max(steps // HOLDS, HOLDS) == 0:
-                hold(self.model, self.calibrate_on)
+            look_after(self.model, self.calibrate_on, done, steps, starts=first == 0, tell=self.print)
 
     def _enter(self, stage: Stage, first: int, steps: int) -> None:
         """Train by another stage from now on: its decay, fresh moments, and the method told."""

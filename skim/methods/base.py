@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,6 +58,7 @@ class Method(nn.Module):
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
         means: options that give what was learned its meaning: a run that goes on from another has the same.
         retires: tokens are gone when it is done with them, so that it could leave too few.
+        learning_rates: peak ones of its own parameters, by stage, where a trainer is not told another.
         target: relative FLOPs at which training shall end, or ``None``.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
@@ -69,6 +71,7 @@ class Method(nn.Module):
     shift: Tensor | None
     name: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ()
+    learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-3}
     trains_masked = False
     inside_softmax = True
     starts_at_target = False

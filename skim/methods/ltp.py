@@ -83,6 +83,7 @@ class LTP(Pruner):
 
     name = "ltp"
     stages = ("soft", "hard")
+    learning_rates = {"soft": 1e-5, "hard": 0.0}
     starts_at_target = True  # a ramp prunes a little everywhere and teaches each layer; from dense, one takes it all
     base: Tensor
 
