@@ -320,7 +320,7 @@ def test_the_usual_names_come_first(tmp_path: Path) -> None:
 
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "mirror"))
-    monkeypatch.setattr(hub, "_hub_problem", lambda name, kind: "cannot be reached")
+    monkeypatch.setattr(hub, "_hub_problem", lambda *_: "cannot be reached")
     with pytest.raises(SkimError, match="Model asi/albert-act-tiny is not to be had") as caught:
         hub.main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
     assert "hub fetch" not in str(caught.value)  # which fills the mirror with what can be trained at once
