@@ -125,7 +125,13 @@ class Text(Task):
         return self._head.table(counts, self._names)
 
     def blind(self) -> Tensor:
-        return torch.eye(self.num_labels)
+        if self.head != "multi_label":
+            return torch.eye(self.num_labels)
+        # the most frequent label, the two most frequent, ...: what one set says best of all
+        labels = torch.as_tensor(np.asarray(self._rows["validation"].with_format("numpy")["labels"][:]))
+        answers = torch.zeros(self.num_labels, self.num_labels)
+        answers[:, labels.sum(0).argsort(descending=True)] = torch.ones_like(answers).tril()
+        return answers
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return len(batch["labels"]) if "labels" in batch else 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 
 from skim.lightning.budget import EXTREME, left_over
 from skim.lightning.build import Parts, build
@@ -80,3 +81,15 @@ def test_chance_is_the_best_single_answer() -> None:
     choices = build(composed(*overrides)).task
     labels = np.asarray(choices._rows["validation"]["labels"])
     assert choices.chance() == pytest.approx(np.bincount(labels).max() / len(labels))
+
+
+def test_chance_of_sets_of_labels_is_that_of_the_best_set(tmp_path: Path) -> None:
+    """Two of the three labels for all: 7 hits of 12 that are said and 9 that are right."""
+    file = tmp_path / "sets.csv"
+    file.write_text("text,label\na b,x|y\nc d,x\ne f,y\ng h,x|z\ni j,y|z\nk l,x\n")
+    files = [f"task.files.{part}={file}" for part in ("train", "validation")]
+    task = instantiate(composed("task=text", "task.head=multi_label", *files).task)
+    task.setup_tokenizer(parts_of("method=transkimmer").tokenizer)
+    task.setup("validate")
+    assert task.monitor == "micro_f1"
+    assert task.chance() == pytest.approx(14 / 21)
