@@ -82,7 +82,7 @@ def test_a_run_that_held_no_rows_out_says_so(run: Path) -> None:
     with pytest.raises(SkimError, match=r"split=holdout: task=text holds no rows out, as task.holdout is null"):
         predicted(run, "split=holdout", "+overrides.task.holdout=null")
     file = run.parent / "rows.jsonl"
-    with pytest.raises(SkimError, match=r"holds no rows out, as it is evaluated on task.files.validation=.*rows.jsonl"):
+    with pytest.raises(SkimError, match=r"holds no rows out, as it is evaluated on .*files.validation=.*rows.jsonl"):
         predicted(run, "split=holdout", f"+overrides.task.files.validation={file}")
     found = predicted(run, "split=validation", f"+overrides.task.files.validation={file}")
     assert len(found) == 60, "a file of other rows is what split=validation means"
