@@ -72,7 +72,7 @@ def changes(cfg: DictConfig) -> list[str]:
         more = f" and {len(fixed) - 4} more" if len(fixed) > 4 else ""
         raise SkimError(
             f"resume={cfg.resume} goes on with what it began with, and cannot change {said}{more}.\n"
-            f"Leave that away, or start a new run from its weights: init_from={folder}."
+            f"Leave that away, or start a new run{f': init_from={folder}' if (folder / 'model').is_dir() else ''}."
         )
     return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key != "resume"]
 
