@@ -16,10 +16,9 @@ from skim.engine.adapters import unwrapped, whole_of
 from skim.engine.head import Head, HeadForward
 from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk, walk_of
-from skim.errors import SkimError
+from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.dense import Dense
-from skim.methods.options import shortened
 from skim.saving import keep_method
 
 __all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]

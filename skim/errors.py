@@ -31,3 +31,9 @@ def nearest(name: object, options: Iterable[str]) -> str:
     """A question that names the option which a user may have meant, with a space before it; empty if none is near."""
     near = difflib.get_close_matches(str(name), list(options), n=1, cutoff=0.4)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def shortened(text: str) -> str:
+    """A value's text on one line of at most 60 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:57]}..."

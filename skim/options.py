@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError, shortened, unknown
 
 # what papers call an option -> what it is called here; written in place of it everywhere
 ALIASES = {"method.lambda": "method.coefficient"}
@@ -308,6 +308,19 @@ def written(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ",".join(map(written, value)) + "]"
     return quoted(str(value))
+
+
+def shown(value: Any) -> str:
+    """A value for people, on one line of YAML: ``null``, ``[1, 2]``; a text in quotes only where it needs them."""
+    import yaml
+
+    if isinstance(value, float):  # YAML would have 5.0e-05
+        return repr(value)
+    plain = list(value) if isinstance(value, tuple) else value
+    try:
+        return shortened(yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip())
+    except yaml.YAMLError:  # nothing that a file could say
+        return shortened(repr(value))
 
 
 def quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
-from skim.options import composed, leaves, quoted, written
+from skim.options import composed, leaves, quoted, shown, written
 
 LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
 GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks")
@@ -81,11 +81,6 @@ def flat(cfg: DictConfig) -> dict[str, Any]:
     """Every option of a config by its dotted path."""
     tree: Any = OmegaConf.to_container(cfg, resolve=True)
     return dict(leaves(tree))
-
-
-def shown(value: Any) -> str:
-    """A value as one would write it on the command line, quotes left away."""
-    return written(value).strip("'")
 
 
 def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor
 
-POOLINGS = ("mean", "max")
+Pooling: TypeAlias = Literal["mean", "max"]  # how a window gets its state
+POOLINGS = get_args(Pooling)
 
 
 def openings(first: Tensor, alone: Tensor, stride: int) -> Tensor:

@@ -33,7 +33,8 @@ from skim.loading import described, first_line, read_method
 from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
-from skim.methods.options import OptionError, adapters, reason
+from skim.methods.options import OptionError, declared, reason
+from skim.options import shown
 from skim.resume import recorded
 from tasks.base import Task
 
@@ -149,7 +150,7 @@ def value_at(cfg: DictConfig, path: str) -> Any:
 def check_task(options: Mapping[str, Any]) -> None:
     """A task's numbers and flags are of the kinds that its fields declare."""
     try:
-        fields = adapters(get_class(options["_target_"]).__init__)
+        fields = declared(get_class(options["_target_"]).__init__)
     except (ImportError, AttributeError, ValueError, KeyError):  # said when it is made
         return
     for name, adapter in fields.items():
@@ -160,7 +161,7 @@ def check_task(options: Mapping[str, Any]) -> None:
                 adapter.validate_python(options[name])
             except ValidationError:
                 said = reason(options[name], adapter, "")
-                raise SkimError(f"task.{name}={'null' if options[name] is None else options[name]} {said}") from None
+                raise SkimError(f"task.{name}={shown(options[name])} {said}") from None
 
 
 def method_of(cfg: DictConfig) -> Method:

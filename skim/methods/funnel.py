@@ -14,11 +14,12 @@ last states are repeated over their windows, the first block's output is added i
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
+from skim.engine.pooling import Pooling
 from skim.engine.tokens import TokenBatch
 from skim.methods.base import Method, Spec
 from skim.methods.options import Count, Preset
@@ -49,7 +50,7 @@ class Funnel(Method):
         preset: Preset = "default",
         blocks: Blocks | None = None,
         stride: Annotated[int, Field(ge=2)] = 2,
-        pooling: Literal["mean", "max"] = "mean",
+        pooling: Pooling = "mean",
         pool_q_only: bool | None = None,
         separate_cls: bool = True,
         truncate_seq: bool = False,

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
-from skim.errors import SkimError, nearest
+from skim.errors import SkimError, nearest, shortened
+from skim.options import shown
 
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]  # of the dense FLOPs
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]  # of training
@@ -51,25 +52,8 @@ class OptionError(SkimError):
         """The message with options as one types them: ``method.target=0.5x must be ...``."""
         names = "|".join(map(re.escape, {*arguments(self.method), *self.given}))
         reason = re.sub(rf"(?<![\w.])({names})=", r"method.\1=", self.reason) if names else self.reason
-        values = ", ".join(f"method.{name}={written(value)}" for name, value in self.given.items())
+        values = ", ".join(f"method.{name}={shown(value)}" for name, value in self.given.items())
         return f"{values or self.method.__name__} {reason}"
-
-
-def shortened(text: str) -> str:
-    """A value's text on one line of at most 60 characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def written(value: Any) -> str:
-    """A value as YAML has it on one line: ``null``, ``true``, ``[1, 2]``; text in quotes only where it needs them."""
-    import yaml
-
-    plain = list(value) if isinstance(value, tuple) else value
-    try:
-        return shortened(yaml.safe_dump(plain, default_flow_style=True, width=1000).removesuffix("...\n").strip())
-    except yaml.YAMLError:  # nothing that a file could say
-        return shortened(repr(value))
 
 
 def checked(init: Callable[..., None]) -> Callable[..., None]:
@@ -86,7 +70,7 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError as error:
             raise misfit(type(self), signature, kwargs, str(error)) from None
-        for name, adapter in adapters(init).items():
+        for name, adapter in declared(init).items():
             if name in bound.arguments and not same(bound.arguments[name], signature.parameters[name].default):
                 bound.arguments[name] = valid(type(self), name, bound.arguments[name], adapter)
         init(*bound.args, **bound.kwargs)
@@ -95,8 +79,8 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
 
 
 @functools.cache
-def adapters(init: Callable[..., None]) -> dict[str, TypeAdapter[Any]]:
-    """By argument what checks it; an argument without annotation, or with one that says nothing here, is not in it."""
+def declared(init: Callable[..., None]) -> dict[str, TypeAdapter[Any]]:
+    """The checks of a constructor's arguments, by name; none where the annotation is missing or says nothing here."""
     found = {}
     for name, parameter in inspect.signature(init).parameters.items():
         annotation = parameter.annotation

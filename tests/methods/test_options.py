@@ -16,7 +16,7 @@ from skim.errors import SkimError
 from skim.methods import METHODS, Method, method_class
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
-from skim.methods.options import OptionError, adapters, arguments, described, valid
+from skim.methods.options import OptionError, arguments, declared, described, valid
 from skim.methods.pruning import SCORE_NORMS, ScoreNorm
 from skim.methods.transkimmer import Transkimmer
 
@@ -27,7 +27,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers()
 
 def schema_of(name: str, option: str) -> dict[str, Any]:
     """What the option may be, but for ``None``, as a JSON schema."""
-    schema = adapters(inspect.unwrap(method_class(name).__init__))[option].json_schema()
+    schema = declared(inspect.unwrap(method_class(name).__init__))[option].json_schema()
     kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     assert len(kinds) == 1
     return kinds[0]
@@ -89,7 +89,7 @@ def test_a_value_of_another_kind_or_out_of_bounds_is_refused(name: str, option: 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_is_declared_and_its_default_is_one(name: str, option: str) -> None:
     kind = method_class(name)
-    adapter = adapters(inspect.unwrap(kind.__init__))[option]
+    adapter = declared(inspect.unwrap(kind.__init__))[option]
     default = arguments(kind)[option].default
     assert valid(kind, option, default, adapter) == default
 
