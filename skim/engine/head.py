@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from skim.engine.walk import Walk
 
 NEEDED = ("input_ids", "attention_mask", "inputs_embeds")  # what heads look at beside the encoder's output
+PROBED = 3  # sequences and tokens on which a head shows what it reads: first, last, and one that is neither
 UNREADABLE = (RuntimeError, AttributeError, TypeError, ValueError, IndexError)  # of heads that want other arguments
 
 
@@ -36,8 +37,8 @@ class Head:
         backbone: the family's adapter.
 
     Attributes:
-        reads: the one position of the input that some output is read from, ``first`` or ``last``; ``None`` if every
-            output is read from all positions, or where the mask says.
+        reads: the positions that some output is read from though they may be padding: ``first``, ``last``, or ``every``
+            for a head that leaves no padding out; ``None`` if the mask says where it reads.
         per_token: whether ``logits`` has a row for each token.
         outputs: logits per sequence, C; known once :meth:`price` has asked.
         fixed: FLOPs of a reading per sequence; likewise.
@@ -69,7 +70,7 @@ class Head:
         return type(self.model).forward(reader, **given, return_dict=True)
 
     def _look(self) -> tuple[str | None, bool]:
-        """:attr:`reads` and :attr:`per_token`, seen on two sequences of two tokens.
+        """:attr:`reads` and :attr:`per_token`, seen on as many sequences as tokens.
 
         In each, another token's state is not a number, and neither is what depends on it. A head that finds its
         position by the mask reads another one once this one is masked.
@@ -77,23 +78,48 @@ class Head:
         try:
             with torch.no_grad():
                 depend, output = self._dependence()
-                for place, name in enumerate(("first", "last")):
-                    alone = (place == 0, place == 1)
+                for place, name in ((0, "first"), (-1, "last")):
+                    alone = tuple(i == place % PROBED for i in range(PROBED))
                     if alone in depend and alone in self._dependence(masked=place)[0]:
                         return name, has_rows(output)
-                return None, has_rows(output)
+                leaks = self._leaks()
+            return {(): None, (0,): "first", (PROBED - 1,): "last"}.get(tuple(leaks), "every"), has_rows(output)
         except UNREADABLE:
             return self.backbone.head_reads, False
 
-    def _dependence(self, masked: int | None = None) -> tuple[list[tuple[bool, bool]], Any]:
-        """On which of two tokens each output depends, and the outputs; one of the tokens may be ``masked``."""
-        hidden, given = self._blank(2, 2)
-        hidden[[0, 1], [0, 1]] = torch.nan
+    def _dependence(self, masked: int | None = None) -> tuple[list[tuple[bool, ...]], Any]:
+        """On which of the tokens each output depends, and the outputs; one of the tokens may be ``masked``."""
+        hidden, given = self._blank(PROBED, PROBED)
+        hidden.diagonal().fill_(torch.nan)
         if masked is not None:
             given["attention_mask"][:, masked] = 0
         output = self.output(hidden, given)
         found = [value for value in output.values() if isinstance(value, Tensor)]
-        return [tuple(value.reshape(2, -1).isnan().any(1).tolist()) for value in found], output
+        return [tuple(value.reshape(PROBED, -1).isnan().any(1).tolist()) for value in found], output
+
+    def _leaks(self) -> list[int]:
+        """Positions whose state changes what the head says elsewhere, although they are masked.
+
+        Numbers tell, because what is not one stays so when a mask multiplies it.
+        """
+        hidden, given = self._blank(PROBED, PROBED)
+        given["attention_mask"].fill_diagonal_(0)
+        hidden += torch.arange(hidden.numel(), device=hidden.device).sin().view_as(hidden).to(hidden)
+        devices = [hidden.device] if hidden.device.type == "cuda" else []
+        said = []
+        for sign in (1, -1):
+            hidden.diagonal().mul_(sign)
+            with torch.random.fork_rng(devices):  # the same dropout both times
+                said.append(self.output(hidden, given))
+        found = set()
+        for name, one in said[0].items():
+            if not isinstance(one, Tensor):
+                continue
+            differs = ~torch.isclose(one, said[1][name], rtol=1e-3, atol=1e-5)
+            if differs.shape[:2] == (PROBED, PROBED):  # a token's own row may follow its state
+                differs.diagonal().fill_(False)
+            found.update(differs.reshape(PROBED, -1).any(1).nonzero().flatten().tolist())
+        return sorted(found)
 
     def _blank(self, batch: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
         """States of zero, ``(B, N, D)``, and inputs to go with them."""

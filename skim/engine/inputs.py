@@ -28,7 +28,7 @@ class Inputs:
         inputs_embeds: ``(B, N, D)`` in the place of ids.
 
     Raises:
-        SkimError: neither ids nor embeddings or both, or shapes that do not fit.
+        SkimError: neither ids nor embeddings or both, what is no tensor, or shapes that do not fit.
     """
 
     input_ids: Tensor | None = None
@@ -38,6 +38,13 @@ class Inputs:
     inputs_embeds: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not isinstance(value, Tensor):
+                raise SkimError(
+                    f"{field.name} is a {type(value).__name__}, and the model takes tensors: tokenizer(texts, "
+                    "padding=True, return_tensors='pt'), passed as model(**batch)."
+                )
         if (self.input_ids is None) == (self.inputs_embeds is None):
             raise SkimError("Pass exactly one of input_ids and inputs_embeds.")
         name, given = ("inputs_embeds", self.inputs_embeds) if self.input_ids is None else ("input_ids", self.input_ids)
@@ -117,24 +124,33 @@ def check_labels(arguments: Mapping[str, Any], per_token: bool) -> None:
             )
 
 
-def check_read(real: Tensor, place: str) -> None:
+def check_read(real: Tensor, place: str, form: str) -> None:
     """Refuse sequences whose padding stands where the head reads: it would answer from a row that nobody computes.
 
     A sequence of nothing but padding has no answer anyway, and passes.
 
     Args:
         real: ``(B, N)`` bool.
-        place: what the head reads, ``first`` or ``last`` of the input's positions.
+        place: what the head reads, ``first``, ``last`` or ``every`` of the input's positions.
+        form: the execution; where it is ``masked``, padding is computed as in the plain model, for whom reads it all.
 
     Raises:
         SkimError: with the first such row.
     """
-    read = real[:, 0] if place == "first" else real[:, -1]
+    if place == "every" and form == "masked":
+        return
+    read = {"first": real[:, 0], "last": real[:, -1], "every": real.all(1)}[place]
     wrong = (real.any(1) & ~read).nonzero()
-    if len(wrong):
-        side = "right" if place == "first" else "left"
+    if not len(wrong):
+        return
+    where = f"row {int(wrong[0])} of this batch (of {len(wrong)} such)"
+    if place == "every":
         raise SkimError(
-            f"This model's head reads the {place} position of each sequence, and in row {int(wrong[0])} of this batch "
-            f"(of {len(wrong)} such) the attention_mask says that it is padding.\n"
-            f"Pad on the {side}: tokenizer.padding_side = '{side}'."
+            f"This model's head does not leave out what the attention_mask says is padding, as in {where}, and {form} "
+            "execution computes no padding.\nLet the head use the mask, or compress with execution='masked'."
         )
+    side = "right" if place == "first" else "left"
+    raise SkimError(
+        f"This model's head reads the {place} position of each sequence, and in {where} the attention_mask says that "
+        f"it is padding.\nPad on the {side}: tokenizer.padding_side = '{side}'."
+    )

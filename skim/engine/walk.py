@@ -166,7 +166,7 @@ class Walk:
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
         if self.head.reads is not None and inputs.attention_mask is not None:
-            check_read(real, self.head.reads)
+            check_read(real, self.head.reads, form)
         protected = method.protected(real, inputs.input_ids, backbone.head_reads)
         sequences = Sequences(real, protected, method.covers, form == "masked" and method.retired_run_on)
         tokens: TokenBatch = FORMS[form].start(hidden, sequences)

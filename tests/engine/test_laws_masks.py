@@ -13,12 +13,13 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 import skim
 from skim.methods import Method
 from skim.methods.early_exit import EarlyExit
 from tests.engine.test_laws_threads import METHODS
-from tests.families import FAMILIES, PAIRS, batch_of, config_of, labels_of, plain
+from tests.families import FAMILIES, PAIRS, batch_of, config_of, enliven, labels_of, plain
 from tests.ragged import assert_flops, assert_same, is_ragged, logits_of, pruner, transkimmer
 
 STEERED: dict[str, Callable[[], Method]] = {
@@ -241,6 +242,64 @@ def test_labels_of_another_batch_are_refused(head: str, labels: dict[str, Tensor
     assert torch.isfinite(model(**batch_of("bert"), **labels_of(head, batch_of("bert"))).loss)
 
 
+class OwnHead(transformers.BertPreTrainedModel):
+    """A head of a user's own, which reads states in the way that its config says."""
+
+    def __init__(self, config: transformers.BertConfig) -> None:
+        super().__init__(config)
+        self.bert = transformers.BertModel(config, add_pooling_layer=False)
+        self.classifier = nn.Linear(config.hidden_size, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Tensor) -> SequenceClassifierOutput:
+        states = self.bert(input_ids, attention_mask=attention_mask, **kwargs)[0]
+        real = attention_mask[..., None].to(states)
+        mean = (states * real).sum(1) / real.sum(1).clamp_min(1)
+        read = {
+            "mean of real": lambda: mean,
+            "mean of all": lambda: states.mean(1),
+            "largest of all": lambda: states.amax(1),
+            "first and mean": lambda: states[:, 0] + mean,
+            "second": lambda: states[:, 1],
+        }[self.config.reading]()
+        return SequenceClassifierOutput(logits=self.classifier(read))
+
+
+@pytest.mark.parametrize(
+    ("reading", "known"),
+    [
+        ("mean of real", None),
+        ("mean of all", "every"),
+        ("largest of all", "every"),
+        ("first and mean", "first"),
+        ("second", "every"),
+    ],
+)
+def test_a_head_of_ones_own_that_reads_padding_is_refused_where_padding_has_no_state(
+    reading: str, known: str | None
+) -> None:
+    """And says what it says in transformers everywhere else."""
+    model = OwnHead(config_of("bert", reading=reading)).eval()
+    enliven(model, 0)
+    compressed = skim.compress(copy.deepcopy(model).train(), "dense").eval()  # dropout must not be taken for a reading
+    assert compressed.skim_walk.head.reads == known
+    kept = [value.clone() for value in compressed.state_dict().values()]
+    for batch in (batch_of("bert"), masked("bert", "other side"), batch_of("bert", (9, 9))):
+        refused = {
+            None: False,
+            "first": not batch["attention_mask"][:, 0].all(),
+            "every": not batch["attention_mask"].all(),
+        }[known]
+        for execution in ("masked", "packed", "narrowed"):
+            with skim.execution(compressed, execution), torch.no_grad():
+                if refused and not (known == "every" and execution == "masked"):
+                    says = "row 1" if known == "every" and batch["attention_mask"][0].all() else "row"
+                    with pytest.raises(skim.SkimError, match=rf"head (reads|does not leave out) (.|\n)*{says}"):
+                        compressed(**batch)
+                else:
+                    assert_same(compressed(**batch).logits, model(**batch).logits, what=f"{reading} {execution}")
+    assert all(torch.equal(a, b) for a, b in zip(kept, compressed.state_dict().values(), strict=True))
+
+
 # --- one encoder, one method ------------------------------------------------------------------------------------------
 
 
@@ -256,6 +315,10 @@ def test_compressing_around_or_inside_a_compressed_model_is_refused() -> None:
     other.bert = outer.bert
     with pytest.raises(skim.SkimError, match="under another head"):
         skim.compress(other, "topk")
+    layers = plain("bert")
+    layers.bert.encoder = outer.bert.encoder
+    with pytest.raises(skim.SkimError, match="under another head"):
+        skim.compress(layers, "dense")
     with torch.no_grad():
         wanted = outer(**batch_of("bert")).logits
         skim.decompress(outer)
