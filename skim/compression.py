@@ -47,7 +47,7 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     whole = whole_of(model)
     if hasattr(whole, "skim_walk"):
         raise SkimError("This model is compressed already; skim.decompress(model) first.")
-    inner = [part for part in whole.modules() if isinstance(vars(part).get("forward"), Walk)]
+    inner = [part for part in whole.modules() if isinstance(vars(part).get("forward"), Walk) or _serves(part, whole)]
     if inner:
         raise SkimError(
             f"{type(whole).__name__} holds a {type(inner[0]).__name__} that is compressed already, by itself or under "
@@ -120,6 +120,12 @@ def build(method: Method, spec: Spec) -> None:
             f"This method object was built for another backbone ({differs}).\n"
             f"Make a new one: {type(method).__name__}(...)."
         )
+
+
+def _serves(part: nn.Module, whole: nn.Module) -> bool:
+    """Whether a part has its attention from another model that is compressed, of which ``whole`` has the layers."""
+    config = getattr(part, "config", None)
+    return config is not getattr(whole, "config", None) and getattr(config, "_attn_implementation", None) == "skim"
 
 
 def _own_config(model: nn.Module) -> None:

@@ -100,3 +100,9 @@ def test_where_attention_is_the_familys_own_the_choice_changes_nothing(family: s
 def test_a_model_that_is_none_is_refused(what: Any) -> None:
     with pytest.raises(skim.SkimError, match="takes a model of transformers, loaded, and got "):
         skim.compress(what, "dense")
+
+
+def test_a_part_of_a_model_is_none() -> None:
+    model = plain("bert")
+    with pytest.raises(skim.SkimError, match="BertEncoder is a part of a transformers model"):
+        skim.compress(model.bert.encoder, "dense")

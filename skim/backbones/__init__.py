@@ -51,6 +51,11 @@ def find(model: nn.Module) -> Backbone:
             f"Supported: {', '.join(sorted(known))}.\n"
             "A family is one short file in skim/backbones/; anything else would silently ignore the masks."
         )
+    if not isinstance(getattr(model, "base_model", None), nn.Module):
+        raise SkimError(
+            f"{type(model).__name__} is a part of a transformers model, or stands around one, and is none itself.\n"
+            "Compress the model that AutoModel... or its own class has loaded."
+        )
     if getattr(config, "is_decoder", False):
         raise SkimError(f"{type(model).__name__} is configured as a decoder (is_decoder); skim compresses encoders.")
     reason = known[model_type].refuses(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +125,7 @@ def calibrate(
         each: called after each of them, to show how far it is.
 
     Raises:
-        SkimError: the method has nothing to shift, no target is given, or there is no input.
+        SkimError: the method has nothing to shift, no target is given, or no input, or what is none.
     """
     method, batches = walk_of(model).method, list(batches)
     target = method.target if target is None else target
@@ -133,10 +133,15 @@ def calibrate(
         raise SkimError(f"method={method.name} has no one number that moves its decisions, so it is not calibrated.")
     if target is None:
         raise SkimError("Calibrate to what? skim.calibrate(model, batches, target=0.5): a share of the dense FLOPs.")
-    if not 0 < target <= 1:
-        raise SkimError(f"target={target} is not a share of the dense FLOPs; use a number in (0, 1].")
+    if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target <= 1:
+        raise SkimError(f"target={target!r} is not a share of the dense FLOPs; use a number in (0, 1].")
     if not batches:
         raise SkimError("There are no inputs to calibrate on: the batches are empty, or have been used up.")
+    if strange := [batch for batch in batches if not isinstance(batch, Mapping)]:
+        raise SkimError(
+            f"skim.calibrate takes several batches, each a mapping of names to tensors, and got a "
+            f"{type(strange[0]).__name__} among them. A single one: skim.calibrate(model, [batch])."
+        )
     low, high = around - reach, around + reach
     for _ in range(steps):
         middle = (low + high) / 2

@@ -52,6 +52,9 @@ def test_keywords_of_the_head_and_of_decoders_pass() -> None:
         ({"output_attentions": True}, "output_attentions"),
         ({"input_ids": None}, "exactly one"),
         ({"inputs_embeds": torch.zeros(4, 13, 32)}, "exactly one"),
+        ({"input_ids": BATCH}, "input_ids is a dict.*return_tensors"),
+        ({"attention_mask": BATCH["attention_mask"].tolist()}, "attention_mask is a list"),
+        ({"token_type_ids": BATCH["token_type_ids"].numpy()}, "token_type_ids is a ndarray"),
     ],
 )
 def test_inputs_that_cannot_be_are_errors(wrong: dict, words: str) -> None:

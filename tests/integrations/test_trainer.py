@@ -238,6 +238,10 @@ def test_calibrate_lands_a_model_without_a_trainer_on_any_target() -> None:
         skim.calibrate(model, batches)
     with pytest.raises(SkimError, match="not a share"):
         skim.calibrate(model, batches, target=1.5)
+    with pytest.raises(SkimError, match=r"'0\.5' is not a share"):
+        skim.calibrate(model, batches, target="0.5")  # type: ignore[arg-type]
+    with pytest.raises(SkimError, match="got a str among them"):
+        skim.calibrate(model, batches[0], target=0.5)  # type: ignore[arg-type]
     with pytest.raises(SkimError, match="used up"):
         skim.calibrate(model, [], target=0.5)
     with pytest.raises(SkimError, match="not calibrated"):
