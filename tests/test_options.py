@@ -291,6 +291,8 @@ def test_flags_and_their_values_stay(own: Path) -> None:
 
 def test_the_command_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "method.lambda=0.1"])
+    monkeypatch.setattr(cli, "TYPED", [])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run() sets it, and later tests start processes
     said: list[list[str]] = []
     cli.run(lambda: said.append([cli.command(), *sys.argv[1:]]), CONF, "train")
     assert said == [["python train.py method.lambda=0.1", "method.coefficient=0.1"]]
