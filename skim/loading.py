@@ -21,7 +21,7 @@ from skim import hub
 from skim.compression import compress
 from skim.errors import SkimError
 from skim.methods import Method, method_class
-from skim.saving import FORMAT
+from skim.saving import FORMAT, LEARNED
 
 BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
 
@@ -64,7 +64,7 @@ def from_pretrained(
         raise SkimError(f"base is a model that is loaded already; load it with {', '.join(options)} yourself.")
     if base is not None and "adapters" not in about:
         compress(base, made, execution)
-        restore(made, state, folder)
+        restore(made, state, folder / LEARNED)
         return base.eval()
     kind = model_class or class_of_model(folder, about, trust_modules)
     try:
@@ -84,7 +84,7 @@ def from_pretrained(
     if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         raise SkimError("skim runs a model on one device, and device_map spreads this one over several: name one.")
     compress(model, made, execution)
-    restore(made, state, folder)
+    restore(made, state, folder / LEARNED)
     return model.eval()
 
 
@@ -134,7 +134,7 @@ def read_method(
             method.enter(about["stage"])
     except SkimError as error:
         raise SkimError(f"{folder}/skim.json: {error}") from error
-    file = folder / "method.safetensors"
+    file = folder / LEARNED
     try:
         return method, load_file(file)
     except (OSError, SafetensorError) as error:
@@ -195,12 +195,19 @@ def allowed(dotted: str, what: str, argument: str, trust_modules: Sequence[str])
     return found
 
 
-def restore(method: Method, state: dict[str, torch.Tensor], folder: str | Path) -> None:
-    """Load what a method has learned."""
+def restore(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load weights that must fit exactly; a SkimError in a few lines if they are of another model or method.
+
+    Args:
+        module: a method, or a whole model with its own.
+        state: of it.
+        source: the file that they are from.
+    """
     try:
-        method.load_state_dict(state)
+        module.load_state_dict(state)
     except RuntimeError as error:
-        raise SkimError(f"{folder}/method.safetensors does not fit its skim.json: {error}") from error
+        lines = [line.strip()[:200] for line in str(error).splitlines()[:3]]
+        raise SkimError("\n".join([f"{source} does not fit this backbone and method:", *lines])) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from skim.errors import SkimError
 from skim.methods import METHODS, Method
 
 FORMAT = 1  # of skim.json
+LEARNED = "method.safetensors"  # what the method has learned
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
@@ -63,9 +64,7 @@ def write_method(model: Any, folder: str | Path) -> None:
         told = json.dumps(about, indent=2) + "\n"
     except TypeError as error:
         raise SkimError(f"{type(method).__name__} has options that no file can hold: {error}.") from None
-    save_file(
-        {name: tensor.contiguous() for name, tensor in method.state_dict().items()}, folder / "method.safetensors"
-    )
+    save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, folder / LEARNED)
     (folder / "skim.json").write_text(told)
 
 

@@ -69,9 +69,8 @@ class Task(pl.LightningDataModule, ABC):
     config: str = "default"  # its configuration
     train_split: str = "train"
     eval_split: str | None = None  # evaluated during and after training; null is the task's own, mostly validation
-    test_split: str | None = (
-        None  # for Trainer.test and Trainer.predict; null is the task's own, mostly test, or holdout
-    )
+    # for Trainer.test and Trainer.predict; null is the task's own, mostly test; holdout: the rows kept from training
+    test_split: str | None = None
     # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
     files: dict[str, str | None] = field(default_factory=dict)
     # names of the columns of csv and tsv files that have no header line; null: their first line is the header
@@ -417,10 +416,8 @@ class Task(pl.LightningDataModule, ABC):
             raise SkimError(f"split=holdout: task={self.name} holds no rows out, as {why}.\nUse split=validation.")
         if part == "train" or not self._cuts:
             return False
-        # own files without one for validation have no other such rows
-        return (
-            named == HOLDOUT or (named == "validation" and self.hub_id is None) or (part, named) == ("validation", None)
-        )
+        own = named == "validation" and self.hub_id is None  # files without one for validation have no other such rows
+        return named == HOLDOUT or own or (part == "validation" and named is None)
 
     def _bounds(self) -> dict[str, int]:
         """The bounds on a row's tokens that are set, by what the user calls them."""

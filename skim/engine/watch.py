@@ -61,7 +61,7 @@ class Watch:
 def _sample(model: nn.Module) -> Tensor | None:
     """The last weight of each parameter that trains; an optimizer need not tell autograd that it writes."""
     training = [p for p in model.parameters() if p.requires_grad and p.numel()]
-    return torch.stack([p.reshape(-1)[-1].float().cpu() for p in training]) if training else None
+    return torch.stack([p.reshape(-1)[-1].float() for p in training]).cpu() if training else None
 
 
 def _check_frozen(model: nn.Module, method: Method) -> None:

@@ -17,7 +17,7 @@ from skim.engine.adapters import is_copied
 from skim.errors import SkimError
 from skim.loading import read_method, restore
 from skim.methods import Method
-from skim.saving import keep_method
+from skim.saving import LEARNED, keep_method
 
 
 class LoadAdapter:
@@ -35,7 +35,7 @@ class LoadAdapter:
         walk = walk_of(self.model)
         beside = not is_copied(walk.model._modules["method"])
         if beside and adapter_name in self.model.active_adapters and (Path(model_id) / "skim.json").is_file():
-            restore(walk.method, read_method(model_id, type(walk.method))[1], model_id)
+            restore(walk.method, read_method(model_id, type(walk.method))[1], Path(model_id) / LEARNED)
         return result
 
 
@@ -94,5 +94,5 @@ def load(
         keep_method(model)
     else:
         compress(model, method, execution)
-    restore(walk_of(model).method, state, folder)
+    restore(walk_of(model).method, state, folder / LEARNED)
     return model.eval()

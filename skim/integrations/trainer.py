@@ -202,12 +202,9 @@ class SkimCallback(TrainerCallback):
         method = self.method
         begin, steps = self.plan.of_method(self.step)
         method.step((self.step - begin) / steps, trace)
-        weights, total = method.weights(), trace.lengths.new_zeros((), dtype=torch.float32)
-        self._readings = {"relative_flops": trace.relative_flops().detach()}
+        total, log = method.weighed(trace)
+        self._readings = {"relative_flops": trace.relative_flops().detach(), **log}
         self._readings |= {f"method/{name}": value for name, value in method.readings().items()}
-        for name, value in method.penalties(trace).items():
-            total = total + weights[name] * value
-            self._readings |= {name: value.detach(), f"{name}_weight": weights[name]}
         if method.stages:  # what a stage does not train needs a gradient all the same: DDP waits for everyone's
             total = total + 0.0 * sum(p.sum() for p in method.parameters() if p.requires_grad)
         return total

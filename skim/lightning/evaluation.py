@@ -31,6 +31,7 @@ from skim.lightning.build import Parts, build, check
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import EXAMPLES, elsewhere, latency
 from skim.lightning.results import Results, write_json
+from skim.loading import read_method, restore
 from skim.options import Chosen, exists, leaves, no_option
 from skim.report.classes import class_tables
 from skim.report.curve import write_curve
@@ -41,6 +42,7 @@ from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
 from skim.report.table import curve_table, print_run
 from skim.resume import recorded
+from skim.saving import LEARNED
 from tasks.base import HOLDOUT
 
 SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
@@ -109,9 +111,8 @@ def load(cfg: DictConfig) -> Loaded:
                 own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
                 restore(module, own, checkpoint)
     else:
-        from safetensors.torch import load_file
-
-        restore(walk_of(parts.model).method, load_file(folder / "model" / "method.safetensors"), folder / "model")
+        method = walk_of(parts.model).method
+        restore(method, read_method(exported, type(method))[1], exported / LEARNED)
     accelerator = str(cfg.hardware.accelerator)
     device = usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
     for module in (parts.model, parts.companion):
@@ -150,17 +151,6 @@ def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> Non
     for key, _ in leaves(asked):
         if not exists(key, options):
             raise no_option(key, options, f"overrides of {folder}: ")
-
-
-def restore(module: nn.Module, state: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights that must fit exactly; a SkimError in a few words if they are of another backbone or method."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[:3]]
-        raise SkimError(
-            f"{source} does not fit this backbone and method:\n" + "\n".join(line[:200] for line in lines)
-        ) from None
 
 
 def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:

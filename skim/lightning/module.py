@@ -335,15 +335,13 @@ class SkimModule(pl.LightningModule):
             self.log("train/flops", trace.relative_flops().float(), prog_bar=True)
         return loss
 
-    def _penalties(self, trace: Trace) -> Tensor | float:
+    def _penalties(self, trace: Trace) -> Tensor:
         """The method's weighted penalties on this step, after its schedules have moved on; logged by name."""
         begin, steps = self.plan.of_method(self.global_step)
         self.method.step((self.global_step - begin) / steps, trace)
-        weights, total = self.method.weights(), 0.0
         self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
-        for name, value in self.method.penalties(trace).items():
-            total = total + weights[name] * value
-            self.log_dict({f"train/{name}": value.detach(), f"train/{name}_weight": weights[name]})
+        total, log = self.method.weighed(trace)
+        self.log_dict({f"train/{name}": value for name, value in log.items()})
         return total
 
     def _log_rates(self) -> None:

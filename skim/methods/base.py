@@ -174,9 +174,16 @@ class Method(nn.Module):
 
     def loss(self, trace: Trace) -> Tensor:
         """The weighted sum of the penalties of one forward, a scalar; zero for a method without any."""
-        weights = self.weights()
-        terms = [weights[name] * value for name, value in self.penalties(trace).items()]
-        return torch.stack(terms).sum() if terms else trace.lengths.new_zeros((), dtype=torch.float32)
+        return self.weighed(trace)[0]
+
+    def weighed(self, trace: Trace) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The sum of :meth:`loss`, and what a log shows of it: each penalty by its name, and its ``<name>_weight``."""
+        weights, total = self.weights(), trace.lengths.new_zeros((), dtype=torch.float32)
+        log: dict[str, Tensor | float] = {}
+        for name, value in self.penalties(trace).items():
+            total = total + weights[name] * value
+            log |= {name: value.detach(), f"{name}_weight": weights[name]}
+        return total, log
 
     def enter(self, stage: str) -> None:
         """Train in another way from now on.
@@ -189,7 +196,7 @@ class Method(nn.Module):
         self.stage = stage
 
     def step(self, progress: float, trace: Trace | None = None) -> None:
-        """Move schedules on. Called once per training step, before :meth:`loss`.
+        """Move schedules on. Called once per training step, before :meth:`loss`; an override calls its parent's.
 
         Args:
             progress: share of training (of the stage, if there are several) done, 0 to 1.

@@ -22,7 +22,6 @@ from skim.report.shades import colors, rules, step
 if TYPE_CHECKING:
     from torch import nn
 
-
 MARKS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

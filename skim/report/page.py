@@ -121,9 +121,7 @@ def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
         )
     width = pitch * len(keep_ratio) + 2
     size = f'width="{width:.0f}" height="{height + 42:.0f}" viewBox="0 0 {width:.0f} {height + 42:.0f}"'
-    size += (
-        f' style="min-width:{26 * len(keep_ratio)}px"'  # on a phone it shrinks as far as it can be read, and scrolls
-    )
+    size += f' style="min-width:{26 * len(keep_ratio)}px"'  # on a phone it shrinks while it can be read, then scrolls
     return f'<svg class="plot" role="img" aria-label="keep ratio per layer" {size}>{"".join(bars)}</svg>'
 
 
