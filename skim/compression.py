@@ -33,10 +33,9 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     Args:
         model: any supported ``AutoModel...`` of transformers, with or without a head, or what is around one: a PEFT
             model, a ``SentenceTransformer`` or ``CrossEncoder``.
-        method: a :class:`~skim.methods.Method` or the name of one, then with its default options.
+        method: a :class:`~skim.methods.Method` or the name of one, then with its default options. One that another
+            model had before :func:`decompress` goes on with what it has learned, if this model is alike.
         execution: ``auto``, ``masked``, ``packed`` or ``narrowed``; see :func:`execution`.
-
-    A method that another model had before :func:`decompress` goes on with what it has learned, if this one is alike.
 
     Raises:
         SkimError: for an unsupported family, an unknown method or what is none, a method that serves another model, or

@@ -89,7 +89,7 @@ def from_pretrained(
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """What ``skim.json`` says, checked."""
+    """Read ``skim.json`` and check its entries."""
     file = folder / "skim.json"
     if not file.is_file():
         raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.")
@@ -211,5 +211,5 @@ def restore(module: nn.Module, state: dict[str, torch.Tensor], source: str | Pat
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in its first line."""
+    """First line of an error's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

@@ -52,7 +52,7 @@ def renamed(override: str) -> str:
 
 
 def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), sweeps: bool = False) -> list[str]:
-    """What Hydra shall compose for what a user typed, every option of it known to exist.
+    """Turn what a user typed into overrides for Hydra, every option of which exists.
 
     To be called where Hydra is initialised. Aliases give way to the options that they stand for, also those in files;
     a ``+`` is not needed in front of what is open, nor in front of a group.
@@ -214,7 +214,7 @@ def names(node: Tree) -> list[str]:
 
 
 def node_at(key: str, tree: Tree) -> Any:
-    """What stands at a path.
+    """Return the option or group at a path.
 
     Raises:
         KeyError: nothing does.
@@ -231,7 +231,7 @@ def node_at(key: str, tree: Tree) -> Any:
 
 
 def exists(key: str, chosen: Chosen) -> bool:
-    """Whether there is such an option, or could be: in an open place, or an argument of a user's own class."""
+    """Tell whether an option exists, or could: in an open place, or as an argument of a user's own class."""
     try:
         node_at(key, chosen.tree)
         return True
@@ -246,7 +246,7 @@ def exists(key: str, chosen: Chosen) -> bool:
 
 
 def takes(target: str, argument: str) -> bool:
-    """Whether a class takes an argument; yes if it cannot be looked at, which the run then says better."""
+    """Tell whether a class takes an argument; yes if it cannot be imported, which the run then says better."""
     from hydra.utils import get_object
 
     try:
@@ -261,7 +261,7 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
     group = key.partition(".")[0]
     of = f" of {group}={chosen.choices[group]}" if "." in key and group in chosen.choices else ""
     alias = next((alias for alias, name in ALIASES.items() if name == key), None)
-    near = nearest(key, chosen.tree)
+    near = meant(key, chosen.tree)
     hint = f" Did you mean {near}?" if near else ""
     parent, groups = key.rpartition(".")[0], dict(branches(chosen.tree))
     while parent and parent not in groups:
@@ -274,7 +274,7 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
     return SkimError(f"{where}{said} is no option{of}.{hint}\n{listed}")
 
 
-def nearest(key: str, tree: Tree) -> str | None:
+def meant(key: str, tree: Tree) -> str | None:
     """The option that was most likely meant: of the same name elsewhere, alike beside it, or alike anywhere."""
     parent, _, last = key.rpartition(".")
     last = SYNONYMS.get(last, last)

@@ -53,7 +53,7 @@ def checkpoint_of(resume: object) -> Path:
 
 
 def changes(cfg: DictConfig) -> list[str]:
-    """What a run does in another way than the one that it goes on with, as lines ``train.epochs: 1 -> 2``.
+    """List the options that a run changes of the one that it goes on with, as lines ``train.epochs: 1 -> 2``.
 
     Raises:
         SkimError: what differs is part of what the run has learned, or of how it learns.
@@ -147,7 +147,7 @@ def file_of(group: str, before: Mapping[str, Any]) -> str | None:
 
 
 def content(repository: Any, group: str, option: str) -> Any:
-    """What a file says, and those of its group that it starts from."""
+    """Read a file's options, with those of the files of its group that it starts from."""
     found = repository.load_config(f"{group}/{option}")
     above = [default.value for default in found.defaults_list or () if isinstance(getattr(default, "value", None), str)]
     parts = [content(repository, group, name) for name in above if name in repository.get_group_options(group)]

@@ -69,16 +69,16 @@ def write_method(model: Any, folder: str | Path) -> None:
 
 
 def classes(method: Method, model: nn.Module) -> dict[str, str]:
-    """Where the classes of a user's own are found, by what they are for; none of skim's or transformers'."""
+    """Dotted paths of a method's and a model's class, where it is a user's own and not skim's or transformers'."""
     own = {}
-    if path(type(method)) != METHODS.get(method.name):
-        own["class"] = path(type(method))
+    if dotted(type(method)) != METHODS.get(method.name):
+        own["class"] = dotted(type(method))
     if getattr(transformers, type(model).__name__, None) is not type(model):
-        own["model_class"] = path(type(model))
+        own["model_class"] = dotted(type(model))
     return own
 
 
-def path(kind: type) -> str:
+def dotted(kind: type) -> str:
     """The dotted path of a class."""
     return f"{kind.__module__}.{kind.__qualname__}"
 

@@ -1,4 +1,4 @@
-"""What ``--help`` says: the template in ``conf/hydra``, with the groups, and options as YAML comments explain them.
+"""Text of ``--help``: the template in ``conf/hydra``, the groups, and options as their YAML comments explain them.
 
 Imports nothing heavy.
 """

@@ -218,7 +218,7 @@ class Task(pl.LightningDataModule, ABC):
         return None
 
     def notes(self, part: str) -> list[str]:
-        """What a reader of its metrics must know of a loaded part: classes without rows, or with few."""
+        """Notes on a loaded part for readers of its metrics: classes without rows, or with few."""
         return []
 
     def counts(self) -> Metric | None:
@@ -226,11 +226,11 @@ class Task(pl.LightningDataModule, ABC):
         return None
 
     def table(self, counts: Tensor) -> dict[str, Any] | None:
-        """What :meth:`counts` counted, class by class, in JSON's types; see :meth:`tasks.heads.Head.table`."""
+        """Lay out :meth:`counts` class by class, in JSON's types; see :meth:`tasks.heads.Head.table`."""
         return None
 
     def training_loss(self, smoothing: float = 0.0) -> Loss | None:
-        """What is trained on in place of the loss that the model computes; ``None`` where that will do.
+        """Make the loss that replaces the model's own in training; ``None`` where that one will do.
 
         Args:
             smoothing: of labels, from 0 to below 1.
@@ -404,11 +404,11 @@ class Task(pl.LightningDataModule, ABC):
 
     @property
     def _cuts(self) -> bool:
-        """Whether rows are held out from the training rows: there is no file of others to evaluate on."""
+        """Tell whether rows are held out from the training rows: there is no file of others to evaluate on."""
         return self.holdout is not None and self.files.get("validation") is None
 
     def _is_held_out(self, part: str) -> bool:
-        """Whether a part is the held-out rows; whoever names a split of a data set means that split."""
+        """Tell whether a part is the held-out rows; whoever names a split of a data set means that split."""
         named = {"validation": self.eval_split, "test": self.test_split}.get(part)
         if named == HOLDOUT and not self._cuts:
             file = self.files.get("validation")

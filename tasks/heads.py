@@ -1,4 +1,4 @@
-"""What can be said of a text: a class, several labels, or a number. How each is learned, measured and told."""
+"""Kinds of answer to a text: a class, several labels, or a number. How each is learned, measured and shown."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Head(ABC):
 
     @abstractmethod
     def metrics(self, names: list[str]) -> dict[str, Callable[[], Metric]]:
-        """All of ``known``, by name, for these labels."""
+        """Makers of all metrics in ``known``, by name, for these labels."""
 
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
-        """What is said, of logits (B, C)."""
+        """Turn logits (B, C) into answers."""
 
     @abstractmethod
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -62,7 +62,7 @@ class Head(ABC):
 
     @abstractmethod
     def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
-        """What is said, for people."""
+        """Turn logits (B, C) into answers for people, one per row."""
 
     def named(self, label: Any, names: list[str]) -> Any:
         """A row's label for people."""
@@ -77,7 +77,7 @@ class Head(ABC):
         return None
 
     def rows_of(self, labels: np.ndarray, names: list[str]) -> np.ndarray | None:
-        """How many rows have each label, (C,)."""
+        """Count the rows of each label, (C,)."""
         return None
 
     def strata(self, labels: np.ndarray) -> np.ndarray | None:
@@ -264,7 +264,7 @@ class MultiLabel(Head):
         return labels.sum(0).astype(np.int64)
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
-        """By each row's rarest label; rows without any are a group of their own."""
+        """Group rows by their rarest label; those without any are a group of their own."""
         rows = self.rows_of(labels, [])
         rarest = np.where(labels > 0, rows, np.inf).argmin(1)
         return np.where(labels.any(1), rarest, labels.shape[1])

@@ -1,4 +1,4 @@
-"""Which training rows are kept from training and evaluated on: by chance, or so that each class keeps its share."""
+"""Choice of the training rows to evaluate on instead: by chance, or so that each class keeps its share."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ Loss: TypeAlias = "Callable[[Any, dict[str, Tensor]], Tensor]"
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Of one class for each sequence, token or set of options: mean over labels, weighed by that of their class.
+    """Cross entropy of a class for each sequence, token or set of options: mean over labels, weighted by class.
 
     Attributes:
         weights: of each class, (C,); ``None``: all alike.
@@ -33,7 +33,7 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Of a yes or no for each label, mean over labels and sequences.
+    """Cross entropy of a yes or no for each label, mean over labels and sequences.
 
     Attributes:
         weights: of each label's positive rows, (C,); ``None``: as its others.

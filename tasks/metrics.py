@@ -26,7 +26,7 @@ def confusion(counts: Tensor) -> Tensor:
 
 
 def f1(counts: Tensor, positive: int | None = None) -> Tensor:
-    """That of a class (of two, GLUE takes the second), or without one the mean over those that occur."""
+    """F1 of a class (of two, GLUE takes the second), or without one the mean over those that occur."""
     hits, seen = counts.diagonal(), counts.sum(0) + counts.sum(1)
     scores = torch.where(seen > 0, 2 * hits / seen.clamp_min(1), 0)
     return scores[seen > 0].mean() if positive is None else scores[positive]

@@ -130,7 +130,7 @@ class Backbone:
         return LayerCost(whole - feed_forward, self.pair_flops(layer), feed_forward, fixed=fixed, keys=keys)
 
     def charged(self, cost: LayerCost, inputs: Inputs) -> LayerCost:
-        """What a layer of this cost costs on these inputs, for a family that computes less without some of them."""
+        """Adapt a layer's cost to the inputs, for a family that computes less when some of them are not given."""
         return cost
 
     def pair_flops(self, layer: Module) -> float:

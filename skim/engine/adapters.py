@@ -42,12 +42,12 @@ def whole_of(model: Any) -> Any:
 
 
 def is_adapter(module: nn.Module) -> bool:
-    """Whether a module is PEFT's, in the place of another one that it calls."""
+    """Tell whether a module is a PEFT layer that stands in the place of another one and calls it."""
     return isinstance(getattr(module, "base_layer", None), nn.Module) and hasattr(module, "merged_adapters")
 
 
 def is_copied(module: Any) -> bool:
-    """Whether a module is PEFT's ``modules_to_save``: the original, and a copy of it for each adapter."""
+    """Tell whether a module is PEFT's ``modules_to_save`` wrapper: an original, and a copy of it for each adapter."""
     parts = module._modules
     return isinstance(parts.get("original_module"), nn.Module) and isinstance(parts.get("modules_to_save"), nn.Module)
 
@@ -67,7 +67,7 @@ def adapters(module: nn.Module) -> list[str]:
 
 
 def state_of(module: Any) -> tuple[Any, ...] | None:
-    """Which of PEFT's adapters run in a module; ``None`` for any module that is not PEFT's."""
+    """Return which adapters are disabled, active and merged in a PEFT module; ``None`` for any other module."""
     if is_adapter(module):
         return bool(module.disable_adapters), tuple(module.active_adapters), tuple(module.merged_adapters)
     return (bool(module.disable_adapters), tuple(module.active_adapters)) if is_copied(module) else None
@@ -86,14 +86,14 @@ class Modules:
         self.states = [(owner, state) for owner in owners if (state := state_of(owner)) is not None]
 
     def changed(self) -> bool:
-        """Whether one was replaced, removed, merged, switched on or off since."""
+        """Tell whether a module was replaced, removed, merged, switched on or off since."""
         if any(siblings.get(name) is not part for siblings, name, part in self.children):
             return True
         return any(state_of(owner) != state for owner, state in self.states)
 
 
 def linear_maps(module: Any) -> Iterator[nn.Module]:
-    """What of a module multiplies rows by a matrix: every ``nn.Linear``, with the adapters around it as one."""
+    """Yield every ``nn.Linear`` under a module; one with adapters around it as the PEFT layer that holds it."""
     if is_copied(module):
         yield from linear_maps(serving(module))
     elif isinstance(module, nn.Linear):

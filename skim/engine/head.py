@@ -54,7 +54,7 @@ class Head:
         self.reads, self.per_token = self._look()
 
     def output(self, hidden: Tensor, given: Mapping[str, Tensor]) -> Any:
-        """What the whole model returns on states as if its encoder had ended with them.
+        """Run the model's pooler and head on states, as if its encoder had ended with them.
 
         Args:
             hidden: ``(B, N, D)``.
@@ -88,7 +88,7 @@ class Head:
             return self.backbone.head_reads, False
 
     def _dependence(self, masked: int | None = None) -> tuple[list[tuple[bool, ...]], Any]:
-        """On which of the tokens each output depends, and the outputs; one of the tokens may be ``masked``."""
+        """Find on which tokens each output depends; returns the outputs too. One token may be ``masked``."""
         hidden, given = self._blank(PROBED, PROBED)
         hidden.diagonal().fill_(torch.nan)
         if masked is not None:
@@ -193,7 +193,7 @@ class Head:
 
 
 def has_rows(output: Any) -> bool:
-    """Whether ``logits`` has a row for each token."""
+    """Tell whether an output's ``logits`` have a row for each token."""
     logits = getattr(output, "logits", None)
     return isinstance(logits, Tensor) and logits.dim() == 3
 

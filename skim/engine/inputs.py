@@ -1,4 +1,4 @@
-"""What a compressed model is called with: names, shapes, and whether what its head reads is there.
+"""Inputs of a compressed model: their names and shapes, and the check that what its head reads is there.
 
 Inputs come in the shapes that transformers documents. ``(1, N)`` and ``(B, 1)`` broadcast to ``(B, N)``; any other
 shape is refused, because indexing with it would not fail everywhere: it would mix sequences.
@@ -65,7 +65,7 @@ class Inputs:
         return given.shape[0], given.shape[1]
 
     def real(self, hidden: Tensor) -> Tensor:
-        """What is not padding, ``(B, N)`` bool, on the device of ``hidden``."""
+        """Mark what is not padding, ``(B, N)`` bool, on the device of ``hidden``."""
         if self.attention_mask is None:
             return torch.ones(self.shape, dtype=torch.bool, device=hidden.device)
         return self.attention_mask.bool()
@@ -75,7 +75,7 @@ INPUTS = tuple(field.name for field in fields(Inputs))  # what an encoder takes 
 
 
 def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch an encoder takes."""
+    """Pick the encoder's inputs out of a batch."""
     return {name: batch[name] for name in INPUTS if name in batch}
 
 

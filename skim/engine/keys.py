@@ -30,7 +30,7 @@ class KeyValues:
         self.value: Tensor | None = None
 
     def projected(self, layer: nn.Module, tokens: TokenBatch) -> Occupancy | None:
-        """Whose keys and values have to be computed; ``None``: everybody's who is looked at."""
+        """Rows whose keys and values this layer has to compute; ``None``: all rows that are looked at."""
         again = layer is self.layer and tokens.memory is not None
         projected = self.before if again else None
         self.again, self.before = again, tokens.occupancy
@@ -38,7 +38,7 @@ class KeyValues:
         return projected
 
     def of(self, layer: nn.Module, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Of all rows that are looked at, as the family's attention takes them; zeros where nobody looks."""
+        """Keys and values of all rows that are looked at, as the family's attention takes them; zeros elsewhere."""
         memory: TokenBatch = tokens.memory
         some, rows, again = memory, None, False
         if isinstance(tokens, PackedTokens):

@@ -1,4 +1,4 @@
-"""What a forward notes down for later, in a model that several threads may share (law 9)."""
+"""Values that a forward keeps for later, in a model that several threads may share (law 9)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Walk:
 
     @property
     def trace(self) -> Trace:
-        """What the last forward of the calling thread did; a SkimError before there was one."""
+        """Trace of the calling thread's last forward; a SkimError before there was one."""
         trace: Trace | None = self._last.value
         if trace is None:
             raise SkimError(
@@ -99,7 +99,7 @@ class Walk:
 
     @property
     def costs(self) -> list[LayerCost]:
-        """What each layer costs, with the adapters that it has now."""
+        """FLOPs of each layer per token and per pair, with the adapters that it has now."""
         if not torch.compiler.is_compiling() and self._priced[0].changed():
             method = self._present()
             if inside := adapters(method):

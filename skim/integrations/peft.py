@@ -49,7 +49,7 @@ def load(
     execution: str,
     options: dict[str, Any],
 ) -> nn.Module:
-    """What ``skim.save_pretrained`` wrote of a PEFT model: base model, adapters, method, in evaluation mode.
+    """Load what ``skim.save_pretrained`` wrote of a PEFT model: base, adapters and method, in evaluation mode.
 
     Args:
         folder: with PEFT's files, ``skim.json`` and ``method.safetensors``.

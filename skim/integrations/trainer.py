@@ -33,7 +33,7 @@ ROWS = 512  # of the inputs seen last that are kept to calibrate on
 
 
 class SkimCallback(TrainerCallback):
-    """What transformers' Trainer needs to train a compressed model.
+    """Callback with which transformers' Trainer trains a compressed model.
 
     Args:
         stages: how long each stage of the method takes, as shares of any sum, ``{"soft": 1, "hard": 2}``; ``None``:
@@ -245,7 +245,7 @@ class SkimCallback(TrainerCallback):
             metrics[f"{evaluated[0]}_relative_flops"] = self._relative_flops()
 
     def _relative_flops(self) -> float:
-        """Of all that was evaluated since the last time, on every rank: a ratio of totals."""
+        """Relative FLOPs of all batches evaluated since the last call, on every rank: a ratio of totals."""
         spent = torch.stack(self._spent).sum(0)
         self._spent = []
         if torch.distributed.is_available() and torch.distributed.is_initialized():

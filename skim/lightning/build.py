@@ -137,7 +137,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def value_at(cfg: DictConfig, path: str) -> Any:
-    """What stands at a path, ``None`` if nothing does; a SkimError for null where it says nothing."""
+    """Return the value at a path, ``None`` if there is none; a SkimError for a null that has no meaning there."""
     parent = OmegaConf.select(cfg, path.rpartition(".")[0]) if "." in path else cfg
     if not isinstance(parent, Mapping) or path.rpartition(".")[2] not in parent:  # older runs have fewer options
         return None

@@ -1,4 +1,4 @@
-"""What is kept of a training and when it ends: the last checkpoint, the best one, early stopping."""
+"""Callbacks that keep the last checkpoint and the best one, and that stop a training early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skim.lightning.module import SkimModule
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation said of the weights at a step.
+    """Outcome of evaluating the weights at a step.
 
     Attributes:
         step: optimizer steps behind them.
@@ -31,11 +31,11 @@ class Evaluation:
     relative_flops: float
 
     def at_budget(self, target: float | None) -> bool:
-        """Whether it spent what was asked for; anything does if nothing was."""
+        """Tell whether it spent the target, within the tolerance; without a target, always."""
         return target is None or abs(self.relative_flops - target) <= TOLERANCE
 
     def beats(self, best: Evaluation | None, target: float | None) -> bool:
-        """Whether its weights are to be preferred to the best ones before it: by the metric, at equal cost.
+        """Tell whether its weights are better than the best ones before it: by the metric, at equal cost.
 
         Early in training a model spends more and answers better, so the metric alone would choose the one that has
         saved nothing yet. What is off the target only counts as long as nothing is on it, and then by how near it is.
@@ -109,7 +109,7 @@ class BestCheckpoint(Callback):
 
 
 def holds(path: Path, step: int) -> bool:
-    """Whether there is a checkpoint of that step."""
+    """Tell whether a file is the checkpoint of that step."""
     return path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"] == step
 
 

@@ -61,7 +61,7 @@ def conclude(results: Results) -> None:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """What a run came to, under the names of its curves where it has some."""
+    """Final numbers of a run, under the names of its curves where it has some."""
     found: dict[str, Any] = {"status": results.status, "notes": "\n".join(results.notes), "steps": results.steps}
     found["wall_seconds"] = results.wall_seconds
     if results.metrics:

@@ -1,4 +1,4 @@
-"""How a training ends: on its target, evaluated as it will run, and with the weights that did best there."""
+"""End of a training: on its target, evaluated as it will run, and with the weights that did best there."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Landed:
     classes: dict[str, Any] | None
 
 
-def settle(
+def land(
     trainer: pl.Trainer,
     module: SkimModule,
     task: Task,

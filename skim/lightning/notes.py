@@ -1,4 +1,4 @@
-"""What a reader of results must know: a target that was missed, a method that has left nothing to read."""
+"""Notes for readers of results: a target that was missed, a method that has left nothing to read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WAYS = {"coefficient": "lower method.coefficient", "warmup": "raise method.warmu
 
 
 def notes_of(results: Results, parts: Parts, inputs: Batches) -> list[str]:
-    """What is to be said of a trained model.
+    """Write the notes on a trained model.
 
     Args:
         results: with its evaluation.

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a bar on a terminal, lines in a log."""
+"""Progress of a run as it is shown: a bar on a terminal, lines in a log."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHOWN = {"train/loss": "loss", "train/keep": "keep", "train/flops": "FLOPs"}
 HIDDEN = ("layer_", "gflops", "formula/")  # of an evaluation: too many to be read
 
 
-def shown(console: Console, folder: Path) -> Shown:
-    """What suits a console: a bar where it is a terminal, else lines."""
+def progress_of(console: Console, folder: Path) -> Shown:
+    """Choose the progress callback that suits a console: a bar on a terminal, else lines."""
     return Bar(console, folder) if console.is_terminal else Lines(console, folder)
 
 
@@ -49,7 +49,7 @@ def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], No
 
 
 def columns() -> list[Any]:
-    """Of a bar: what, the bar in the room that is left, how many, the time left, and numbers; none of them wraps."""
+    """Columns of a bar, none of which wraps: what, the bar in the room that is left, counts, time left, numbers."""
     whole = Column(no_wrap=True)
     return [
         TextColumn("{task.description}", table_column=whole),
@@ -135,7 +135,7 @@ class Lines(Shown):
             self.print(f"evaluation: {batch_idx + 1:,} of {int(sum(trainer.num_val_batches)):,} batches")
 
     def due(self) -> bool:
-        """Whether it is time for a line again; if so, it is taken for said."""
+        """Tell whether it is time for another line; if so, the time counts from now."""
         now = self.clock()
         if not self.is_enabled or now - self.said < max(EVERY, SHARE * (now - self.started)):
             return False
@@ -199,7 +199,7 @@ class Bar(Shown):
             self.progress.update(self.tasks[what], refresh=True, **values)
 
     def due(self) -> bool:
-        """Whether it is time to look at the numbers again."""
+        """Tell whether it is time to draw the numbers again; if so, the time counts from now."""
         now = self.clock()
         if self.progress is None or now - self.drawn < REDRAWN:
             return False

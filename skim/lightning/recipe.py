@@ -29,10 +29,10 @@ from skim.errors import SkimError
 from skim.lightning.budget import check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build, check
 from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
-from skim.lightning.landing import elsewhere, evaluated, settle
+from skim.lightning.landing import elsewhere, evaluated, land
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
-from skim.lightning.progress import shown
+from skim.lightning.progress import progress_of
 from skim.lightning.results import Results
 from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
@@ -63,7 +63,7 @@ def trainer_of(cfg: DictConfig, folder: Path, parts: Parts, console: Console) ->
     callbacks: list[Callback] = [best]  # judges an evaluation before anyone asks
     if cfg.callbacks.patience is not None:
         callbacks.append(LastStageStopping(best, cfg.callbacks.patience))
-    callbacks.append(shown(console, folder))
+    callbacks.append(progress_of(console, folder))
     callbacks.append(LastCheckpoint(folder / "checkpoints", cfg.callbacks.get("save_every")))
     loggers: list[Any] = [CSVLogger(folder, name="", version="")]
     if cfg.logger.wandb is not None:
@@ -157,7 +157,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.get("formulas") or (),
         companion=parts.companion,
-        loss=parts.task.training_loss(cfg.train.get("label_smoothing") or 0.0),  # older runs have no choice
+        loss=parts.task.training_loss(cfg.train.label_smoothing),
     )
     try:
         trainer = trainer_of(cfg, folder, parts, console)
@@ -185,7 +185,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
 
 
 def goes_on(folder: Path, resumed: str | None) -> str:
-    """From where an interrupted run can go on, in words: from a checkpoint of its own, or the one it began with."""
+    """Say from where an interrupted run can go on: from a checkpoint of its own, or the one it began with."""
     if not (folder / LAST).is_file():
         if resumed is not None:
             return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
@@ -238,8 +238,7 @@ def finish(
             "best is of the evaluations since."
         )
     inputs = parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None
-    export = cfg.callbacks.get("export", "best")  # older runs have no choice
-    weights = settle(trainer, module, task, best, inputs, export, console)
+    weights = land(trainer, module, task, best, inputs, cfg.callbacks.export, console)
     results.exported, results.calibration = weights[0].checkpoint, weights[0].calibration
     results.checkpoints = {one.checkpoint: asdict(one.evaluation) for one in weights}
     results.classes = weights[0].classes

@@ -1,4 +1,4 @@
-"""What a method's options may be: declared once, as the annotation of a constructor's argument, and checked from there.
+"""Options of a method: declared once, as annotations of the constructor's arguments, and checked from there.
 
     def __init__(self, target: Share | None = None, warmup: Fraction = 0.3, layers: tuple[Layer, ...] = ()) -> None:
 
@@ -96,7 +96,7 @@ def declared(init: Callable[..., None]) -> dict[str, TypeAdapter[Any]]:
 
 
 def same(value: Any, default: Any) -> bool:
-    """Whether a value is the default; 1 is not ``True``, and what compares by element is not asked."""
+    """Tell whether a value is the default; 1 is not ``True``, and tensors and arrays are not compared."""
     plain = isinstance(value, (int, float, str, tuple)) and type(value) is type(default)
     return value is default or (plain and value == default)
 
@@ -115,7 +115,7 @@ def valid(method: type, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any
 
 
 def reason(value: Any, adapter: TypeAdapter[Any], problem: str) -> str:
-    """What the option takes, by its declaration; in pydantic's words where that is an object of Python's."""
+    """Say what an option takes, by its declaration; in pydantic's words where that is an object of Python's."""
     try:
         schema = adapter.json_schema()
     except PydanticUserError:

@@ -47,7 +47,7 @@ def grids(classes: Classes) -> list[Grid]:
 
 
 def notes(classes: Classes) -> list[str]:
-    """What a reader of the tables must know."""
+    """Notes for a reader of the tables."""
     found = [] if classes["positive"] is None else [f"f1, as one number, is that of '{classes['positive']}'"]
     if classes["kind"] == "labels":
         found.append("right: has the label and is said to; missed: has it and is not; wrong: is said to and has it not")

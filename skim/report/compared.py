@@ -22,7 +22,7 @@ def runs_table(results: Sequence[Results]) -> Fitted:
 
 
 def _namings(settings: list[Setting]) -> list[Naming]:
-    """By name; with what tells settings of a method apart in a key; and by letters alone."""
+    """Ways to name the rows: by name; with what tells settings of a method apart in a key; by letters alone."""
     seeds = {setting.seeds for setting in settings}
     differ = {
         name: [getattr(setting, name) for setting in settings]
@@ -51,7 +51,7 @@ def _namings(settings: list[Setting]) -> list[Naming]:
 
 
 def _numbers(settings: list[Setting]) -> dict[str, Callable[[Setting], str]]:
-    """What was measured: a column's title, and what stands in its cells."""
+    """Columns of what was measured: their titles, and what stands in their cells."""
     columns: dict[str, Callable[[Setting], str]] = {}
     monitors = {setting.monitor for setting in settings}
     if len(monitors) == 1:
@@ -68,7 +68,7 @@ def _numbers(settings: list[Setting]) -> dict[str, Callable[[Setting], str]]:
 
 
 def _notes(settings: list[Setting], failed: int) -> list[str]:
-    """What a reader needs to know to read the columns."""
+    """Notes for a reader of the columns."""
     notes = []
     seeds = {setting.seeds for setting in settings}
     if len(seeds) == 1 and len(settings[0].seeds) > 1:

@@ -93,7 +93,7 @@ def draw(settings: Sequence[Setting]) -> Any:
 
 
 class Look(NamedTuple):
-    """How a line is told from the others."""
+    """Marker, color and dash by which a line is told from the others."""
 
     marker: str
     color: str
@@ -101,7 +101,7 @@ class Look(NamedTuple):
 
     @classmethod
     def of(cls, place: int, dense: bool) -> Look:
-        """Of the line at this place among those that are dense, or that are not."""
+        """Choose the look of the line at this place, counted among the dense ones or among the others."""
         if dense:
             return cls("*", (DENSE, *COLORS)[place % (len(COLORS) + 1)], "none")
         times, place = divmod(place, len(COLORS))
@@ -115,7 +115,7 @@ def _places(lines: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[bool
 
 
 def _labels(lines: Sequence[tuple[str, str, str]]) -> list[str]:
-    """What stands in the legend: what the lines do not share, broken into lines of text."""
+    """Labels of the legend: what the lines do not share, broken into lines of text."""
     several = len({backbone for *_, backbone in lines}) > 1
     labels = [", ".join(filter(None, (method, variant, backbone * several))) for method, variant, backbone in lines]
     return [textwrap.fill(label, LEGEND, subsequent_indent="  ", break_on_hyphens=False) for label in labels]

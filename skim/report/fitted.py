@@ -79,7 +79,7 @@ class Fitted:
 
 
 def keyed(key: dict[str, str]) -> Table:
-    """What abbreviations stand for, a line or more each, the text indented behind them."""
+    """Lay out what abbreviations stand for, a line or more each, the text indented behind them."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -89,7 +89,7 @@ def keyed(key: dict[str, str]) -> Table:
 
 
 def letters(count: int) -> list[str]:
-    """So many abbreviations: a, b, ..., z, aa, ab, ..."""
+    """Count off abbreviations: a, b, ..., z, aa, ab, ..."""
     found: list[str] = []
     for number in range(1, count + 1):
         text = ""

@@ -81,7 +81,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What no other setting of its task and backbone is called: ``transkimmer 0.45, bottleneck=96``."""
+        """Name that no other setting of its task and backbone has: ``transkimmer 0.45, bottleneck=96``."""
         return f"{self.asked}, {self.variant}" if self.variant else self.asked
 
 

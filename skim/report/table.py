@@ -82,7 +82,7 @@ def training_rows(training: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def training_about(training: dict[str, Any]) -> str:
-    """How it was measured."""
+    """Caption that says how training was measured."""
     size, samples = training["batch_size"], training["samples"]
     return f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians"
 
@@ -133,7 +133,7 @@ def print_run(
     console: Console | None = None,
     files: Sequence[str] = ("results.json", "report.html"),
 ) -> None:
-    """What a run came to, and in which files of its folder it stands."""
+    """Print what a run came to, and the files of its folder that hold it."""
     console = console or Console()
     console.print()
     if results["status"] == "done":
@@ -169,7 +169,7 @@ def print_run(
 
 
 def ending(results: Results) -> list[str]:
-    """How the training ended, if it was not with its last step, and which of its weights were kept."""
+    """Lines that say where training stopped early, and which of its weights were exported."""
     lines, monitor = [], results["monitor"]
     stopped, checkpoints = results.get("stopped_early"), results.get("checkpoints") or {}
     if stopped:
