@@ -34,7 +34,7 @@ class Clock:
 def test_a_log_tells_where_a_run_goes_how_far_it_is_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recipe, "shown", lambda console, folder: Lines(console, folder, Clock()))
+    monkeypatch.setattr(recipe, "progress_of", lambda console, folder: Lines(console, folder, Clock()))
     recipe.train(small(*LTP, *TIMED, "train.eval_every=2"), tmp_path, "")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "task=builtin, method=ltp, backbone=tiny: loading data and model"
