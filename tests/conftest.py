@@ -6,8 +6,16 @@ import pytest
 import torch
 import transformers
 
+LONGEST = ("test_learning.py", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py")
+
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train for long come first, so that no worker is left with one when the others are done."""
+    long = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: long.get(item.path.name, len(long)))
 
 
 @pytest.fixture(autouse=True)
