@@ -21,7 +21,7 @@ demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a sha
 	@$(BIN)/python -m skim.demo
 
 test: $(READY)  ## every test; those on real data run if SKIM_MIRROR is set
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
