@@ -41,6 +41,11 @@ def small(*overrides: str) -> DictConfig:
     return composed(*SMALL, *overrides)
 
 
+def looking(run: Path, *overrides: str) -> DictConfig:
+    """What ``python evaluate.py ckpt=<run> <overrides>`` would look at, on one thread."""
+    return composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", *overrides, config="evaluate")
+
+
 def watched_by(callback: pl.Callback, cfg: DictConfig, folder: Path) -> recipe.Run:
     """A run of the recipe with one more callback, ahead of its own."""
     usual = recipe.trainer_of

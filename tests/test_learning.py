@@ -14,7 +14,7 @@ from skim.lightning.build import Parts
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
 from skim.methods import Method
-from tests.runs import composed
+from tests.runs import composed, looking
 
 DEMO = ["experiment=demo", "hardware=cpu", "hardware.threads=1", "benchmark.enabled=false", "task.max_eval_samples=400"]
 
@@ -128,14 +128,14 @@ def test_it_keeps_what_matters_at_the_budget_that_was_asked_for(skimmed) -> None
     results = skimmed.results
     assert results.metrics["accuracy"] >= 0.95
     assert results.relative_flops == pytest.approx(0.4, abs=0.03)
-    salient, alive = kept(load(composed(f"ckpt={skimmed.folder}", "hardware.accelerator=cpu", config="evaluate")).parts)
+    salient, alive = kept(load(looking(skimmed.folder)).parts)
     assert salient[1] >= 0.9  # tokens have met each other once: what stays now is what is needed
     assert sum(salient) >= 1.5 * sum(alive)  # in which layer the others leave is up to the run
 
 
 def test_dropping_as_much_at_random_fails(skimmed) -> None:
     """The bar above means something: the same model with the same number of tokens, chosen blindly, misses it."""
-    parts = load(composed(f"ckpt={skimmed.folder}", "hardware.accelerator=cpu", config="evaluate")).parts
+    parts = load(looking(skimmed.folder)).parts
     model = skim.decompress(parts.model)
     skim.compress(model, Random(tuple(skimmed.results.keep_ratio))).eval()
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def test_attention_tells_what_matters_and_chance_does_not(pruned) -> None:
     assert results.metrics["accuracy"] >= 0.95
     assert results.relative_flops == pytest.approx(0.5, abs=0.03)
     assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
-    parts = load(composed(f"ckpt={pruned.folder}", "hardware.accelerator=cpu", config="evaluate")).parts
+    parts = load(looking(pruned.folder)).parts
     salient, alive = kept(parts)
     print(f"{results.method}: of the salient tokens {salient} stay, of all {alive}")
     assert alive[1] <= 0.6, "what it keeps of everything says nothing"
@@ -170,7 +170,7 @@ def test_tokens_that_matter_halt_later(dense: Path) -> None:
     assert results.metrics["accuracy"] >= 0.95
     assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
     assert results.relative_flops == pytest.approx(0.6, abs=0.03)
-    parts = load(composed(f"ckpt={done.folder}", "hardware.accelerator=cpu", config="evaluate")).parts
+    parts = load(looking(done.folder)).parts
     salient, alive = kept(parts)
     print(f"act: of the salient tokens {salient} go on, of all {alive}")
     assert salient[2] >= 4 * alive[2] > 0
@@ -189,7 +189,7 @@ def test_merging_keeps_what_dropping_as_much_loses(dense: Path) -> None:
     assert results.metrics["accuracy"] >= 0.92
     assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
     assert 0.5 < results.relative_flops < 0.6
-    parts = load(composed(f"ckpt={done.folder}", "hardware.accelerator=cpu", config="evaluate")).parts
+    parts = load(looking(done.folder)).parts
     batches = parts.task.sample_batches(32, 200)
     model = skim.decompress(parts.model)
     skim.compress(model, Random(tuple(results.keep_ratio))).eval()
@@ -205,7 +205,7 @@ def test_the_default_has_no_leak_and_the_published_mask_has_one(dense: Path, ski
     folder = dense.parent / "paper"
     cfg = composed(*DEMO, *overrides, f"init_from={dense}", "method.eval_noise=false", "train.calibrate=0")
     looks = train(cfg, folder, "").results.metrics["accuracy"]
-    parts = load(composed(f"ckpt={folder}", "hardware.accelerator=cpu", config="evaluate")).parts
+    parts = load(looking(folder)).parts
     batches = parts.task.sample_batches(32, 400)
     method = skim.Transkimmer(margin=2.0)
     state = parts.model.method.state_dict()

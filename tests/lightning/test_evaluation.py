@@ -25,21 +25,14 @@ from skim.lightning.evaluation import SAMPLES, along, evaluate, load
 from skim.lightning.recipe import train
 from skim.options import settle
 from tasks.builtin import Builtin
-from tests.runs import CONF, composed, small
+from tests.runs import CONF, composed, looking, small
 
 SAVED = 0.25  # the shift that the run below was saved with
 
 
 def asked(folder: Path, *overrides: str) -> DictConfig:
     """What ``python evaluate.py ckpt=<folder> <overrides>`` would do."""
-    return composed(
-        f"ckpt={folder}",
-        "hardware.accelerator=cpu",
-        "hardware.threads=1",
-        "max_samples=48",
-        *overrides,
-        config="evaluate",
-    )
+    return looking(folder, "max_samples=48", *overrides)
 
 
 @pytest.fixture(scope="module")

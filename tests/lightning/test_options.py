@@ -15,7 +15,7 @@ from skim.lightning.build import build, check
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
 from skim.methods import Method
-from tests.runs import CONF, composed, small
+from tests.runs import CONF, composed, looking, small
 
 WRONG = {
     "act": "epsilon=null epsilon=abc tau=abc temperature=null temperature=abc warmup=abc bias_init=abc bias_init=true "
@@ -118,7 +118,7 @@ def test_a_method_of_ones_own_is_trained_evaluated_gone_on_with_and_loaded(tmp_p
     own = ["method=dense", f"method._target_={__name__}.Own", "+method.places=[1,2]", "train.max_steps=1"]
     run = tmp_path / "run"
     train(small(*own), run, "")
-    loaded = load(composed(f"ckpt={run}", "hardware.accelerator=cpu", config="evaluate"))
+    loaded = load(looking(run))
     assert type(loaded.parts.model.method) is Own
     assert loaded.parts.model.method.places == (1, 2)
     assert type(build(small(*own, f"init_from={run}")).model.method) is Own

@@ -20,7 +20,7 @@ from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
 from skim.lightning.stages import Stage
 from tasks.base import Task
-from tests.runs import composed, small
+from tests.runs import composed, looking, small
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_exported_model_loads_with_skim_and_with_plain_transformers(folder: Path
 
 @pytest.mark.parametrize("source", ["", "checkpoints/last.ckpt"])
 def test_evaluating_again_gives_the_same_numbers(folder: Path, source: str) -> None:
-    evaluate(composed(f"ckpt={folder / source}", "what=metrics", "hardware.accelerator=cpu", config="evaluate"))
+    evaluate(looking(folder / source, "what=metrics"))
     before = json.loads((folder / "results.json").read_text())
     again = json.loads((folder / "evaluation.json").read_text())
     assert again["metrics"] == pytest.approx(before["metrics"], abs=1e-5)
@@ -121,15 +121,7 @@ def test_evaluating_again_gives_the_same_numbers(folder: Path, source: str) -> N
 
 
 def test_tokens_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate(
-        composed(
-            f"ckpt={folder}",
-            "what=tokens",
-            "text='<b>the film & me</b>'",
-            "hardware.accelerator=cpu",
-            config="evaluate",
-        )
-    )
+    evaluate(looking(folder, "what=tokens", "text='<b>the film & me</b>'"))
     assert "film" in capsys.readouterr().out
     page = (folder / "tokens.html").read_text()
     assert (folder / "tokens.svg").read_text().startswith("<svg")
@@ -138,7 +130,7 @@ def test_tokens_are_printed_and_written(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_text_of_no_tokens_works(folder: Path) -> None:
-    evaluate(composed(f"ckpt={folder}", "what=tokens", "text=''", "hardware.accelerator=cpu", config="evaluate"))
+    evaluate(looking(folder, "what=tokens", "text=''"))
 
 
 def test_the_backbone_trains_in_training_mode(dense: Path) -> None:
@@ -199,19 +191,13 @@ def test_what_calibration_did_is_told_and_kept_in_the_checkpoint(tmp_path: Path)
     assert run.results.calibration is not None
     assert run.results.calibration["shift"] != 0
     assert run.results.relative_flops == pytest.approx(0.6, abs=0.03)
-    evaluate(
-        composed(
-            f"ckpt={tmp_path / 'run' / 'checkpoints' / 'last.ckpt'}", "hardware.accelerator=cpu", config="evaluate"
-        )
-    )
+    evaluate(looking(tmp_path / "run" / "checkpoints" / "last.ckpt"))
     again = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert again["relative_flops"] == pytest.approx(run.results.relative_flops, abs=1e-6)
 
 
 def test_a_curve_moves_one_model_along_its_budgets(folder: Path) -> None:
-    evaluate(
-        composed(f"ckpt={folder}", "what=curve", "targets=[0.3,0.8]", "hardware.accelerator=cpu", config="evaluate")
-    )
+    evaluate(looking(folder, "what=curve", "targets=[0.3,0.8]"))
     points = json.loads((folder / "curve.json").read_text())
     assert [point["target"] for point in points] == [0.3, 0.8]
     assert [point["relative_flops"] for point in points] == pytest.approx([0.3, 0.8], abs=0.06)
@@ -342,9 +328,7 @@ def test_a_checkpoint_of_another_method_or_backbone_is_refused(dense: Path, fold
     with pytest.raises(SkimError, match="backbone"):
         build(small("method=dense", f"init_from={dense}", "backbone.name=other"))
     with pytest.raises(SkimError, match="does not fit"):
-        load(
-            composed(f"ckpt={folder}", "+overrides.method.bottleneck=16", "hardware.accelerator=cpu", config="evaluate")
-        )
+        load(looking(folder, "+overrides.method.bottleneck=16"))
     assert not (folder.parent / "never").exists()
 
 
@@ -354,7 +338,7 @@ def test_a_broken_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "checkpoints" / "last.ckpt"
     broken.write_bytes(b"not a checkpoint")
     with pytest.raises(SkimError, match=r"last\.ckpt cannot be read"):
-        load(composed(f"ckpt={broken}", "hardware.accelerator=cpu", config="evaluate"))
+        load(looking(broken))
 
 
 def test_a_pretrained_task_needs_a_tokenizer() -> None:

@@ -28,7 +28,7 @@ from skim.methods.early_exit import (
 from tests.engine.test_laws_exit import depths, exiting
 from tests.families import LAYERS, batch_of, labels_of, plain
 from tests.ragged import assert_same
-from tests.runs import composed, small
+from tests.runs import looking, small
 
 # ---- the rules, by hand ----
 
@@ -289,7 +289,7 @@ def test_a_run_lands_on_its_target_and_as_masked(run: Path) -> None:
 
 
 def test_its_curve(run: Path) -> None:
-    evaluate(composed(f"ckpt={run}", "what=curve", "targets=[0.5,0.9]", "hardware.accelerator=cpu", config="evaluate"))
+    evaluate(looking(run, "what=curve", "targets=[0.5,0.9]"))
     points = json.loads((run / "curve.json").read_text())
     assert [point["relative_flops"] for point in points] == pytest.approx([0.5, 0.9], abs=0.05)
 
@@ -299,8 +299,6 @@ def test_patience_runs_and_has_no_curve(tmp_path: Path) -> None:
     done = train(small("method=early_exit", "method.patience=1", "train.max_steps=2"), folder, "")
     assert done.results.relative_flops < 1
     with pytest.raises(SkimError, match="none that could be moved"):
-        evaluate(
-            composed(f"ckpt={folder}", "what=curve", "targets=[0.5]", "hardware.accelerator=cpu", config="evaluate")
-        )
+        evaluate(looking(folder, "what=curve", "targets=[0.5]"))
     with pytest.raises(Exception, match="counts whole layers"):
         train(small("method=early_exit", "method.target=0.5"), tmp_path / "never", "")

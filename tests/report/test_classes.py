@@ -11,7 +11,7 @@ from skim.report.classes import MOST, class_tables
 from skim.report.page import page
 from tests.report.results import results
 from tests.report.test_heatmap import Seen
-from tests.runs import composed, small
+from tests.runs import looking, small
 
 EVIL = "<script>alert('x')</script>"
 CLASSES = {
@@ -95,6 +95,6 @@ def test_a_run_and_its_evaluation_tell_of_classes(tmp_path, capsys):
     assert made.classes["recall"] == [a / (a + b), d / (c + d)]
     assert "By class" in (tmp_path / "report.html").read_text(encoding="utf-8")
     capsys.readouterr()
-    evaluate(composed(f"ckpt={tmp_path}", "hardware.accelerator=cpu", config="evaluate"))
+    evaluate(looking(tmp_path))
     assert json.loads((tmp_path / "evaluation.json").read_text())["classes"] == made.classes
     assert "is that of 'negative'" in capsys.readouterr().out

@@ -10,21 +10,12 @@ import pytest
 
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
-from tests.runs import composed
+from tests.runs import composed, looking
 from tests.tasks.test_every_task import ONCE, backbones  # noqa: F401
 
 
 def predictions(folder: Path, *overrides: str) -> list[dict[str, str]]:
-    evaluate(
-        composed(
-            f"ckpt={folder}",
-            "hardware.accelerator=cpu",
-            "hardware.threads=1",
-            "what=predict",
-            *overrides,
-            config="evaluate",
-        )
-    )
+    evaluate(looking(folder, "what=predict", *overrides))
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
@@ -32,9 +23,7 @@ def test_the_built_in_pairs_with_a_method(tmp_path: Path) -> None:
     run = tmp_path / "run"
     results = train(composed("task=builtin_pairs", "method=transkimmer", *ONCE, "train.max_steps=3"), run, "").results
     assert set(results.metrics) == {"accuracy", "loss"}
-    evaluate(
-        composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", "max_samples=32", config="evaluate")
-    )
+    evaluate(looking(run, "max_samples=32"))
     metrics = json.loads((run / "evaluation.json").read_text())["metrics"]
     assert metrics == pytest.approx(results.metrics, abs=1e-5)
     rows = predictions(run, "split=validation", "max_samples=32")

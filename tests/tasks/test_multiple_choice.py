@@ -19,7 +19,7 @@ from skim.lightning.module import accepted
 from skim.lightning.recipe import train
 from tasks.batches import Rows
 from tasks.multiple_choice import MultipleChoice, put
-from tests.runs import composed
+from tests.runs import composed, looking
 from tests.tasks.conftest import in_order
 
 ROWS: dict[str, list] = {
@@ -249,14 +249,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(folder: Path, *overrides: str) -> Any:
-    return composed(
-        f"ckpt={folder}",
-        "hardware.accelerator=cpu",
-        "hardware.threads=1",
-        "max_samples=24",
-        *overrides,
-        config="evaluate",
-    )
+    return looking(folder, "max_samples=24", *overrides)
 
 
 def test_packed_and_masked_agree_on_options(folder: Path) -> None:

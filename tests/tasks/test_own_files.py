@@ -16,7 +16,7 @@ from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
 from skim.report.table import print_run
-from tests.runs import composed
+from tests.runs import composed, looking
 from tests.tasks.conftest import WORDS
 
 TEXTS = ["a good film", "the soup was bad", "it is very good", "not a film"]
@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(run: Path, *overrides: str) -> None:
-    evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", *overrides, config="evaluate"))
+    evaluate(looking(run, *overrides))
 
 
 def test_the_model_knows_its_labels_and_the_results_what_was_skipped(run: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
-from tests.runs import composed
+from tests.runs import composed, looking
 
 QUICK = ["hardware=cpu", "hardware.threads=1", "benchmark.enabled=false", "callbacks.progress=false"]
 
@@ -45,7 +45,7 @@ def tiny(folder: Path) -> list[str]:
 
 
 def predicted(run: Path, *overrides: str) -> list[dict[str, Any]]:
-    evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", "what=predict", *overrides, config="evaluate"))
+    evaluate(looking(run, "what=predict", *overrides))
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -72,7 +72,7 @@ def test_the_held_out_rows_can_be_evaluated_by_name(run: Path) -> None:
     metrics = results["metrics"]
     assert any("validation: its 12 rows hold" in note for note in results["notes"])
     for split in ("holdout", "validation"):
-        evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", f"split={split}", config="evaluate"))
+        evaluate(looking(run, f"split={split}"))
         found = json.loads((run / "evaluation.json").read_text())
         assert found["metrics"] == pytest.approx(metrics)
         assert any("validation: its 12 rows hold" in note for note in found["notes"])

@@ -22,7 +22,7 @@ from tasks.electra import ReplacedTokens
 from tasks.masking import IGNORED
 from tasks.pretraining import MaskedLanguage
 from tasks.sentence_order import SentenceOrder, middle
-from tests.runs import composed
+from tests.runs import composed, looking
 
 TEXTS = ["a good film", "", "the soup was not very good and it is a bad film", "it was", "the film is not good"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
@@ -219,7 +219,7 @@ def test_a_generator_is_saved_and_loaded_with_the_run(tmp_path: Path) -> None:
     given += ["hardware=cpu", "benchmark.enabled=false", "task.max_train_samples=40", "task.max_eval_samples=20"]
     train(composed(*given), tmp_path / "run", "")
     for source in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"):
-        loaded = load(composed(f"ckpt={source}", "hardware.accelerator=cpu", config="evaluate"))
+        loaded = load(looking(source))
         state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         assert loaded.parts.companion is not None
         for name, tensor in loaded.parts.companion.state_dict().items():
@@ -300,7 +300,7 @@ def test_a_budget_is_that_of_inputs_as_the_generator_hands_them_on(tmp_path: Pat
     before = load_file(tmp_path / "dense" / "model" / COMPANION)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.companion.state_dict().items())
     results = train(composed(*given, *first), tmp_path / "run", "").results
-    loaded = load(composed(f"ckpt={tmp_path / 'run'}", "hardware.accelerator=cpu", config="evaluate"))
+    loaded = load(looking(tmp_path / "run"))
     assert spend(loaded.parts.model, loaded.parts.sampled(32, 512)) == pytest.approx(results.relative_flops, abs=1e-3)
     hidden = loaded.parts.task.sample_batches(32, 512)[0]["input_ids"] == loaded.parts.tokenizer.mask_token_id
     assert hidden.any()

@@ -18,7 +18,7 @@ from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
 from tasks.glue import AX, SPECS, Glue
-from tests.runs import composed
+from tests.runs import composed, looking
 from tests.tasks import samples
 from tests.tasks.test_every_task import ONCE, backbones  # noqa: F401
 from tests.tasks.test_glue import real_data
@@ -109,16 +109,7 @@ def run_of(task: str, mirror: Path, folder: Path, backbone: Path, *overrides: st
 
 
 def predicted(folder: Path, *overrides: str) -> None:
-    evaluate(
-        composed(
-            f"ckpt={folder}",
-            "hardware.accelerator=cpu",
-            "hardware.threads=1",
-            "what=predict",
-            *overrides,
-            config="evaluate",
-        )
-    )
+    evaluate(looking(folder, "what=predict", *overrides))
 
 
 def table(file: Path) -> list[list[str]]:
@@ -181,9 +172,7 @@ def test_mnli_reports_both_splits_and_predicts_three(
     assert metrics["loss"] != metrics["loss_mismatched"]
     looks = {"what=metrics": metrics, "what=metrics split=validation_mismatched": None}
     for look, expected in looks.items():
-        evaluate(
-            composed(f"ckpt={run}", "hardware.accelerator=cpu", "hardware.threads=1", *look.split(), config="evaluate")
-        )
+        evaluate(looking(run, *look.split()))
         found = json.loads((run / "evaluation.json").read_text())["metrics"]
         expected = expected or {name: metrics[f"{name}_mismatched"] for name in ("accuracy", "loss")}
         assert found == pytest.approx(expected, abs=1e-5)
@@ -193,7 +182,7 @@ def test_mnli_reports_both_splits_and_predicts_three(
         assert (header, len(rows)) == (["index", "prediction"], 12)
         assert {row[1] for row in rows} <= FILES["mnli"][1]
     with pytest.raises(SkimError, match="all labels are -1"):
-        evaluate(composed(f"ckpt={run}", "hardware.accelerator=cpu", "what=metrics", "split=ax", config="evaluate"))
+        evaluate(looking(run, "what=metrics", "split=ax"))
 
 
 def test_files_of_all_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
@@ -252,15 +241,7 @@ def test_real_data(name: str, file: str, count: int, tmp_path: Path) -> None:
     once = ["hardware=cpu", "train.max_steps=1", "benchmark.enabled=false", "callbacks.progress=false"]
     few = ["task.max_train_samples=32", "task.max_eval_samples=32", "method=dense", "backbone=minilm"]
     train(composed(f"task={name}", *once, *few), tmp_path / "run", "")
-    evaluate(
-        composed(
-            f"ckpt={tmp_path / 'run'}",
-            "hardware.accelerator=cpu",
-            "what=predict",
-            "+overrides.task.max_eval_samples=null",
-            config="evaluate",
-        )
-    )
+    evaluate(looking(tmp_path / "run", "what=predict", "+overrides.task.max_eval_samples=null"))
     header, *rows = table(tmp_path / "run" / file)
     assert header == ["index", "prediction"]
     assert [int(row[0]) for row in rows] == list(range(count))

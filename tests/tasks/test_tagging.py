@@ -28,7 +28,7 @@ from skim.lightning.module import accepted
 from skim.lightning.recipe import train
 from tasks.chunks import TagScores
 from tasks.tagging import Tagging
-from tests.runs import composed
+from tests.runs import composed, looking
 from tests.tasks.conftest import in_order
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "bark", "loud", "##ly", "it"]
@@ -482,9 +482,7 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_learns_and_predicts(dense: Path) -> None:
-    evaluate(
-        composed(f"ckpt={dense}", "hardware.accelerator=cpu", "hardware.threads=1", "what=predict", config="evaluate")
-    )
+    evaluate(looking(dense, "what=predict"))
     lines = [json.loads(line) for line in (dense / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 100
     true, said = [line["gold"] for line in lines], [line["tags"] for line in lines]
@@ -500,13 +498,7 @@ def test_retired_tokens_are_tagged_and_packed_is_masked(dense: Path, tmp_path: P
     train(composed(*TINY, "train.max_steps=10", f"init_from={dense}", *method), folder, "")
     found = {}
     for execution in ("packed", "masked"):
-        cfg = composed(
-            f"ckpt={folder}",
-            "hardware.accelerator=cpu",
-            "hardware.threads=1",
-            f"execution={execution}",
-            config="evaluate",
-        )
+        cfg = looking(folder, f"execution={execution}")
         parts = load(cfg).parts
         model, task = parts.model, parts.task
         metrics = task.metrics()
