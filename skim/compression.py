@@ -122,7 +122,7 @@ def build(method: Method, spec: Spec) -> None:
 
 
 def _serves(part: nn.Module, whole: nn.Module) -> bool:
-    """Whether a part has its attention from another model that is compressed, of which ``whole`` has the layers."""
+    """Tell whether a part belongs to another model, which is compressed, and whose layers ``whole`` has."""
     config = getattr(part, "config", None)
     return config is not getattr(whole, "config", None) and getattr(config, "_attn_implementation", None) == "skim"
 

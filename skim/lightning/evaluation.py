@@ -28,8 +28,9 @@ from skim.compression import accepted, walk_of
 from skim.errors import SkimError, unknown
 from skim.lightning.budget import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.lightning.build import Parts, build, check
+from skim.lightning.landing import elsewhere, evaluated
 from skim.lightning.module import SkimModule
-from skim.lightning.recipe import EXAMPLES, elsewhere, latency
+from skim.lightning.recipe import EXAMPLES, latency
 from skim.lightning.results import Results, write_json
 from skim.loading import read_method, restore
 from skim.options import Chosen, exists, leaves, no_option
@@ -173,7 +174,7 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     model, task = loaded.parts.model, loaded.parts.task
     device = next(model.parameters()).device
     module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.parts.companion)
-    values = trainer.validate(module, datamodule=task, verbose=False)[0]
+    values = evaluated(trainer, module, datamodule=task)
     classes = module.classes
     others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
