@@ -45,17 +45,10 @@ class SegmentCost(LayerCost):
     choice: float = 0.0
     context: float = 0.0
 
-    def __call__(
-        self,
-        attending: Tensor,
-        feeding: Tensor,
-        entered: Tensor,
-        looked_at: Tensor | None = None,
-        projected: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, attending: Tensor, *others: Tensor | None) -> Tensor:
         rows = precise(attending)
         own = self.segments * rows + self.choice * rows**2 - self.context * precise(attending == 1)
-        return super().__call__(attending, feeding, entered, looked_at, projected) + own
+        return super().__call__(attending, *others) + own  # type: ignore[arg-type]
 
 
 class XLNet(Narrowed):
