@@ -48,7 +48,8 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     arguments = [verbatim(argument) for argument in arguments]
     for argument in arguments:
         flag, _, value = argument.partition("=")
-        if flag.startswith("--") and flag not in parser._option_string_actions:
+        dashed = flag.startswith("--") or (flag.startswith("-") and "=" in argument)
+        if dashed and flag not in parser._option_string_actions:
             option = flag.lstrip("-")
             raise SkimError(
                 f"{argument}: options have no dashes here: {option}={value or '<value>'}.\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         raise SkimError(f"{silent[0]} says nothing: an option is written {silent[0]}=<value>.")
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    typed = parser.parse_overrides([renamed(override) for override in overrides])
+    typed = [parsed(override, parser) for override in overrides]
     own = [o for o in typed if o.is_hydra_override() or o.key_or_group.startswith("hydra/")]
     hydra = [*search, *(o.input_line or "" for o in own)]
 
@@ -93,7 +94,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
     for setting in settings:
         chosen = composed(name, [*(f"{g}={c}" for g, c in setting.items()), *gone, *hydra])
         before = check_files(chosen)
-        params = parser.parse_overrides([renamed(param) for param in chosen.params])
+        params = [parsed(param, parser) for param in chosen.params]
         for override in [*params, *values]:
             if not files_of(override.key_or_group):
                 check_value(override, chosen)
@@ -102,6 +103,26 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         own = [*own, *parser.parse_overrides(["hydra.sweeper.params=null"])]
     lines = [(o.input_line or "").lstrip("+") for o in groups.values()]  # a group needs no sign
     return [*before, *lines, *(line_of(o) for o in values), *(o.input_line or "" for o in own)]
+
+
+def parsed(override: str, parser: Any) -> Any:
+    """What an override says, in this project's words for it.
+
+    Raises:
+        SkimError: it is none that Hydra can read: a comma, a bracket or a quote that is not meant as Hydra's.
+    """
+    from hydra.errors import OverrideParseException
+
+    try:
+        return parser.parse_overrides([renamed(override)])[0]
+    except OverrideParseException:
+        key, equals, value = override.partition("=")
+        text = f"{key}={quoted(value)}"
+        shell = shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'  # the second is easier to read
+        raise SkimError(
+            f"{override} cannot be read: {value if equals else key} is no value, no [list], and no a,b to sweep over.\n"
+            f"A text that holds commas, brackets or quotes of its own is written {shell}."
+        ) from None
 
 
 def line_of(override: Any) -> str:

@@ -262,6 +262,32 @@ def test_what_a_sweep_agent_passes_is_told_how_to_pass_it() -> None:
     assert "${args_no_hyphens}" in str(caught.value)
 
 
+def test_one_dash_is_answered_as_two_are() -> None:
+    with pytest.raises(SkimError, match=r"^-train.lr=0.1: options have no dashes here: train.lr=0.1\."):
+        cli.settled(["-train.lr=0.1"], CONF, "train")
+
+
+@pytest.mark.parametrize(
+    ("override", "written_so"),
+    [
+        ("task.label_separator=,", """ "task.label_separator=','"."""),
+        ("train.lr=[1", """ "train.lr='[1'"."""),
+        ("seed=1,", """ "seed='1,'"."""),
+        ('init_from=say("', """ 'init_from="""),
+    ],
+)
+def test_what_hydra_cannot_read_is_told_how_to_be_written(override: str, written_so: str) -> None:
+    with pytest.raises(SkimError) as caught:
+        settled([override])
+    assert str(caught.value).startswith(f"{override} cannot be read: ")
+    assert written_so in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_text_of_one_comma_is_taken_as_it_is_told() -> None:
+    assert made(["task=text", "task.label_separator=','"]).task.label_separator == ","
+
+
 def test_the_sweep_file_that_is_written_down_is_one_that_works() -> None:
     """What its agents call, as W&B says: one ``name=value`` for each parameter in place of ``${args_no_hyphens}``."""
     lines = (CONF / "logger" / "wandb.yaml").read_text().splitlines()
