@@ -138,7 +138,7 @@ class LastStageStopping(Callback):
             self.waited = 0
         elif latest.at_budget(module.method.target):
             self.waited += 1
-        if self.waited >= self.patience:
+        if self.waited >= self.patience and trainer.global_step < module.plan.steps:  # at the last step, nothing is cut
             self.step, self.of = trainer.global_step, module.plan.steps
             trainer.should_stop = True
 

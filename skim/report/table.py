@@ -175,7 +175,7 @@ def ending(results: Results) -> list[str]:
     if stopped:
         lines.append(
             f"stopped early at step {stopped['step']:,} of {stopped['of']:,}: {monitor} had not risen for "
-            f"{stopped['patience']} evaluations"
+            f"{stopped['patience']} evaluation{'s' if stopped['patience'] > 1 else ''}"
         )
     if len(checkpoints) > 1:
         told = (f"{name} (step {one['step']:,}) {one['metric']:.4f}" for name, one in checkpoints.items())

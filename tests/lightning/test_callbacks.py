@@ -115,6 +115,14 @@ def test_a_run_that_stops_early_ends_with_its_best_weights(
         )
 
 
+def test_patience_that_ends_with_training_has_stopped_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The eighth evaluation is the last one, and the first without a rise that is one too many."""
+    Script(monkeypatch, [0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.8])
+    run = train(small(*TINY, *DENSE, "callbacks.patience=1"), tmp_path, "")
+    assert ended(run) == ("best", 7, pytest.approx(0.84))
+    assert (run.results.steps, run.results.stopped_early) == (8, None)
+
+
 def test_the_last_weights_are_exported_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Script(monkeypatch, RISE_AND_FALL)
     run = train(small(*TINY, *DENSE, "callbacks.export=last"), tmp_path, "")
