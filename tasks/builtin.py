@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from skim.errors import unknown
 from tasks.columns import Rejects
-from tasks.grammar import examples, tokenizer_of
+from tasks.grammar import SIZES, examples, tokenizer_of
 from tasks.text import Text
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Builtin(Text):
         from datasets import Dataset
 
         split = self.split_of(part)
+        if split not in SIZES:
+            raise unknown("built-in split", split, SIZES)
         count = self.train_rows if part == "train" else self.eval_rows
         return Dataset.from_list(examples(count, split)), f"built-in {split}"
 

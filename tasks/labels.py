@@ -85,7 +85,10 @@ def is_labeled(rows: Dataset, name: str, rejects: Rejects, needed: bool, option:
     names = (kinds.is_string, kinds.is_large_string)
     known = (*names, kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal)
     if not any(is_kind(column.type) for is_kind in known):
-        raise SkimError(f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture.")
+        several = "\nLists of labels are for task.head=multi_label." if kinds.is_list(column.type) else ""
+        raise SkimError(
+            f"{where}, column '{name}' holds {column.type}: neither names nor numbers, or a mixture.{several}"
+        )
     values = column.unique().to_pylist()
     if any(map(is_missing, values)):
         if not needed and all(map(is_missing, values)):

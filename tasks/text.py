@@ -167,7 +167,7 @@ class Text(Task):
             return []
         shown = ", ".join(few[:SHOWN]) + (f", and few of {len(few) - SHOWN} more" if len(few) > SHOWN else "")
         means = "nothing is learned of them" if part == "train" else "what is measured on so few says little"
-        return [f"{part}: its {len(labels):,} rows hold {shown}: {means}."]
+        return [f"{self.split_of(part)}: its {len(labels):,} rows hold {shown}: {means}."]
 
     def example_texts(self, count: int) -> list[Any]:
         chosen = evenly(count, self._raw["validation"])

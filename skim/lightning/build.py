@@ -204,7 +204,7 @@ def check_limits(path: str, value: Any, kind: type | tuple[type, ...], low: floa
         return
     if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
         what = "a whole number" if kind is int else "a number"
-        bounds = f", at least {low:g}" if high == INFINITY else f", from {low:g} to {high:g}"
+        bounds = f", at least {low:.10g}" if high == INFINITY else f", from {low:.10g} to {high:.10g}"
         raise SkimError(f"{path}={value} must be {what}{bounds if low > -INFINITY else ''}.")
 
 

@@ -72,8 +72,11 @@ def load(cfg: DictConfig) -> Loaded:
     """Rebuild a run from its folder, with the weights of its exported model or of one of its checkpoints.
 
     Raises:
-        SkimError: no run there, or a checkpoint of another backbone or method.
+        SkimError: no run there, a checkpoint of another backbone or method, or a number of rows that is none.
     """
+    whole("batch_size", cfg.batch_size)
+    if cfg.max_samples is not None:
+        whole("max_samples", cfg.max_samples)
     folder, checkpoint = run_of(Path(cfg.ckpt))
     before = recorded(folder)
     check_overrides(cfg.overrides, before, folder)
@@ -88,14 +91,15 @@ def load(cfg: DictConfig) -> Loaded:
         if cfg.split != HOLDOUT:  # which are rows of the training file
             task["files"] = {part: (before.task.get("files") or {}).get(cfg.split.partition("_")[0])}
     exported = folder / "model"
-    whole = (exported / "skim.json").is_file()
-    if whole and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
+    complete = (exported / "skim.json").is_file()
+    if complete and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
         names = json.loads((exported / "config.json").read_text()).get("id2label", {})
         task["label_names"] = [names[str(i)] for i in range(len(names))] or None
-    start: dict[str, Any] = {"init_from": str(exported) if whole else None, "resume": None, "train": {"distill": 0.0}}
+    source = str(exported) if complete else None
+    start: dict[str, Any] = {"init_from": source, "resume": None, "train": {"distill": 0.0}}
     run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
-    if checkpoint is None and not whole:
+    if checkpoint is None and not complete:
         checkpoint = folder / "checkpoints" / "last.ckpt"
         if not checkpoint.is_file():
             raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")

@@ -305,6 +305,7 @@ def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Pat
         (["method=dense", "resume=nowhere.ckpt"], "no file"),
         (["method=dense", "train.lr=fast"], "train.lr=fast must be a number"),
         (["method=dense", "task.batch_size=0"], "at least 1"),
+        (["method=dense", "seed=-1"], "from 0 to 4294967295"),
         (["method=dense", "benchmark.batch_sizes=[0]"], "at least 1"),
         (["method=dense", "hardware.precision=half"], "hardware"),
         (["method=dense", "hardware.accelerator=gpu"], "hardware"),

@@ -75,7 +75,7 @@ def test_the_held_out_rows_can_be_evaluated_by_name(run: Path) -> None:
         evaluate(looking(run, f"split={split}"))
         found = json.loads((run / "evaluation.json").read_text())
         assert found["metrics"] == pytest.approx(metrics)
-        assert any("validation: its 12 rows hold" in note for note in found["notes"])
+        assert any(f"{split}: its 12 rows hold" in note for note in found["notes"])
 
 
 def test_a_run_that_held_no_rows_out_says_so(run: Path) -> None:

@@ -365,7 +365,11 @@ WRONG_ROWS = {
     "class as a number": ({"text": ["a"], "label": ["x"]}, {"head": "regression"}, "row 1.*'x' is no number"),
     "no number": ({"text": ["a", "b"], "label": [1.0, None]}, {"head": "regression"}, "row 2.*there is no label"),
     "infinite": ({"text": ["a", "b"], "label": [1.0, float("inf")]}, {"head": "regression"}, "row 2.*inf is no number"),
-    "lists as labels": ({"text": ["a", "b"], "label": [[0], [1]]}, {}, "column 'label' holds list.*neither names nor"),
+    "lists as labels": (
+        {"text": ["a", "b"], "label": [[0], [1]]},
+        {},
+        "column 'label' holds list.*neither names nor(.|\\n)*task.head=multi_label",
+    ),
     "text missing": ({"text": ["a", None], "label": [0, 1]}, {}, "row 2, column 'text': there is no text"),
     "text is a number": ({"text": [3, 4], "label": [0, 1]}, {}, "column 'text' holds int64 and not texts"),
     "no rows": ({"text": [], "label": []}, {}, "has no rows"),
