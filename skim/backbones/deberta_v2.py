@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Module, Narrowed, distances
-from skim.engine.adapters import linear_flops
+from skim.engine.adapters import call_flops, linear_flops
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
 from skim.flops import LayerCost
@@ -61,11 +61,13 @@ class DebertaV2(Narrowed):
             return cost
         terms = [kind for kind in ("c2p", "p2c") if kind in attention.pos_att_type]
         table = 2.0 * attention.pos_ebd_size  # rows
-        projection = 0.0
+        projection, calls = 0.0, cost.fixed
         for kind in terms:
             own, shared = {"c2p": ("pos_key_proj", "key_proj"), "p2c": ("pos_query_proj", "query_proj")}[kind]
-            projection += linear_flops(getattr(attention, shared if attention.share_att_key else own))
+            seen = getattr(attention, shared if attention.share_att_key else own)
+            projection += linear_flops(seen)
+            calls += call_flops(seen) if attention.share_att_key else 0.0  # once more than for the tokens
         per_token = cost.attention + 2.0 * len(terms) * table * attention.all_head_size
         if not attention.share_att_key:
             per_token -= projection  # these linear maps see the table, not the tokens
-        return LayerCost(per_token, cost.pair, cost.feed_forward, fixed=cost.fixed + table * projection)
+        return LayerCost(per_token, cost.pair, cost.feed_forward, fixed=calls + table * projection)

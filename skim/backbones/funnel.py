@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads
-from skim.engine.adapters import linear_flops
+from skim.engine.adapters import call_flops, linear_flops
 from skim.engine.attention import BLOCK, AttentionMask
 from skim.engine.inputs import Inputs
 from skim.engine.narrowed import NarrowedTokens
@@ -253,6 +253,7 @@ class Funnel(Backbone):
             attention=linear_flops(layer) - feed_forward + 4 * width,  # the scores of two segments
             pair=4 * width + 2 * EXTRA * config.n_head,
             feed_forward=feed_forward,
+            fixed=call_flops(layer),
             keys=linear_flops(attention.k_head) + linear_flops(attention.v_head),
             distance=2 * width,
             sines=2 * config.d_model * width,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skim.backbones.base import Module, Narrowed, distances
-from skim.engine.adapters import linear_flops
+from skim.engine.adapters import call_flops, linear_flops
 from skim.engine.attention import AttentionMask, MaskedSoftmax
 from skim.engine.inputs import Inputs
 from skim.engine.tokens import TokenBatch
@@ -122,6 +122,7 @@ class XLNet(Narrowed):
             attention=4 * projection,  # q, k, v, o
             pair=4.0 * heads,  # content and context
             feed_forward=linear_flops(layer.ff),
+            fixed=call_flops(layer),
             table=2 * projection,
             lookup=2 * 2.0 * heads,
             segments=2.0 * 2 * heads,

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import skim
+from skim import backbones
 from skim.errors import SkimError
+from tests.backbones.test_funnel import model_of as funnel_of
 from tests.families import FAMILIES, batch_of, enliven, plain
 from tests.ragged import assert_flops, assert_same, count, transkimmer
 
@@ -63,6 +65,25 @@ def test_laws_1_and_5_with_every_kind_of_adapter(kind: str, first: str) -> None:
     assert_same(outer(**batch).logits, expected)
     assert compressed.trace.relative_flops() == 1.0
     assert (compressed.trace.flops() > plain_flops).item() is (kind not in ("ia3", "norms"))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "funnel"])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_5_flops_of_adapters_on_every_map_of_every_family(family: str, kind: str) -> None:
+    """Per row, and per call: a map that also projects a table of positions is called twice."""
+    if family == "funnel":
+        model, batch = funnel_of("FunnelForTokenClassification"), batch_of("bert", lengths=(13,))
+    else:
+        model, batch = plain(family), batch_of(family, lengths=(13,))
+    known = backbones.find(model)
+    maps = {id(part) for layer in known.layers(model.base_model) for part in layer.modules()}
+    names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear) and id(part) in maps]
+    outer = skim.compress(peft.get_peft_model(model, KINDS[kind](names)).eval(), "dense")
+    with torch.no_grad():
+        assert_flops(outer.get_base_model(), batch)
+        with_adapters = outer.trace.flops()
+        outer.unload()(**batch)
+    assert with_adapters > outer.trace.flops()
 
 
 @pytest.mark.parametrize("family", LINEAR)
