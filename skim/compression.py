@@ -98,6 +98,10 @@ def chosen(method: Any) -> Method:
             f"skim.compress takes a method or the name of one, and got {shortened(repr(method))}.\n"
             f"Such as skim.Transkimmer(target=0.5), or a name: {', '.join(METHODS)}."
         )
+    if type(method) is Method:
+        raise SkimError("skim.compress takes a method, and Method is what methods derive from.")
+    if not hasattr(method, "serves"):
+        raise SkimError(f"{type(method).__name__}.__init__ does not call super().__init__(...) of methods.")
     if method.serves:
         raise SkimError(
             "This method object serves another model already; make a new one for each model, or skim.decompress "

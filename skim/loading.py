@@ -23,7 +23,7 @@ from skim.errors import SkimError
 from skim.methods import Method, method_class
 from skim.saving import FORMAT, LEARNED
 
-BROKEN = (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
+BROKEN = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, AssertionError)
 
 
 def from_pretrained(
@@ -66,6 +66,10 @@ def from_pretrained(
         compress(base, made, execution)
         restore(made, state, folder / LEARNED)
         return base.eval()
+    if not (model_class is None or hasattr(model_class, "from_pretrained")):
+        raise SkimError(
+            f"model_class={model_class!r} is no class of a model; name the class, such as model_class=Mine."
+        )
     kind = model_class or class_of_model(folder, about, trust_modules)
     try:
         if "adapters" in about:
@@ -73,7 +77,7 @@ def from_pretrained(
 
             return peft.load(folder, about["adapters"], made, state, base, kind, execution, options)
         model, found = kind.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[attr-defined]
-    except BROKEN as error:
+    except (*BROKEN, SafetensorError) as error:
         raise SkimError(f"{folder} cannot be loaded as {kind.__name__}: {first_line(error)}") from error
     unexpected = [key for key in found["unexpected_keys"] if not key.startswith("method.")]  # a trainer's has them
     if found["missing_keys"] or unexpected:
@@ -92,7 +96,10 @@ def described(folder: Path) -> dict[str, Any]:
     """Read ``skim.json`` and check its entries."""
     file = folder / "skim.json"
     if not file.is_file():
-        raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.")
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = "\nPEFT wrote an adapter there and nothing beside it: save with skim.save_pretrained(model, folder)."
+        raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.{hint}")
     about = parsed(file)
     if about.get("format") != FORMAT:
         raise SkimError(f"{file} has format {about.get('format')}; this version of skim reads {FORMAT}.")

@@ -10,9 +10,31 @@ import torch
 import transformers
 
 import skim
+from skim.engine.trace import Trace
 from skim.methods import Method
 from tests.families import FAMILIES, batch_of, config_of, plain
 from tests.ragged import assert_same
+
+
+class Hasty(Method):
+    """Of a user who forgot one line."""
+
+    def __init__(self) -> None:
+        self.positions = 3
+
+
+class Unweighed(Method):
+    """Of a user who has penalties, and has not said what they weigh."""
+
+    def penalties(self, trace: Trace) -> dict[str, torch.Tensor]:
+        return {"spent": trace.relative_flops()}
+
+
+def test_a_penalty_without_a_weight_is_named() -> None:
+    model = skim.compress(plain("bert"), Unweighed())
+    model(**batch_of("bert"))
+    with pytest.raises(skim.SkimError, match=r"Unweighed\.penalties has 'spent', and its weights\(\)"):
+        model.method.loss(model.trace)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +42,8 @@ from tests.ragged import assert_same
     [
         (skim.Transkimmer, r"Transkimmer is a class of them: Transkimmer\(\)"),
         (Method, "Method is a class"),
+        (Method(), "Method is what methods derive from"),
+        (Hasty(), r"Hasty\.__init__ does not call super\(\)"),
         (None, "got None"),
         (0.5, r"got 0\.5"),
         ({"name": "topk"}, "got {'name': 'topk'}"),

@@ -195,6 +195,9 @@ def test_device_map(saved: Path) -> None:
     pytest.importorskip("accelerate")
     wanted = logits(skim.from_pretrained(saved))
     assert torch.equal(logits(skim.from_pretrained(saved, device_map="cpu")), wanted)
+    if not torch.cuda.is_available():
+        with pytest.raises(skim.SkimError, match=r"cannot be loaded as BertForSequenceClassification: "):
+            skim.from_pretrained(saved, device_map="cuda")
 
 
 # --- classes of a user's own ------------------------------------------------------------------------------------------
@@ -263,6 +266,8 @@ def test_a_class_that_is_not_that_of_the_folder(saved: Path) -> None:
         skim.from_pretrained(saved, method=First)
     with pytest.raises(skim.SkimError, match="is no class of a method"):
         skim.from_pretrained(saved, method="transkimmer")  # type: ignore[arg-type]
+    with pytest.raises(skim.SkimError, match="model_class='First' is no class of a model"):
+        skim.from_pretrained(saved, model_class="First")  # type: ignore[arg-type]
 
 
 def test_a_model_class_of_ones_own(tmp_path: Path) -> None:

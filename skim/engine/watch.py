@@ -39,7 +39,8 @@ class Watch:
         own = next(method.parameters(), None)
         if own is not None and not own.requires_grad and not method.kept_frozen:
             _check_frozen(model, method)
-        if not method.stepped and self.updates < UPDATES and (method.trains_masked or method.weights()):
+        needed = method.trains_masked or method.weights() or method.target is not None
+        if not method.stepped and self.updates < UPDATES and needed:
             self._count(model, method)
 
     def _count(self, model: nn.Module, method: Method) -> None:

@@ -181,6 +181,11 @@ class Method(nn.Module):
         weights, total = self.weights(), trace.lengths.new_zeros((), dtype=torch.float32)
         log: dict[str, Tensor | float] = {}
         for name, value in self.penalties(trace).items():
+            if name not in weights:
+                raise SkimError(
+                    f"{type(self).__name__}.penalties has '{name}', and its weights() says no weight for it.\n"
+                    f"Let weights() return {{'{name}': 1.0, ...}}."
+                )
             total = total + weights[name] * value
             log |= {name: value.detach(), f"{name}_weight": weights[name]}
         return total, log
