@@ -43,6 +43,11 @@ def test_a_method_that_nobody_steps_is_missed_once(name: str) -> None:
     assert loop(model, updates=5) == []
 
 
+def test_a_target_that_nobody_steers_to_is_missed_though_nothing_is_learned() -> None:
+    (told,) = loop(skim.compress(plain("bert"), skim.Manual(target=0.6)), updates=6)
+    assert "no target is steered to" in " ".join(told.split())
+
+
 @pytest.mark.parametrize("name", ["transkimmer", "ltp", "act", "early_exit"])
 def test_a_loop_that_steps_it_is_left_alone(name: str) -> None:
     model = skim.compress(plain("bert"), name)
