@@ -87,7 +87,8 @@ def readable() -> Iterator[None]:
     except (SkimError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
-        print(f"error: {message(error)}", file=sys.stderr)
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        print(f"error{f' on rank {rank}' if rank else ''}: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -151,7 +152,8 @@ def one_job(script: Path) -> Iterator[None]:
         return [sys.executable, str(script), *arguments], config.runtime.cwd
 
     before = launcher._hydra_subprocess_cmd
-    saved = {name: os.environ.get(name) for name in DISTRIBUTED}
+    saved = {name: os.environ.get(name) for name in (*DISTRIBUTED, "HYDRA_FULL_ERROR")}
+    os.environ["HYDRA_FULL_ERROR"] = str(int(WANTS_TRACEBACK))  # ranks inherit what the user said, not what run() set
     launcher._hydra_subprocess_cmd = rank_command
     try:
         yield

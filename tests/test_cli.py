@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
+from skim import cli
+from skim.errors import SkimError
 from skim.options import composed, leaves
 from skim.teach import teach
 from tests.runs import CONF, SMALL
@@ -162,3 +166,24 @@ def test_any_text_reaches_the_config_as_it_is(text: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         read = compose("evaluate", ["ckpt=x", verbatim(f"text={text}")]).text
     assert read == (text if text != "'quoted'" else "quoted")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_other_ranks_show_tracebacks_only_if_the_user_asked(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as run() leaves it, for Hydra
+    monkeypatch.setattr(cli, "WANTS_TRACEBACK", wanted)
+    monkeypatch.setattr(HydraConfig, "get", lambda: None)
+    with cli.one_job(ROOT / "train.py"):
+        assert os.environ["HYDRA_FULL_ERROR"] == str(int(wanted))
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+@pytest.mark.parametrize(("rank", "begins"), [("0", "error: lost"), ("1", "error on rank 1: lost")])
+def test_an_error_says_which_rank_met_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, begins: str
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(cli, "WANTS_TRACEBACK", False)
+    with pytest.raises(SystemExit), cli.readable():
+        raise SkimError("lost")
+    assert capsys.readouterr().err == f"{begins}\n"
