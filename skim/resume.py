@@ -100,7 +100,10 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     if not asked or asked[-1].endswith("=null"):
         return list(overrides)
     typed = [override for override in overrides if override not in asked]
-    path = checkpoint_of(plain(asked[-1].partition("=")[2]))
+    named = plain(asked[-1].partition("=")[2])
+    if "," in named and not Path(named).exists():
+        raise SkimError(f"resume={named}: runs go on one at a time, each by its own config. Type a command for each.")
+    path = checkpoint_of(named)
     before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=True)
     choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
     if "experiment" in choices:

@@ -116,6 +116,7 @@ def test_what_would_break_the_schedule_is_refused(override: str, says: str, tmp_
     [
         (["resume=nowhere"], "is no file and no run's folder"),
         (["resume=nowhere.ckpt"], "is no file and no run's folder"),
+        (["resume=one,two"], "one at a time"),
         (["resume={run}", "experiment=demo"], "Leave it away"),
         (["resume={empty}"], "ended before it wrote one"),
         (["resume={run}", "train.learning_rate=1"], "Did you mean train.lr"),
