@@ -141,7 +141,8 @@ def _variants(runs: list[Results]) -> list[str]:
         config = _config(run)
         parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
         for key, short in zip(named, last, strict=True):
-            parts.append(f"{short if last.count(short) == 1 else key}={config.get(key)}")
+            value = "null" if config.get(key) is None else config[key]
+            parts.append(f"{short if last.count(short) == 1 else key}={value}")
         variants.append(", ".join(parts))
     return variants
 

@@ -348,4 +348,5 @@ def test_what_decides_which_weights_were_measured_tells_settings_apart() -> None
 
     assert len(aggregate([run(), run(log_every=10)])) == 1
     assert [setting.variant for setting in aggregate([run(), run(export="last")])] == ["export=best", "export=last"]
-    assert len(aggregate([run(), run(patience=2)])) == 2
+    named = [setting.variant for setting in aggregate([run(), run(patience=2)])]
+    assert named == ["patience=2", "patience=null"], "in the words in which it is typed"
