@@ -160,7 +160,8 @@ def test_an_interrupted_run_says_from_where_it_goes_on_and_does(
     with pytest.raises(KeyboardInterrupt) as interrupt:
         watched_by(Interrupts(5), small(*SHORT), run)
     assert str(interrupt.value) == "interrupted; resume=runs/one goes on from step 4"
-    assert json.loads((run / "results.json").read_text())["status"] == "failed"
+    written = json.loads((run / "results.json").read_text())
+    assert (written["status"], written["notes"]) == ("failed", [str(interrupt.value)])
 
     capsys.readouterr()
     done = recipe.train(going_on("resume=runs/one", "train.max_steps=8"), tmp_path / "runs" / "two", "")

@@ -170,12 +170,14 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     try:
         return finish(cfg, folder, started, parts, module, trainer, results, console)
     except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = f"interrupted{goes_on(folder, cfg.resume)}" if interrupted else f"{type(error).__name__}: {error}"
         if trainer.is_global_zero:
-            results.notes.append(f"{type(error).__name__}: {error}")
+            results.notes.append(said)
             results.wall_seconds = time.time() - started
             results.write(folder)
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"interrupted{goes_on(folder, cfg.resume)}") from None
+        if interrupted:
+            raise KeyboardInterrupt(said) from None
         raise
     finally:
         if cfg.logger.wandb is not None:
