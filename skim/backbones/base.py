@@ -23,7 +23,7 @@ class Backbone:
     Attributes:
         model_types: values of ``config.model_type`` that this family serves.
         packs: whether its attention goes through transformers' ``AttentionInterface``; if not, it runs narrowed.
-        head_reads: the token that the heads read, ``first`` or ``last`` of the real ones.
+        head_reads: the token that the heads read, ``first`` or ``last`` of the real ones; asked of heads that read all.
         positions_after_padding: whether position ids start at ``pad_token_id + 1``, as RoBERTa's do.
         feed_forward_parts: names of a layer's modules that make up its feed-forward half; for FLOPs.
         key_parts: names of a layer's modules that make keys and values; for FLOPs.

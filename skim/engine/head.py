@@ -39,6 +39,8 @@ class Head:
     Attributes:
         reads: the positions that some output is read from though they may be padding: ``first``, ``last``, or ``every``
             for a head that leaves no padding out; ``None`` if the mask says where it reads.
+        place: ``first`` or ``last``: on which side batches must not be padded, and which token stands for its sequence;
+            what the head reads, or else the family's heads.
         per_token: whether ``logits`` has a row for each token.
         outputs: logits per sequence, C; known once :meth:`price` has asked.
         fixed: FLOPs of a reading per sequence; likewise.
@@ -52,6 +54,7 @@ class Head:
     def __init__(self, model: nn.Module, base: nn.Module, backbone: Backbone) -> None:
         self.model, self.base, self.backbone = model, base, backbone
         self.reads, self.per_token = self._look()
+        self.place: str = self.reads if self.reads in ("first", "last") else backbone.head_reads
 
     def output(self, hidden: Tensor, given: Mapping[str, Tensor]) -> Any:
         """Run the model's pooler and head on states, as if its encoder had ended with them.

@@ -167,7 +167,7 @@ class Walk:
         real = inputs.real(hidden)
         if self.head.reads is not None and inputs.attention_mask is not None:
             check_read(real, self.head.reads, form)
-        protected = method.protected(real, inputs.input_ids, backbone.head_reads)
+        protected = method.protected(real, inputs.input_ids, self.head.place)
         sequences = Sequences(real, protected, method.covers, form == "masked" and method.retired_run_on)
         tokens: TokenBatch = FORMS[form].start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows

@@ -23,6 +23,7 @@ from torch import nn
 from skim import hub
 from skim.backbones import families
 from skim.compression import compress
+from skim.engine.walk import walk_of
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
 from skim.lightning import published
@@ -289,12 +290,9 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         )
     config = backbone_config(cfg, tokenizer, source)
     family = families().get(config.model_type)
-    if family is not None:
-        # a head that reads the first position must find a token there, whatever the tokenizer's config says
-        tokenizer.padding_side = "left" if family.head_reads == "last" else "right"
-        longest = family.longest_input(config)
-        if longest is not None:  # some tokenizers say 1e30; what is longer is truncated and counted by the task
-            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
+    longest = family.longest_input(config) if family is not None else None
+    if longest is not None:  # some tokenizers say 1e30; what is longer than this is truncated and counted by the task
+        tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     task.setup_tokenizer(tokenizer)
     task.setup(purpose)
     for name, value in task.model_kwargs().items():
@@ -317,6 +315,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         teacher = compress(copy.deepcopy(plain), "dense").eval()
     with typed():
         model = compress(plain, method, cfg.execution)
+    # a head that reads the first position must find a token there, whatever the tokenizer's config says
+    tokenizer.padding_side = "left" if walk_of(model).head.place == "last" else "right"
     if purpose == "fit" and isinstance(method, Funnel) and not method.merged_before:
         raise SkimError("method=funnel with one block of layers merges nothing; use more blocks, or method=dense.")
     continued = purpose == "fit" and start is not None and continue_method(method, start)

@@ -232,17 +232,17 @@ class Method(nn.Module):
         """Whether every sequence is sure to have a protected token."""
         return "cls" in self.protect
 
-    def protected(self, real: Tensor, input_ids: Tensor | None, head_reads: str) -> Tensor:
+    def protected(self, real: Tensor, input_ids: Tensor | None, place: str) -> Tensor:
         """Tokens that may not retire, ``(B, N)`` bool.
 
         Args:
             real: ``(B, N)`` bool.
             input_ids: ``(B, N)``, or ``None`` when the caller passed embeddings.
-            head_reads: ``first`` or ``last``: where the family's head looks for its [CLS].
+            place: ``first`` or ``last``: the real token that the head reads as [CLS].
         """
         protected = torch.zeros_like(real)
         if "cls" in self.protect:
-            order = real.int() if head_reads == "first" else real.int().cumsum(1)
+            order = real.int() if place == "first" else real.int().cumsum(1)
             protected.scatter_(1, order.argmax(1, keepdim=True), True)
         if "sep" in self.protect:
             if input_ids is None:

@@ -41,3 +41,17 @@ def test_a_tokenizers_side_is_not_what_decides(
         with torch.no_grad():
             parts.model.eval()(**inputs)
     assert parts.tokenizer.padding_side == side  # what is exported, too
+
+
+def test_a_head_that_reads_another_position_than_the_others_of_its_family() -> None:
+    """RoFormer's for multiple choice reads the last one, where BERT's habits would put padding and retire tokens."""
+    parts = build(
+        small("method=topk", "method.start=1", "task=builtin_choices", "backbone.overrides.model_type=roformer")
+    )
+    batch = next(iter(parts.task.train_dataloader()))
+    assert batch["attention_mask"][..., -1].all()
+    assert not batch["attention_mask"].all()
+    with torch.no_grad():
+        parts.model.eval()(**{name: batch[name] for name in ("input_ids", "attention_mask")})
+    assert parts.model.trace.alive()[-1, :, -1].all()
+    assert parts.tokenizer.padding_side == "left"
