@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,7 +80,7 @@ class Head:
         position by the mask reads another one once this one is masked.
         """
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._random_apart():
                 depend, output = self._dependence()
                 for place, name in ((0, "first"), (-1, "last")):
                     alone = tuple(i == place % PROBED for i in range(PROBED))
@@ -108,11 +109,10 @@ class Head:
         hidden, given = self._blank(PROBED, PROBED)
         given["attention_mask"].fill_diagonal_(0)
         hidden += torch.arange(hidden.numel(), device=hidden.device).sin().view_as(hidden).to(hidden)
-        devices = [hidden.device] if hidden.device.type == "cuda" else []
         said = []
         for sign in (1, -1):
             hidden.diagonal().mul_(sign)
-            with torch.random.fork_rng(devices):  # the same dropout both times
+            with self._random_apart():  # the same dropout both times
                 said.append(self.output(hidden, given))
         found = set()
         for name, one in said[0].items():
@@ -130,6 +130,11 @@ class Head:
         hidden = parameter.new_zeros(batch, length, self.base.config.hidden_size)  # type: ignore[arg-type, union-attr]
         ids = torch.zeros(batch, length, dtype=torch.long, device=hidden.device)
         return hidden, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _random_apart(self) -> AbstractContextManager[None]:
+        """Leave the caller's random numbers alone: a head that is asked while it trains draws dropout."""
+        device = next(self.base.parameters()).device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def price(self) -> None:
         """Count what a reading costs, for a method that asks the head behind inner layers.
@@ -153,8 +158,7 @@ class Head:
     def _count(self, length: int) -> float:
         """FLOPs of reading one sequence of this length."""
         hidden, given = self._blank(2, length)
-        devices = [hidden.device] if hidden.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), self._random_apart(), FlopCounterMode(display=False) as counter:
             try:
                 logits = self.output(hidden, given).logits
             except UNREADABLE as error:  # a model without a head

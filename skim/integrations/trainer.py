@@ -29,7 +29,7 @@ from skim.lightning.stages import Plan, Stage
 from skim.methods import Method
 from skim.saving import keep_method
 
-ROWS = 512  # of the inputs seen last that are kept to calibrate on
+ROWS = 512  # inputs to calibrate on
 
 
 class SkimCallback(TrainerCallback):
@@ -42,7 +42,8 @@ class SkimCallback(TrainerCallback):
             or one for each stage; 0 freezes them. ``None``: what the method is trained with elsewhere, or what the
             optimizer says if it has a group of its own for them.
         calibrate_on: batches of inputs on which decisions are set to ``method.target``, at the end and in stages with
-            hard decisions; labels are not looked at. ``None``: the inputs seen last in training, 512 rows of them.
+            hard decisions; labels are not looked at. ``None``: 512 rows of the training data, evenly spaced; of data
+            that come as a stream, those seen last.
     """
 
     def __init__(
@@ -86,7 +87,8 @@ class SkimCallback(TrainerCallback):
         self.rate = OwnRate(list(self.method.parameters()), kwargs["optimizer"], args.learning_rate)
         self.optimizer = kwargs["optimizer"]
         self.seen: deque[dict[str, Tensor]] = deque()
-        self.given = None if self.calibrate_on is None else [dict(batch) for batch in self.calibrate_on]
+        loader = kwargs.get("train_dataloader")
+        self.given = rows_of(loader) if self.calibrate_on is None else [dict(batch) for batch in self.calibrate_on]
         if self.step:  # it goes on: decisions depend on the progress as of the last step
             begin, steps = self.plan.of_method(self.step - 1)
             self.method.progress = (self.step - 1 - begin) / steps
@@ -185,12 +187,13 @@ class SkimCallback(TrainerCallback):
             torch.distributed.broadcast(self.method.shift, 0)
 
     def before_forward(self, inputs: Mapping[str, Any]) -> None:
-        """Remember the inputs of a forward in training, and look after the budget once in a step."""
+        """Look after the budget once in a step; of a stream, remember the inputs."""
         assert self.walk is not None
-        kept = {name: value.detach() for name, value in inputs_of(inputs).items() if isinstance(value, Tensor)}
-        self.seen.append(kept)
-        while len(self.seen) > 1 and sum(len(next(iter(batch.values()))) for batch in self.seen) > ROWS:
-            self.seen.popleft()
+        if self.given is None:
+            kept = {name: value.detach() for name, value in inputs_of(inputs).items() if isinstance(value, Tensor)}
+            self.seen.append(kept)
+            while len(self.seen) > 1 and sum(len(next(iter(batch.values()))) for batch in self.seen) > ROWS:
+                self.seen.popleft()
         begin, steps = self.plan.of_method(self.step)
         if self.looked_after != self.step:
             self.looked_after = self.step
@@ -251,6 +254,22 @@ class SkimCallback(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(spent)
         return float(spent[0] / spent[1])
+
+
+def rows_of(loader: Any) -> list[dict[str, Any]] | None:
+    """Batches of rows of a loader's data, evenly spaced and the same in every run; ``None`` of a stream.
+
+    Args:
+        loader: the Trainer's, over training data.
+    """
+    data: Any = getattr(loader, "dataset", None)
+    collate = getattr(loader, "collate_fn", None)
+    if collate is None or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return None
+    rows = range(0, len(data), max(len(data) // ROWS, 1))[:ROWS]
+    size = getattr(loader, "total_batch_size", None) or loader.batch_size or 1
+    with torch.random.fork_rng():  # collators may draw
+        return [dict(collate([data[i] for i in rows[a : a + size]])) for a in range(0, len(rows), size)]
 
 
 class WithPenalties:

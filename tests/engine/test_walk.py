@@ -146,6 +146,17 @@ def test_a_compressed_model_can_be_pickled() -> None:
         assert torch.equal(again(**BATCH).logits, wanted)
 
 
+def test_compressing_draws_nothing_but_the_method() -> None:
+    """Asking the head what it reads leaves the random numbers that a seed promised."""
+    model = plain("bert", classifier_dropout=0.5).train()
+    model.dropout.p = 0.5
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    skim.compress(model, "dense")
+    assert torch.equal(torch.rand(3), wanted)
+
+
 def test_tuples_and_positions_as_transformers_has_them() -> None:
     model = plain("bert").eval()
     compressed = skim.compress(copy.deepcopy(model), "dense")

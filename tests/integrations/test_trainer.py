@@ -187,8 +187,7 @@ def test_an_adapter_and_its_method_go_through_checkpoints(tmp_path: Path, first:
     method, other = walk_of(whole.model).method, walk_of(resumed.model).method
     assert method.progress == other.progress > 0
     for key, value in method.state_dict().items():
-        if key != "shift":  # calibrated on the rows seen last, which are fewer in the resumed run
-            assert torch.equal(other.state_dict()[key], value), key
+        assert torch.equal(other.state_dict()[key], value), key
     whole.save_model(str(tmp_path / "saved"))
     loaded, batch = skim.from_pretrained(tmp_path / "saved"), batch_of("bert")
     batch = {name: value.clamp_max(1) if name == "token_type_ids" else value for name, value in batch.items()}
