@@ -67,10 +67,48 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         overrides = inherited(given.overrides, given.config_name or name, search)
         overrides = settle(overrides, given.config_name or name, search, sweeps=given.multirun)
+        if given.multirun:
+            check_jobs(overrides, given.config_name or name, search)
     flags = list(arguments)
     for override in given.overrides:
         flags.remove(override)
     return [*flags, *overrides]
+
+
+def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
+    """Refuse a sweep over a value that no run can use before its first job, and not when its turn comes.
+
+    Each value is looked at in one of its jobs: beside the first values of whatever else is swept over.
+
+    Args:
+        overrides: settled ones; to be called where Hydra is initialised.
+        name: of the primary config.
+        search: overrides of Hydra's that say where config files are.
+
+    Raises:
+        SkimError: what is wrong, as the job itself would say it.
+    """
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    jobs: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(overrides):
+        line = override.input_line or ""
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():  # intervals, of which a search draws
+                return
+            key = override.get_key_element()
+            jobs[line] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        elif not override.is_hydra_override():
+            jobs[line] = [line]
+    if all(len(lines) == 1 for lines in jobs.values()):
+        return
+    from skim.lightning.build import check  # heavy, and needed by the jobs in any case
+
+    first = {line: lines[0] for line, lines in jobs.items()}
+    for line, lines in jobs.items():
+        for other in lines if len(lines) > 1 else ():
+            check(compose(name, [*search, *{**first, line: other}.values()]))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -146,6 +147,22 @@ def test_what_hydra_would_take_and_no_run_could_use(override: str, says: str) ->
 def test_a_sweep_is_refused_before_its_first_job(overrides: list[str]) -> None:
     with pytest.raises(SkimError, match="is no option"):
         settled(overrides, sweeps=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.lr=1e-4,abc"], "train.lr=abc must be a number"),
+        (["seed=1,2,-3", "method=dense,topk"], "seed=-3 must be a whole number"),
+        (["method.target=choice(0.3,2)"], "method.target=2 must be a number"),
+        (["method=dense,topk", "hydra.searchpath=[]", "task.batch_size=range(-1,3)"], "task.batch_size=-1"),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused_before_the_first_job(overrides: list[str], words: str) -> None:
+    with pytest.raises(SkimError, match=re.escape(words)):
+        cli.settled(["-m", "task=builtin", "backbone=tiny", *overrides], CONF, "train")
+    good = ["-m", "train.lr=1e-4,1e-3", "method=dense,transkimmer", "seed=range(1,3)"]
+    assert cli.settled(good, CONF, "train")[0] == "-m"
 
 
 def test_places_of_others_are_open() -> None:
