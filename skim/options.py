@@ -313,9 +313,9 @@ def meant(key: str, tree: Tree) -> str | None:
     if found and found[0] in beside:
         return f"{parent}.{found[0]}" if parent else found[0]
     found = found or difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.75)
-    if found:
-        return max(by_name[found[0]], key=lambda path: difflib.SequenceMatcher(None, key, path).ratio())
-    return next(iter(difflib.get_close_matches(key, paths, n=1, cutoff=0.7)), None)
+    if not found:
+        return None
+    return max(by_name[found[0]], key=lambda path: difflib.SequenceMatcher(None, key, path).ratio())
 
 
 def written(value: Any) -> str:
