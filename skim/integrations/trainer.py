@@ -9,6 +9,7 @@ model does; progress and stage follow from the Trainer's global step, so a run t
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,7 +25,7 @@ from skim.engine.trace import Trace
 from skim.engine.walk import Walk
 from skim.errors import SkimError, unknown
 from skim.integrations.rates import OwnRate
-from skim.lightning.budget import calibrate, look_after
+from skim.lightning.budget import TOLERANCE, calibrate, look_after
 from skim.lightning.stages import Plan, Stage
 from skim.methods import Method
 from skim.saving import keep_method
@@ -129,8 +130,14 @@ class SkimCallback(TrainerCallback):
             if self._forward is not None:
                 whole["forward"] = self._forward
         if self.method.target is not None and self.method.shift is not None and self._batches():
-            calibrate(self.walk.model, self._batches())
+            target, spent = self.method.target, calibrate(self.walk.model, self._batches())
             self._agree()
+            if abs(spent - target) > TOLERANCE:
+                warnings.warn(
+                    f"target missed: asked for relative FLOPs {target:g}, ended at {spent:.3f}. Train longer, change "
+                    "method_lr, or start from a trained dense model.",
+                    stacklevel=2,
+                )
 
     def _check(self, args: TrainingArguments) -> None:
         if args.n_gpu > 1:

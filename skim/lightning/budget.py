@@ -54,11 +54,12 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     floor = spend(model, batches)
     method.shift.copy_(before)
     if target < floor:
-        raise SkimError(
-            f"method.target={target} cannot be reached: with every token gone that it may retire, this method "
-            f"on this data still spends {floor:.3f}.\nUse a target above that, or a method that may retire more: "
-            "cheaper predictors (transkimmer: method.bottleneck=32), fewer whole layers (topk: method.start=1), "
-            "thresholds above zero (ltp: method.final_token_threshold=0.01)."
+        raise method.refusal(
+            f"cannot be reached: with every token gone that it may retire, this method on these inputs still spends "
+            f"{floor:.3f}.\nUse a target above that, or let it retire more: cheaper predictors (bottleneck=32 of "
+            "transkimmer), fewer whole layers (start=1 of topk), thresholds above zero (final_token_threshold=0.01 of "
+            "ltp).",
+            target=target,
         )
 
 
@@ -113,7 +114,8 @@ def calibrate(
     """Shift the method's decisions so that the model spends its target on these inputs, and return what it then spends.
 
     Steering holds the budget on training batches; evaluation data has other lengths and no noise, so a trained model
-    lands near its target and not on it. This moves one number, ``method.shift``, by bisection. It reads no labels.
+    lands near its target and not on it. This moves one number, ``method.shift``, by bisection, and keeps the value that
+    came nearest: where many decisions flip at once, that may be on either side. It reads no labels.
 
     Args:
         model: compressed, with a method that has a ``shift``.
@@ -143,12 +145,17 @@ def calibrate(
             f"{type(strange[0]).__name__} among them. A single one: skim.calibrate(model, [batch])."
         )
     low, high = around - reach, around + reach
+    tried: list[tuple[float, float, float]] = []  # how far from the target, with which shift, and what it spends
     for _ in range(steps):
         middle = (low + high) / 2
         method.shift.fill_(middle)
-        low, high = (low, middle) if spend(model, batches) > target else (middle, high)
+        spent = spend(model, batches)
+        tried.append((abs(spent - target), middle, spent))
+        low, high = (low, middle) if spent > target else (middle, high)
         each()
-    return spend(model, batches)
+    _, shift, spent = min(reversed(tried), key=lambda one: one[0])  # of those alike, the last
+    method.shift.fill_(shift)
+    return spent
 
 
 def look_after(

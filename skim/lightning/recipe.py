@@ -27,7 +27,7 @@ from skim.benchmark import compare
 from skim.compression import execution, walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import check_survivors, check_target
-from skim.lightning.build import COMPANION, Parts, build, check
+from skim.lightning.build import COMPANION, Parts, build, check, typed
 from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
 from skim.lightning.landing import elsewhere, evaluated, land
 from skim.lightning.module import SkimModule
@@ -139,7 +139,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             "Set train.max_steps=<optimizer steps> and train.eval_every=<batches between evaluations>."
         )
     sample = parts.sampled(32, 256)
-    check_target(parts.model, sample)
+    with typed():
+        check_target(parts.model, sample)
     check_survivors(parts.model, sample, calibrates=cfg.train.calibrate > 0)
     if cfg.train.gradient_checkpointing:
         if not parts.model.supports_gradient_checkpointing:

@@ -245,3 +245,8 @@ def test_calibrate_lands_a_model_without_a_trainer_on_any_target() -> None:
         skim.calibrate(model, [], target=0.5)
     with pytest.raises(SkimError, match="not calibrated"):
         skim.calibrate(skim.compress(plain("bert"), "dense"), batches, target=0.5)
+
+
+def test_a_target_that_is_missed_is_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="asked for relative FLOPs 0.1, ended at"):
+        trainer(tiny(skim.TopK(target=0.1, start=1)), tmp_path, [SkimCallback()], **QUICK).train()
