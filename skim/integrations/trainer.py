@@ -88,12 +88,15 @@ class SkimCallback(TrainerCallback):
         self.rate = OwnRate(list(self.method.parameters()), kwargs["optimizer"], args.learning_rate)
         self.optimizer = kwargs["optimizer"]
         self.seen: deque[dict[str, Tensor]] = deque()
-        loader = kwargs.get("train_dataloader")
-        self.given = rows_of(loader) if self.calibrate_on is None else [dict(batch) for batch in self.calibrate_on]
+        self.given: list[dict[str, Any]] | None = None
+        if self.calibrate_on is not None:
+            self.given = [dict(batch) for batch in self.calibrate_on]
+        elif self.method.target is not None:  # nothing is calibrated without one
+            self.given = rows_of(kwargs.get("train_dataloader"))
         if self.step:  # it goes on: decisions depend on the progress as of the last step
             begin, steps = self.plan.of_method(self.step - 1)
             self.method.progress = (self.step - 1 - begin) / steps
-        self._enter(resumed=self.step > 0)
+        self._enter()
         keep_method(model)  # if it became a PEFT model after it was compressed
         self._forward = vars(walk.model).get("forward")
         vars(walk.model)["forward"] = WithPenalties(self, walk, walk.model.forward)
@@ -166,7 +169,7 @@ class SkimCallback(TrainerCallback):
                 raise SkimError(f"Stage {stage.name} gets none of the {steps} steps; train longer, or leave it out.")
         return plan
 
-    def _enter(self, resumed: bool = False) -> None:
+    def _enter(self) -> None:
         """Train by the stage of the present step; moments of another loss are dropped where it begins."""
         stage, first, _ = self.plan.at(self.step)
         if not stage.name or stage.name == self.stage:
@@ -196,7 +199,7 @@ class SkimCallback(TrainerCallback):
     def before_forward(self, inputs: Mapping[str, Any]) -> None:
         """Look after the budget once in a step; of a stream, remember the inputs."""
         assert self.walk is not None
-        if self.given is None:
+        if self.given is None and self.method.target is not None:
             kept = {name: value.detach() for name, value in inputs_of(inputs).items() if isinstance(value, Tensor)}
             self.seen.append(kept)
             while len(self.seen) > 1 and sum(len(next(iter(batch.values()))) for batch in self.seen) > ROWS:
