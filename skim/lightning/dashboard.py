@@ -11,9 +11,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
-from skim.lightning.results import Results
 from skim.methods import method_name
 from skim.report.runs import speedups
+from skim.results import Results
 
 
 def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:

@@ -31,7 +31,6 @@ from skim.lightning.build import Parts, build, check
 from skim.lightning.landing import elsewhere, evaluated
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import EXAMPLES, latency
-from skim.lightning.results import Results, write_json
 from skim.loading import read_method, restore
 from skim.options import Chosen, exists, leaves, no_option
 from skim.report.classes import class_tables
@@ -42,6 +41,7 @@ from skim.report.page import write_page
 from skim.report.runs import CURVE, MOVED
 from skim.report.svg import sentence, write_svg
 from skim.report.table import curve_table, print_run
+from skim.results import Results, write_json
 from skim.resume import recorded
 from skim.saving import LEARNED
 from tasks.base import HOLDOUT

@@ -14,7 +14,7 @@ from skim.lightning.budget import HALVINGS, Batches, calibrate, spend
 from skim.lightning.callbacks import BestCheckpoint, Evaluation
 from skim.lightning.module import SkimModule
 from skim.lightning.progress import counted
-from skim.lightning.results import Results
+from skim.results import Results
 from tasks.base import Task
 
 

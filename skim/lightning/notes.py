@@ -5,7 +5,7 @@ from __future__ import annotations
 from skim.compression import walk_of
 from skim.lightning.budget import TOLERANCE, Batches, left_over
 from skim.lightning.build import Parts
-from skim.lightning.results import Results
+from skim.results import Results
 
 COLLAPSED = 0.05  # share of the tokens that may retire; where less is left, a head reads protected ones and no more
 WAYS = {"coefficient": "lower method.coefficient", "warmup": "raise method.warmup"}  # by option: to keep more

@@ -33,10 +33,10 @@ from skim.lightning.landing import elsewhere, evaluated, land
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
 from skim.lightning.progress import progress_of
-from skim.lightning.results import Results
 from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
+from skim.results import Results
 from skim.resume import LAST, changes, checkpoint_of
 from skim.saving import save_pretrained
 

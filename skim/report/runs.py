@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from skim.errors import SkimError
-from skim.lightning.results import SCHEMA
+from skim.results import SCHEMA
 
 OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
 BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # what it was timed beside, and how that is called
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
-Results = dict[str, Any]  # a results.json; skim.lightning.results writes it
+Results = dict[str, Any]  # a results.json; skim.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
 MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with

@@ -12,7 +12,7 @@ from skim.lightning.budget import EXTREME, left_over
 from skim.lightning.build import Parts, build
 from skim.lightning.notes import collapsed
 from skim.lightning.recipe import train
-from skim.lightning.results import Results
+from skim.results import Results
 from tests.runs import composed, small
 
 

@@ -164,7 +164,7 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """The commit of the code that runs, ``-dirty`` behind it if files were changed; ``None`` outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         status = subprocess.run(
