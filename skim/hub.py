@@ -3,7 +3,7 @@
     export SKIM_MIRROR=/data/mirror
     python -m skim.hub fetch task=sst2,mrpc backbone=minilm    # on a machine with internet: fill the mirror
     python -m skim.hub list                               # what the mirror holds, and what of it is complete
-    python -m skim.hub convert <in> <out>                 # a published Funnel or ALBERT-ACT, see skim/convert.py
+    python -m skim.hub convert <in> <out>                 # a published Funnel or ALBERT-ACT, see skim/published
 
 A mirror holds ``datasets/<hub id>/<config>/<split>.parquet``, or the hub's own files of a split, such as
 ``train-00000-of-00002.parquet``, and ``models/<hub id>/``. Compute nodes without internet need nothing else, and never
@@ -472,7 +472,7 @@ def main(arguments: list[str]) -> None:
         case ["list"]:
             show()
         case ["convert", source, target, *preset] if preset[:1] in ([], ["--preset"]) and len(preset) in (0, 2):
-            from skim.convert import convert
+            from skim.published.convert import convert
 
             print(convert(Path(source), Path(target), preset[1] if preset else None))
         case _:

@@ -26,7 +26,6 @@ from skim.compression import compress
 from skim.engine.walk import walk_of
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
-from skim.lightning import published
 from skim.lightning.budget import Batches
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
@@ -36,6 +35,7 @@ from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
 from skim.methods.options import OptionError, declared, reason
 from skim.options import shown
+from skim.published import ltp as published
 from skim.resume import recorded
 from tasks.base import Task
 

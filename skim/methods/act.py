@@ -30,6 +30,7 @@ from skim.methods.base import Method, Spec
 from skim.methods.options import Between, Fraction, NotNegative, Positive, Share
 from skim.methods.precision import Precise
 from skim.methods.target import Target
+from skim.published.act import from_published as from_published
 
 # updates that the published models take at most, and the weight of their ponder cost
 PUBLISHED = {"tiny": (6, 1e-3), "small": (12, 5e-4), "base": (24, 2.5e-4)}
@@ -239,23 +240,3 @@ class ACT(Precise, Method):
 def add(occupancy: Occupancy, values: Tensor, rows: Tensor) -> Tensor:
     """``values`` ``(B, N)`` with those of the present rows raised by ``rows``."""
     return occupancy.put(occupancy.rows(values) + rows, values)
-
-
-def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A published ALBERT-ACT checkpoint under transformers' names, and the halting unit under ours.
-
-    Args:
-        state: of ``AlbertActModel``, or of one with a head (``albert.`` before each name).
-    """
-    layer = "albert_layer_groups.0.albert_layers.0"
-    backbone, method = {}, {}
-    for name, tensor in state.items():
-        bare = name.removeprefix("albert.")
-        if ".albert_layer.act.dense." in f".{bare}":
-            method[f"units.0.{bare.rpartition('.')[2]}"] = tensor
-        elif not bare.endswith("position_ids"):
-            bare = bare.replace("albert_layer.LayerNorm.", f"{layer}.attention.LayerNorm.")
-            backbone[
-                name[: len(name) - len(name.removeprefix("albert."))] + bare.replace("albert_layer.", f"{layer}.")
-            ] = tensor
-    return backbone, method

@@ -26,6 +26,7 @@ from skim.methods.base import Spec
 from skim.methods.options import Fraction, NotNegative, Positive, Preset, Share, Special, Threshold
 from skim.methods.pruning import Pruner, ScoreNorm
 from skim.methods.target import Target
+from skim.published.ltp import from_published as from_published
 
 LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention at all leaves
 
@@ -188,14 +189,3 @@ class LTP(Pruner):
     def readings(self) -> dict[str, Tensor | float]:
         scale = torch.exp(-self.shift)  # type: ignore[operator]  # a buffer of this class
         return {f"threshold/layer_{i}": value for i, value in enumerate(self.thresholds().detach() * scale)}
-
-
-def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The learned thresholds of a published checkpoint under our name.
-
-    ``<prefix>.layer.<i>.attention.self.pruner.keep_threshold`` holds what was learned on top of the ramp; the ramp's
-    own end, ``final_token_threshold``, stands in the published config only. Everything else is the plain backbone.
-    """
-    mark = ".attention.self.pruner.keep_threshold"
-    found = {int(name.removesuffix(mark).rpartition(".")[2]): tensor for name, tensor in state.items() if mark in name}
-    return {"delta": torch.stack([found[i].float().reshape(()) for i in range(len(found))])}

@@ -24,6 +24,7 @@ from skim.methods.base import Method, Spec
 from skim.methods.options import Count, Fraction, Layer, NotNegative, Positive, Preset, Share, Special
 from skim.methods.precision import Precise
 from skim.methods.target import Target
+from skim.published.transkimmer import from_published as from_published
 
 
 def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -183,14 +184,3 @@ class Transkimmer(Precise, Method):
         if str(i) not in self.predictors:
             return 0.0
         return 2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden
-
-
-def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The predictors of a published checkpoint under our names.
-
-    ``<prefix>.encoder.skim_predictors.<layer>.predictor.<part>`` becomes ``predictors.<layer>.<part>``; everything else
-    in the state dict is the plain backbone and loads into transformers as it is.
-    """
-    mark = "encoder.skim_predictors."
-    found = {name.split(mark)[1]: tensor for name, tensor in state.items() if mark in name}
-    return {f"predictors.{name.replace('.predictor.', '.')}": tensor for name, tensor in found.items()}

@@ -18,7 +18,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from skim.errors import SkimError
-from skim.methods.ltp import LTP, from_published
 
 MODEL_TYPE = "ltp"
 PREFIX, RENAMED = "ibert.", "roberta."
@@ -57,7 +56,7 @@ def is_threshold(name: str) -> bool:
     return name.endswith(".pruner.keep_threshold")
 
 
-def take_thresholds(method: LTP, folder: Path) -> bool:
+def take_thresholds(method: Any, folder: Path) -> bool:
     """Take over the thresholds of a published checkpoint; False if the folder holds none.
 
     Raises:
@@ -84,3 +83,14 @@ def take_thresholds(method: LTP, folder: Path) -> bool:
     with torch.no_grad():
         method.delta.copy_(delta)
     return True
+
+
+def from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The learned thresholds of a published checkpoint under our name.
+
+    ``<prefix>.layer.<i>.attention.self.pruner.keep_threshold`` holds what was learned on top of the ramp; the ramp's
+    own end, ``final_token_threshold``, stands in the published config only. Everything else is the plain backbone.
+    """
+    mark = ".attention.self.pruner.keep_threshold"
+    found = {int(name.removesuffix(mark).rpartition(".")[2]): tensor for name, tensor in state.items() if mark in name}
+    return {"delta": torch.stack([found[i].float().reshape(()) for i in range(len(found))])}

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import skim
-from skim import hub, tensorflow
-from skim.convert import convert
+from skim import hub
 from skim.errors import SkimError
+from skim.published import tensorflow
+from skim.published.convert import convert
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 FUNNEL = json.loads((GOLDEN / "funnel.json").read_text())
 ACT = json.loads((GOLDEN / "act.json").read_text())
 CASE = "mean_sep1_q1_rel_shift_trunc1"

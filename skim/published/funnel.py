@@ -1,32 +1,18 @@
-"""Published checkpoints of other code, written as transformers and skim read them.
-
-    python -m skim.hub convert B4-4-4H768-ELEC-PT funnel-small-base            # PyTorch: the encoder
-    python -m skim.hub convert B4-4-4H768-ELEC-FULL-TF funnel-small            # TensorFlow: with the decoder
-    python -m skim.hub convert asi/albert-act-tiny act-tiny --preset tiny      # a folder, or a model of the hub
-
-Funnel-Transformer becomes a model of transformers, to be named as ``backbone.hub_id=<out>``; ALBERT-ACT a model with
-its method, as :func:`skim.save_pretrained` writes it.
-"""
+"""Checkpoints of Funnel-Transformer's published code, PyTorch's and TensorFlow's, as models of transformers."""
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from skim import hub, tensorflow
 from skim.errors import SkimError
+from skim.published import tensorflow
+from skim.published.files import described, load, unpickled
 
-HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 TF_INPUT = {
     "model/input/word_embedding/lookup_table": "input_layer.0.lookup_table",
     "model/input/layer_norm/gamma": "input_layer.1.weight",
@@ -44,63 +30,6 @@ NET_KEYS = (
     *("block_size", "dropout", "dropatt", "dropact", "pooling_type", "separate_cls", "pool_q_only"),
 )
 TF_ENDS = {"kernel": ".weight", "gamma": ".weight", "beta": ".bias", "bias": ".bias", None: ""}
-
-
-def convert(source: Path, target: Path, preset: str | None = None) -> str:
-    """Convert a checkpoint; returns what was done, in words.
-
-    Args:
-        source: a folder with what was published: weights beside ``net_config*.json`` (Funnel) or ``config.json``
-            (ALBERT-ACT); or the hub id of such a model.
-        target: the folder to write.
-        preset: of ALBERT-ACT: ``tiny``, ``small`` or ``base``.
-
-    Raises:
-        SkimError: there is nothing in ``source`` that can be converted, or something is in ``target``.
-    """
-    there = next((path for path in (target, *target.absolute().parents) if path.exists()), target)
-    if not there.is_dir():
-        raise SkimError(f"{there} is a file; name a new folder.")
-    if there == target and any(target.iterdir()):
-        raise SkimError(f"{target} is not empty; name a new folder.")
-    source = folder_of(source)
-    if any(source.glob("net_config*.json")):
-        if preset is not None:
-            raise SkimError("--preset is for ALBERT-ACT; Funnel's sizes stand in its net_config.")
-        return convert_funnel(source, target)
-    if (source / "config.json").is_file():
-        return convert_act(source, target, preset)
-    raise SkimError(
-        f"{source} holds no checkpoint that can be converted: neither net_config*.json (Funnel-Transformer) nor "
-        "config.json (ALBERT-ACT) is in it."
-    )
-
-
-def folder_of(source: Path) -> Path:
-    """A folder, or that of a model of the hub, whose weights may be pickled: only tensors are read from them."""
-    if source.is_dir():
-        return source
-    if source.exists() or not HUB_ID.fullmatch(str(source)):
-        raise SkimError(f"{source} is no folder; name one with a published checkpoint, or a model of the hub.")
-    try:
-        return Path(hub.model_path(str(source), pickled=True))
-    except SkimError as error:
-        what, looked = str(error).splitlines()[:2]
-        raise SkimError(f"{what}\n{looked}\nName the folder of a downloaded one, or run this with internet.") from None
-
-
-def described(path: Path) -> dict[str, Any]:
-    """What a JSON file says."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise SkimError(f"{path} is broken: {error}") from None
-    if not isinstance(told, dict):
-        raise SkimError(f"{path} is broken: it holds no options.")
-    return told
-
-
-# --- Funnel-Transformer -----------------------------------------------------------------------------------------------
 
 
 def convert_funnel(source: Path, target: Path) -> str:
@@ -231,71 +160,3 @@ def oriented(name: str, tensor: Tensor) -> Tensor:
     if end == "weight" and part.endswith("post_proj"):
         return tensor.flatten(0, 1).mT
     return tensor.mT if end == "weight" and tensor.dim() == 2 else tensor
-
-
-# --- ALBERT-ACT -------------------------------------------------------------------------------------------------------
-
-
-def convert_act(source: Path, target: Path, preset: str | None) -> str:
-    """Write a published ALBERT-ACT checkpoint as a model that skim loads with its method."""
-    import transformers
-
-    from skim.compression import compress
-    from skim.methods.act import ACT, PUBLISHED, from_published
-    from skim.saving import save_pretrained
-
-    if preset not in PUBLISHED:
-        raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PUBLISHED)}.")
-    told = described(source / "config.json")
-    epsilon = told.pop("act_epsilon", 0.01)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
-        raise SkimError(f"{source}/config.json has act_epsilon={epsilon}, which must be a number, such as 0.01.")
-    names = told.get("architectures") or ["AlbertModel"]
-    name = str(names[0] if isinstance(names, list) else names).replace("AlbertAct", "Albert")
-    if not (name.startswith("Albert") and hasattr(transformers, name)):
-        raise SkimError(f"{source}/config.json is of {name}, which is no ALBERT that transformers has.")
-    usual = [path for path in (source / "model.safetensors", source / "pytorch_model.bin") if path.is_file()]
-    files = usual + sorted(source.glob("*.safetensors")) + sorted(source.glob("*.bin"))
-    if not files:
-        raise SkimError(f"{source} holds a config and no weights: neither *.safetensors nor *.bin is in it.")
-    backbone, units = from_published(unpickled(files[0]))
-    model = getattr(transformers, name)(transformers.AlbertConfig.from_dict({**told, "model_type": "albert"}))
-    load(model, backbone, source)
-    method = ACT(preset=preset, epsilon=epsilon)  # type: ignore[arg-type]  # one of PUBLISHED
-    compress(model, method)
-    load(method, {"shift": torch.zeros(()), **units}, source)
-    save_pretrained(model.eval(), target)
-    for file in (*source.glob("tokenizer*"), *source.glob("spiece.model"), *source.glob("special_tokens_map.json")):
-        shutil.copy(file, target)
-    return f"wrote {target}: {name} with method=act, preset={preset}"
-
-
-# --- both -------------------------------------------------------------------------------------------------------------
-
-
-def unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, by name; whatever else a pickle holds is refused and not run."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise SkimError(f"{path} cannot be read: it is broken, or holds more than tensors.") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise SkimError(f"{path} holds something else than tensors by their names.")
-    return state
-
-
-def load(module: nn.Module, state: dict[str, Tensor], source: Path) -> None:
-    """Load all weights of a module; tied ones may be missing."""
-    try:
-        report = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise SkimError(
-            f"{source}: the weights do not fit the config:\n{str(error).splitlines()[1].strip()}"
-        ) from error
-    tied = getattr(module, "all_tied_weights_keys", {})
-    missing = [name for name in report.missing_keys if name not in tied]
-    if missing or report.unexpected_keys:
-        wrong = f"{missing[0]} is missing" if missing else f"{report.unexpected_keys[0]} is not known"
-        raise SkimError(f"{source}: the weights do not fit the config, such as: {wrong}.")
