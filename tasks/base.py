@@ -23,10 +23,10 @@ from torchmetrics import Metric, MetricCollection
 
 from skim import hub
 from skim.errors import SkimError, unknown
-from tasks import grammar, holdout
-from tasks.batches import LengthBatches, Rows
-from tasks.columns import Rejects
-from tasks.files import problems, read
+from tasks.data import grammar, holdout
+from tasks.data.batches import LengthBatches, Rows
+from tasks.data.columns import Rejects
+from tasks.data.files import problems, read
 from tasks.losses import Loss
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Task(pl.LightningDataModule, ABC):
         monitor: the metric that selects the best checkpoint; higher is better.
         label_names: by label id; empty for a regression. Known after ``setup`` where they come from the data.
         single_texts: whether the head takes one text, or pair of texts, by itself.
-        draws: whether a row's batch depends on the epoch as well, see :class:`tasks.batches.LengthBatches`.
+        draws: whether a row's batch depends on the epoch as well, see :class:`tasks.data.batches.LengthBatches`.
         numbers: by part, those of its rows in the file or split, from 1: some may have been left out.
         report: counts by part: ``rows``, ``left_out`` (by length), ``truncated``, ``skipped`` (bad rows),
             ``from_cache``; and ``max_length`` as it took effect.

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from skim.errors import unknown
-from tasks.columns import Rejects
-from tasks.grammar import SIZES, examples, tokenizer_of
+from tasks.data.columns import Rejects
+from tasks.data.grammar import SIZES, examples, tokenizer_of
 from tasks.text import Text
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 
 from skim.errors import SkimError, unknown
 from tasks.base import Task
-from tasks.columns import Rejects, check_texts, column_of
-from tasks.stream import Place, Stream, fetched, opened
+from tasks.data.columns import Rejects, check_texts, column_of
+from tasks.data.stream import Place, Stream, fetched, opened
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -37,7 +37,7 @@ class Documents(Task):
     text_column: str = "text"
     documents: str = "line"  # what a document is in a .txt file: line, or paragraph (between blank lines)
     pack: bool = True  # documents end to end, each block full; else a block for each, truncated to max_length
-    streaming: bool = False  # read the training texts as they are needed; see tasks/stream.py
+    streaming: bool = False  # read the training texts as they are needed; see tasks/data/stream.py
     shuffle_buffer: int = 10000  # documents that a stream shuffles together
 
     def __post_init__(self) -> None:

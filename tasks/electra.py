@@ -14,7 +14,7 @@ from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPre
 
 from skim.errors import SkimError
 from tasks.base import softened_divergence
-from tasks.masking import IGNORED, SAMPLE
+from tasks.data.masking import IGNORED, SAMPLE
 from tasks.pretraining import MaskedLanguage, Masker
 
 

@@ -18,7 +18,7 @@ from torchmetrics.classification import MultilabelConfusionMatrix, MultilabelExa
 from skim.errors import SkimError, unknown
 from tasks.base import softened_divergence
 from tasks.losses import BinaryCrossEntropy, CrossEntropy, Loss
-from tasks.metrics import OfClasses, OfNumbers, accuracy, by_class, confusion, f1, matthews, pearson, spearman
+from tasks.metrics.scores import OfClasses, OfNumbers, accuracy, by_class, confusion, f1, matthews, pearson, spearman
 
 BALANCED = "balanced"
 

@@ -13,9 +13,9 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from skim.errors import SkimError
 from tasks.base import Task, evenly, softened_divergence
-from tasks.columns import Rejects, as_list, check_column, check_texts, column_of, kept
-from tasks.labels import FIGURE, is_labeled, known_labels, label_texts, shown_label, whole
-from tasks.lists import is_of_texts, lists_of
+from tasks.data.columns import Rejects, as_list, check_column, check_texts, column_of, kept
+from tasks.data.labels import FIGURE, is_labeled, known_labels, label_texts, shown_label, whole
+from tasks.data.lists import is_of_texts, lists_of
 from tasks.losses import CrossEntropy, Loss
 
 if TYPE_CHECKING:

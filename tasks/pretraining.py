@@ -1,7 +1,7 @@
 """Masked language modelling on plain texts.
 
 What is masked in a block of tokens (:mod:`tasks.documents`) is drawn when a batch is assembled, anew in every epoch,
-and always the same in evaluation (:mod:`tasks.masking`).
+and always the same in evaluation (:mod:`tasks.data.masking`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
 from tasks.base import softened_divergence, write_lines
-from tasks.batches import Rows
+from tasks.data.batches import Rows
+from tasks.data.masking import IGNORED, Masking, Places
 from tasks.documents import Documents
-from tasks.masking import IGNORED, Masking, Places
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -72,7 +72,7 @@ class MaskedRows(Rows):
 
     Args:
         masker: see :class:`Masker`.
-        arguments: of :class:`tasks.batches.Rows`.
+        arguments: of :class:`tasks.data.batches.Rows`.
     """
 
     def __init__(self, masker: Masker, *arguments: Any) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError
-from tasks.answers import COUNTED, READER, Given, given, golds, places
 from tasks.base import Task, evenly, softened_divergence
-from tasks.batches import Rows
-from tasks.cells import Problem
-from tasks.columns import Rejects, check_column, check_texts, column_of
-from tasks.files import Parsed, cached, problems, read
-from tasks.spans import LOWEST, Answers, best_spans, null_scores, ranked
+from tasks.data.answers import COUNTED, READER, Given, given, golds, places
+from tasks.data.batches import Rows
+from tasks.data.cells import Problem
+from tasks.data.columns import Rejects, check_column, check_texts, column_of
+from tasks.data.files import Parsed, cached, problems, read
+from tasks.metrics.spans import LOWEST, Answers, best_spans, null_scores, ranked
 
 if TYPE_CHECKING:
     from datasets import Dataset

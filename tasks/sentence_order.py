@@ -14,7 +14,7 @@ from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
 from tasks.base import softened_divergence
-from tasks.masking import SWAP
+from tasks.data.masking import SWAP
 from tasks.pretraining import MaskedLanguage, Masker
 
 ORDER_LABELS = ("sentence_order_label", "next_sentence_label")  # of ALBERT's and of BERT's forward

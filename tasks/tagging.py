@@ -11,15 +11,15 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError, unknown
-from tasks import conll
 from tasks.base import Task, evenly, softened_divergence, write_lines
-from tasks.chunks import TagScores, is_chunked
-from tasks.columns import Rejects, as_list, as_names, check_column, column_of
-from tasks.files import read
-from tasks.labels import known_labels, settings_of
-from tasks.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
+from tasks.data import conll
+from tasks.data.columns import Rejects, as_list, as_names, check_column, column_of
+from tasks.data.files import read
+from tasks.data.labels import known_labels, settings_of
+from tasks.data.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
+from tasks.data.words import first_tokens, space_words, tokenised
 from tasks.losses import CrossEntropy, Loss
-from tasks.words import first_tokens, space_words, tokenised
+from tasks.metrics.chunks import TagScores, is_chunked
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,7 @@ class Tagging(Task):
     metric_names: list[str] | None = None
     untagged: list[Any] = field(default_factory=list)  # tags of words that have none: neither learned nor counted
     on_unknown_tag: str = "error"  # a tag that is not among the labels; wrong: it is not learned, and never predicted
-    columns: list[int] | None = None  # of word and tag in files of columns, see tasks/conll.py
+    columns: list[int] | None = None  # of word and tag in files of columns, see tasks/data/conll.py
 
     no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "cut")
     fills: ClassVar[dict[str, int]] = {"labels": IGNORED, "word": -1, "gold": IGNORED}

@@ -12,10 +12,10 @@ from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError, unknown
 from tasks.base import Task, evenly
-from tasks.columns import Rejects, as_list, as_names, check_texts, kept
+from tasks.data.columns import Rejects, as_list, as_names, check_texts, kept
+from tasks.data.label_sets import infer_set_names, label_sets
+from tasks.data.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers, settings_of
 from tasks.heads import HEADS
-from tasks.label_sets import infer_set_names, label_sets
-from tasks.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers, settings_of
 from tasks.losses import Loss
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ SHOWN = 5  # labels that a note names
 class Text(Task):
     """A class, labels or a number for a text or a pair of texts.
 
-    Labels may be names, ids where no name is a number, or a parquet file's class labels; see :mod:`tasks.label_sets`
-    for several of them. A split whose labels are all -1, the hub's way of saying that they are withheld, can be
-    predicted and nothing else.
+    Labels may be names, ids where no name is a number, or a parquet file's class labels; for several of them see
+    :mod:`tasks.data.label_sets`. A split whose labels are all -1, the hub's way of saying that they are withheld, can
+    be predicted and nothing else.
     """
 
     head: str = "classification"  # or multi_label, or regression

@@ -19,7 +19,7 @@ from skim import hub
 from skim.compression import walk_of
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
-from tasks import conll
+from tasks.data import conll
 
 FILES = (".conllu", ".conll", ".iob", ".txt", ".tsv")  # of a name that ends so, that it is a file can be said
 CHOSEN = 0.15  # share of tokens that masked language modelling chooses; of those 8 in 10 are masked, 1 replaced, 1 kept

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-from tasks.grammar import examples, tokenizer_of
+from tasks.data.grammar import examples, tokenizer_of
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tasks.builtin import Builtin
-from tasks.grammar import BAD, GOOD, NEGATIONS, examples
+from tasks.data.grammar import BAD, GOOD, NEGATIONS, examples
 
 
 def make(tokenizer: Any = None, **settings: Any) -> Builtin:

@@ -17,7 +17,7 @@ from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate, load
 from skim.lightning.module import accepted
 from skim.lightning.recipe import train
-from tasks.batches import Rows
+from tasks.data.batches import Rows
 from tasks.multiple_choice import MultipleChoice, put
 from tests.runs import composed, looking
 from tests.tasks.conftest import in_order

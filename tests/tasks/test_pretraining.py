@@ -18,8 +18,8 @@ from skim.lightning.budget import spend
 from skim.lightning.build import COMPANION, build
 from skim.lightning.evaluation import load
 from skim.lightning.recipe import train
+from tasks.data.masking import IGNORED
 from tasks.electra import ReplacedTokens
-from tasks.masking import IGNORED
 from tasks.pretraining import MaskedLanguage
 from tasks.sentence_order import SentenceOrder, middle
 from tests.runs import composed, looking

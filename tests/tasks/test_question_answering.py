@@ -25,9 +25,9 @@ import skim
 from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate
 from skim.lightning.recipe import train
-from tasks import cells
-from tasks.answers import READER
-from tasks.files import problems, read
+from tasks.data import cells
+from tasks.data.answers import READER
+from tasks.data.files import problems, read
 from tasks.question_answering import QuestionAnswering
 from tests.ragged import pruner, transkimmer
 from tests.runs import composed
@@ -368,7 +368,7 @@ def test_answers_are_placed_once(tmp_path: Path) -> None:
     (tmp_path / "copy").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.question_answering.places", lambda *arguments: pytest.fail("placed again"))
-        patch.setattr("tasks.files.parse", lambda *arguments: pytest.fail("read again"))
+        patch.setattr("tasks.data.files.parse", lambda *arguments: pytest.fail("read again"))
         again = make(tmp_path / "copy", [*ROWS[:3], bad], on_bad_row="skip")
         assert {name: again._raw["train"][name][:] for name in wanted} == wanted
         assert again.report["skipped"] == {"train": 1, "validation": 1}
@@ -505,8 +505,8 @@ def test_a_run_from_config_to_official_files(tmp_path: Path) -> None:
         assert odds[name] == pytest.approx(null - spans[0]["score"])
         assert said[name] == ("" if odds[name] > threshold else spans[0]["text"])
     # those files give the run's own scores
-    from tasks.grammar import rows
-    from tasks.spans import score
+    from tasks.data.grammar import rows
+    from tasks.metrics.spans import score
 
     golds = {row["id"]: row["answers"]["text"] for row in rows("spans", "validation")}
     f1 = [score(text, golds[name], no_answers=True)[1] for name, text in said.items()]

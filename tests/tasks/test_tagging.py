@@ -26,7 +26,7 @@ from skim.errors import SkimError
 from skim.lightning.evaluation import evaluate, load
 from skim.lightning.module import accepted
 from skim.lightning.recipe import train
-from tasks.chunks import TagScores
+from tasks.metrics.chunks import TagScores
 from tasks.tagging import Tagging
 from tests.runs import composed, looking
 from tests.tasks.conftest import in_order

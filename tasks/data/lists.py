@@ -1,7 +1,7 @@
 """Checks of columns whose rows are lists: words, and a tag for each; every error names file or split, row and column.
 
-As in :mod:`tasks.columns`, a column is looked at as a whole. In csv and tsv files a cell is a text, and the list its
-parts between spaces.
+As in :mod:`tasks.data.columns`, a column is checked as a whole. In csv and tsv files a cell is a text, and the list
+its parts between spaces.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.cells import UTF8
-from tasks.columns import Rejects, column_of
-from tasks.labels import finder, label_text
+from tasks.data.cells import UTF8
+from tasks.data.columns import Rejects, column_of
+from tasks.data.labels import finder, label_text
 
 if TYPE_CHECKING:
     from datasets import Dataset

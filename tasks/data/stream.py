@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 from skim import hub
 from skim.errors import SkimError
-from tasks.batches import laid_out
+from tasks.data.batches import laid_out
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

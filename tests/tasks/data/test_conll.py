@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from skim.errors import SkimError
-from tasks import cells
-from tasks.conll import sentences
+from tasks.data import cells
+from tasks.data.conll import sentences
 from tasks.tagging import Tagging
 
 
@@ -123,7 +123,7 @@ def test_a_tasks_file_is_read_once_also_gzipped(tmp_path: Path, name: str, monke
     rows = task.read(str(file))
     assert rows.to_dict() == wanted
     with monkeypatch.context() as patch:
-        patch.setattr("tasks.conll.sentences", lambda *arguments: pytest.fail("read again"))
+        patch.setattr("tasks.data.conll.sentences", lambda *arguments: pytest.fail("read again"))
         again = task.read(str(file))
     assert again.to_dict() == wanted
     assert again._fingerprint == rows._fingerprint

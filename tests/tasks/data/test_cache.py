@@ -74,7 +74,7 @@ def test_a_second_setup_calls_no_tokenizer(
     # nothing of the texts becomes a Python object either, and no file is read again
     monkeypatch.setattr(Text, "encode", never)
     monkeypatch.setattr(Text, "count", never)
-    monkeypatch.setattr("tasks.files.parse", never)
+    monkeypatch.setattr("tasks.data.files.parse", never)
     with caplog.at_level(logging.INFO):
         task = make(tmp_path, tokenizer, ROWS, length_max=60)
     assert task.report["from_cache"] == {"train": True, "validation": True}
@@ -97,10 +97,10 @@ def test_tables_are_mapped_and_columns_stay_in_arrow(
 ) -> None:
     make(tmp_path, tokenizer, ROWS)
     asked: list[int] = []
-    import tasks.columns
+    import tasks.data.columns
 
-    usual = tasks.columns.rows_of
-    monkeypatch.setattr(tasks.columns, "rows_of", lambda *arguments: asked.append(1) or usual(*arguments))
+    usual = tasks.data.columns.rows_of
+    monkeypatch.setattr(tasks.data.columns, "rows_of", lambda *arguments: asked.append(1) or usual(*arguments))
     task = make(tmp_path, tokenizer, ROWS)
     assert not asked  # rows are looked at one by one only where a column is known to hold something wrong
     assert all(rows.cache_files for rows in task._rows.values())

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.columns import Rejects, as_names, check_column, column_of
-from tasks.labels import FIGURE, LABELS, finder, label_text, label_texts, shown_label, whole
-from tasks.lists import tag_names
+from tasks.data.columns import Rejects, as_names, check_column, column_of
+from tasks.data.labels import FIGURE, LABELS, finder, label_text, label_texts, shown_label, whole
+from tasks.data.lists import tag_names
 
 if TYPE_CHECKING:
     from datasets import Dataset

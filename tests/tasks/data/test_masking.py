@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from skim.errors import SkimError
-from tasks.masking import Masking, Places, mixed, spread, uniform
+from tasks.data.masking import Masking, Places, mixed, spread, uniform
 
 MASK, SPECIAL, IDS = 3, 5, 100  # ids below SPECIAL are special
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from torchmetrics.functional.text import squad
 
-from tasks.spans import Answers, best_spans, best_threshold, null_scores, ranked, score, words
+from tasks.metrics.spans import Answers, best_spans, best_threshold, null_scores, ranked, score, words
 
 TEXTS = ["the", "a", "cat", "Cat!", "sat", "on", "an", "old", "mat.", "mat", "", " ", "The-cat", "cats"]
 

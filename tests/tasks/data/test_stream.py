@@ -16,10 +16,10 @@ from torch import Tensor
 
 from skim.errors import SkimError
 from skim.lightning.recipe import train
-from tasks import stream
-from tasks.masking import IGNORED
+from tasks.data import stream
+from tasks.data.masking import IGNORED
+from tasks.data.stream import Place
 from tasks.pretraining import MaskedLanguage
-from tasks.stream import Place
 from tests.runs import composed
 
 WORDS = "a good bad film soup the was not very and it is".split()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from skim.errors import SkimError
-from tasks.batches import POOL, LengthBatches, Rows
+from tasks.data.batches import POOL, LengthBatches, Rows
 
 
 @st.composite

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skim.errors import SkimError
-from tasks.cells import chunks
-from tasks.files import Parsed, Reader, kind_of, opened
+from tasks.data.cells import chunks
+from tasks.data.files import Parsed, Reader, kind_of, opened
 
 FILES = (".conllu", ".conll", ".iob", ".iob2", ".bio", ".txt")  # endings of such files
 UNIVERSAL = ".conllu"
@@ -38,7 +38,7 @@ class Sentence(NamedTuple):
 
 
 def reader(columns: Sequence[int] | None, words: str, tags: str) -> Reader:
-    """For :func:`tasks.files.read`: a row for each sentence, with its lists of words and tags, and ``line``.
+    """For :func:`tasks.data.files.read`: a row for each sentence, with its lists of words and tags, and ``line``.
 
     Args:
         columns: see :func:`sentences`.

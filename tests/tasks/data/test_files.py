@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from skim.errors import SkimError
-from tasks import cells
-from tasks.cells import Problem
-from tasks.files import Reader, problems, read
+from tasks.data import cells
+from tasks.data.cells import Problem
+from tasks.data.files import Reader, problems, read
 from tasks.text import Text
 from tests.tasks.test_text import all_rows, make, write
 
@@ -144,7 +144,7 @@ def test_ids_may_be_written_as_texts(tmp_path: Path, tokenizer: Any, kind: str) 
 
 
 def test_the_same_content_is_read_once_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tasks import files
+    from tasks.data import files
 
     parsed = []
     parse = files.parse

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.cells import Problem, chunks, reason, shown
-from tasks.files import Parsed, Reader, opened
+from tasks.data.cells import Problem, chunks, reason, shown
+from tasks.data.files import Parsed, Reader, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa

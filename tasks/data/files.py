@@ -2,7 +2,7 @@
 
 Kinds are csv, tsv, json, jsonl, parquet, and those that a task reads in its own way, see :class:`Reader`. A row that
 cannot be read stops nothing here: it becomes a row of nulls, and :func:`problems` says what is wrong. So the number of
-a row in the table is its number in the file, and :class:`tasks.columns.Rejects` decides what happens.
+a row in the table is its number in the file, and :class:`tasks.data.columns.Rejects` decides what happens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from skim.errors import SkimError
-from tasks.cells import UTF8, Columns, Problem, shown
+from tasks.data.cells import UTF8, Columns, Problem, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -139,7 +139,7 @@ def kind_of(file: Path) -> str:
 
 
 def opened(file: Path) -> IO[str]:
-    """The file's text; bytes that are not UTF-8 are marked in it, as surrogates, for :mod:`tasks.cells` to find."""
+    """The file's text; bytes that are not UTF-8 are marked in it, as surrogates: :mod:`tasks.data.cells` finds them."""
     opener: Any = gzip.open if file.suffix.lower() == ".gz" else open
     return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.cells import UTF8, Problem
+from tasks.data.cells import UTF8, Problem
 
 if TYPE_CHECKING:
     from datasets import Dataset

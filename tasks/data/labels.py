@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.columns import Rejects, as_names, check_column, column_of, is_missing, rows_of
+from tasks.data.columns import Rejects, as_names, check_column, column_of, is_missing, rows_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
