@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from skim.errors import SkimError
-from skim.options import quoted, settle
+from skim.options.settle import settle
+from skim.options.teach import teach
+from skim.options.words import quoted
 from skim.resume import inherited
-from skim.teach import teach
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
 TYPED: list[str] = []  # the command line as it was before run() settled it
@@ -36,7 +37,7 @@ def run(main: Callable[[], object], conf: Path, name: str | None = None) -> None
 
 
 def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
-    """A command line as Hydra shall get it, with options that exist; see :func:`skim.options.settle`.
+    """A command line as Hydra shall get it, with options that exist; see :func:`skim.options.settle.settle`.
 
     Raises:
         SkimError: a flag that there is not, or an option.

@@ -301,7 +301,7 @@ def model_of(backbone: str, overrides: list[str]) -> str | None:
 
 def _settled(overrides: list[str]) -> list[str]:
     """The overrides, with names and options that exist."""
-    from skim.options import settle
+    from skim.options.settle import settle
 
     with _conf():
         return settle(overrides, "train")

@@ -13,7 +13,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
-from skim.options import composed, leaves, quoted, shown, written
+from skim.options.settle import composed
+from skim.options.tree import leaves
+from skim.options.words import quoted, shown, written
 
 LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
 GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks")

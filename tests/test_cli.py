@@ -14,8 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from skim import cli
 from skim.errors import SkimError
-from skim.options import composed, leaves
-from skim.teach import teach
+from skim.options.settle import composed
+from skim.options.teach import teach
+from skim.options.tree import leaves
 from tests.runs import CONF, SMALL
 from tests.test_conf import OPTIONS
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
 from skim.lightning import recipe
-from skim.options import settle
+from skim.options.settle import settle
 from skim.resume import changes, inherited
 from tests.runs import CONF, composed, small, watched_by
 

@@ -34,7 +34,7 @@ from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
 from skim.methods.options import OptionError, declared, reason
-from skim.options import shown
+from skim.options.words import shown
 from skim.published import ltp as published
 from skim.resume import recorded
 from tasks.base import Task

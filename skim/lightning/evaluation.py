@@ -32,7 +32,7 @@ from skim.lightning.landing import elsewhere, evaluated
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import EXAMPLES, latency
 from skim.loading import read_method, restore
-from skim.options import Chosen, exists, leaves, no_option
+from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.report.classes import class_tables
 from skim.report.curve import write_curve
 from skim.report.depth import depth_table, write_depth

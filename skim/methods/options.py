@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 
 from skim.errors import SkimError, nearest, shortened
-from skim.options import shown
+from skim.options.words import shown
 
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]  # of the dense FLOPs
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]  # of training

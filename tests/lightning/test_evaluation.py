@@ -23,7 +23,7 @@ from skim.lightning import evaluation
 from skim.lightning.budget import EXTREME, spend
 from skim.lightning.evaluation import SAMPLES, along, evaluate, load
 from skim.lightning.recipe import train
-from skim.options import settle
+from skim.options.settle import settle
 from tasks.builtin import Builtin
 from tests.runs import CONF, composed, looking, small
 

@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim import cli
 from skim.errors import SkimError
-from skim.options import ALIASES, OPEN, Chosen, check_value, composed, leaves, settle, written
+from skim.options.settle import check_value, composed, settle
+from skim.options.tree import ALIASES, OPEN, Chosen, leaves
+from skim.options.words import written
 from tests.runs import CONF
 from tests.test_conf import GROUPS, OPTIONS
 
@@ -192,7 +194,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_a_users_own_method_takes_its_arguments(own: Path) -> None:
-    (own / "method" / "mine.yaml").write_text("_target_: tests.test_options.Mine\n")
+    (own / "method" / "mine.yaml").write_text("_target_: tests.options.test_settle.Mine\n")
     assert made(["method=mine", "+method.depth=3"], conf=own).method.depth == 3
     with pytest.raises(SkimError, match=r"method.width is no option of method=mine"):
         settled(["method=mine", "+method.width=3"], conf=own)

@@ -1,0 +1,1 @@
+"""Options: declared once, held against what a user typed, explained."""

@@ -1,0 +1,142 @@
+"""The tree of options that chosen files compose: what exists in it, and what was meant by a name that does not."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from skim.errors import SkimError
+
+# what papers call an option -> what it is called here; written in place of it everywhere
+ALIASES = {"method.lambda": "method.coefficient"}
+# below these stand the options of others, who know them: a model's config, and a run that is looked at
+OPEN = ("backbone.overrides", "overrides")
+# what other projects call an option, where no likeness leads to it
+SYNONYMS = {"learning_rate": "lr", "device": "accelerator", "dataset": "task", "model": "backbone", "gpus": "devices"}
+Tree = dict[str, Any]
+
+
+@dataclass
+class Chosen:
+    """A config composed from files alone.
+
+    Attributes:
+        tree: its options, without those of Hydra.
+        choices: the file of each group.
+        files: what ``conf/experiment`` and ``conf/local`` made of it; equal to ``tree`` without them.
+        params: overrides that these files want swept over.
+    """
+
+    tree: Tree
+    choices: dict[str, str]
+    files: Tree
+    params: list[str] = field(default_factory=list)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every option of a tree with its dotted path; a group without options is one itself."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def branches(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tree]]:
+    """Every group of options of a tree with its dotted path."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"{prefix}{key}", value
+            yield from branches(value, f"{prefix}{key}.")
+
+
+def names(node: Tree) -> list[str]:
+    """The options of a group, without what is Hydra's."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def node_at(key: str, tree: Tree) -> Any:
+    """Return the option or group at a path.
+
+    Raises:
+        KeyError: nothing does.
+    """
+    node: Any = tree
+    for part in key.split("."):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
+            raise KeyError(key)
+    return node
+
+
+def exists(key: str, chosen: Chosen) -> bool:
+    """Tell whether an option exists, or could: in an open place, or as an argument of a user's own class."""
+    try:
+        node_at(key, chosen.tree)
+        return True
+    except KeyError:
+        pass
+    for place in OPEN:
+        if key.startswith(f"{place}."):
+            return exists(place, chosen)
+    group, _, option = key.partition(".")
+    target = str((chosen.tree.get(group) or {}).get("_target_", "")) if isinstance(chosen.tree.get(group), dict) else ""
+    return bool(target) and not target.startswith(("skim.", "tasks.")) and takes(target, option.partition(".")[0])
+
+
+def takes(target: str, argument: str) -> bool:
+    """Tell whether a class takes an argument; yes if it cannot be imported, which the run then says better."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception:
+        return True
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
+    """The error for an option that does not exist: the nearest that does, and all that stand in that place."""
+    group = key.partition(".")[0]
+    of = f" of {group}={chosen.choices[group]}" if "." in key and group in chosen.choices else ""
+    alias = next((alias for alias, name in ALIASES.items() if name == key), None)
+    near = meant(key, chosen.tree)
+    hint = f" Did you mean {near}?" if near else ""
+    parent, groups = key.rpartition(".")[0], dict(branches(chosen.tree))
+    while parent and parent not in groups:
+        parent = parent.rpartition(".")[0]
+    known = names(groups[parent] if parent else chosen.tree)
+    listed = (
+        f"{f'{parent} has' if parent else 'There are'}: {', '.join(known)}." if known else f"{parent} has no options."
+    )
+    said = f"{key} (also called {alias})" if alias else key
+    return SkimError(f"{where}{said} is no option{of}.{hint}\n{listed}")
+
+
+def meant(key: str, tree: Tree) -> str | None:
+    """The option that was most likely meant: of the same name elsewhere, alike beside it, or alike anywhere."""
+    parent, _, last = key.rpartition(".")
+    last = SYNONYMS.get(last, last)
+    paths = [path for path, _ in leaves(tree) if not path.rpartition(".")[2].startswith("_")]
+    paths += [] if parent else list(tree)
+    by_name: dict[str, list[str]] = {}
+    for path in paths:
+        by_name.setdefault(path.rpartition(".")[2], []).append(path)
+    for alias, name in ALIASES.items():
+        if name in paths:
+            by_name.setdefault(alias.rpartition(".")[2], []).append(name)
+    beside = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == parent]
+    found = [last] if last in by_name else []
+    found = found or difflib.get_close_matches(last, beside, n=1, cutoff=0.65)
+    if found and found[0] in beside:
+        return f"{parent}.{found[0]}" if parent else found[0]
+    found = found or difflib.get_close_matches(last, list(by_name), n=1, cutoff=0.75)
+    if not found:
+        return None
+    return max(by_name[found[0]], key=lambda path: difflib.SequenceMatcher(None, key, path).ratio())
