@@ -23,7 +23,7 @@ from skim.cli import readable, run
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """One look, of the kind that ``what`` names."""
-    from skim.lightning.evaluation import evaluate
+    from skim.lightning.looks import evaluate
 
     with readable():
         evaluate(cfg)

@@ -104,7 +104,7 @@ def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
             jobs[line] = [line]
     if all(len(lines) == 1 for lines in jobs.values()):
         return
-    from skim.lightning.build import check  # heavy, and needed by the jobs in any case
+    from skim.lightning.check import check  # heavy, and needed by the jobs in any case
 
     first = {line: lines[0] for line, lines in jobs.items()}
     for line, lines in jobs.items():

@@ -11,7 +11,7 @@ from torch import nn
 import skim
 from skim.engine.inputs import inputs_of
 from skim.lightning.build import Parts
-from skim.lightning.evaluation import load
+from skim.lightning.looks import load
 from skim.lightning.recipe import train
 from skim.methods import Method
 from tests.runs import composed, looking

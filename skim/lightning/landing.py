@@ -11,9 +11,9 @@ from rich.console import Console
 
 from skim.compression import walk_of
 from skim.lightning.budget import HALVINGS, Batches, calibrate, spend
-from skim.lightning.callbacks import BestCheckpoint, Evaluation
+from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation
+from skim.lightning.callbacks.progress import counted
 from skim.lightning.module import SkimModule
-from skim.lightning.progress import counted
 from skim.results import Results
 from tasks.base import Task
 

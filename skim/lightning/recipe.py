@@ -27,12 +27,13 @@ from skim.benchmark import compare
 from skim.compression import execution, walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import check_survivors, check_target
-from skim.lightning.build import COMPANION, Parts, build, check, typed
-from skim.lightning.callbacks import BestCheckpoint, LastCheckpoint, LastStageStopping
+from skim.lightning.build import COMPANION, Parts, build
+from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastStageStopping
+from skim.lightning.callbacks.progress import progress_of
+from skim.lightning.check import check, typed
 from skim.lightning.landing import elsewhere, evaluated, land
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
-from skim.lightning.progress import progress_of
 from skim.methods import method_name
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page

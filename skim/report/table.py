@@ -67,7 +67,7 @@ def training_rows(training: dict[str, Any]) -> list[tuple[str, ...]]:
     """Training side by side: samples per second, as a ratio to padded Hugging Face too, and the time of one pass.
 
     Args:
-        training: of a ``results.json``; see :func:`skim.lightning.evaluation.throughput`.
+        training: of a ``results.json``; see :func:`skim.lightning.looks.timing.throughput`.
     """
     timings = training["timings"]
     found: list[tuple[str, ...]] = []

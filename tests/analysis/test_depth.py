@@ -14,7 +14,7 @@ import skim
 from skim import hub
 from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, survived, tagged
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tests.families import LAYERS, plain
 from tests.ragged import Scripted

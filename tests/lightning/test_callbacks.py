@@ -12,7 +12,7 @@ import torch
 
 import skim
 from skim.errors import SkimError
-from skim.lightning.callbacks import Evaluation
+from skim.lightning.callbacks.checkpoints import Evaluation
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import Run, train
 from skim.report.page import page

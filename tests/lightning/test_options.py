@@ -10,9 +10,10 @@ from transformers import FunnelConfig
 import skim
 from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
-from skim.lightning.build import MAY_BE_NULL as MEANT
-from skim.lightning.build import build, check
-from skim.lightning.evaluation import load
+from skim.lightning.build import build
+from skim.lightning.check import MAY_BE_NULL as MEANT
+from skim.lightning.check import check
+from skim.lightning.looks import load
 from skim.lightning.recipe import train
 from skim.methods import Method
 from tests.runs import CONF, composed, looking, small

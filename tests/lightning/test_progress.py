@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from skim.lightning import recipe
-from skim.lightning.progress import Lines, columns
+from skim.lightning.callbacks.progress import Lines, columns
 from tests.runs import small
 
 LTP = ["method=ltp", "method.target=0.6", "train.max_steps=4", "train.calibrate=16", "task.max_eval_samples=32"]

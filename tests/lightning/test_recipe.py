@@ -15,7 +15,7 @@ import transformers
 import skim
 from skim.errors import SkimError
 from skim.lightning.build import build
-from skim.lightning.evaluation import evaluate, load
+from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
 from skim.lightning.stages import Stage

@@ -17,7 +17,8 @@ from torch import Tensor
 import skim
 from skim.errors import SkimError
 from skim.lightning import recipe
-from skim.lightning.build import build, check
+from skim.lightning.build import build
+from skim.lightning.check import check
 from skim.lightning.module import SkimModule
 from skim.lightning.stages import KINDS, Plan, Stage, check_bounds, stages_of
 from tests.runs import small, watched_by

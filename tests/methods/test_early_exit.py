@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import skim
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from skim.methods.early_exit import (
     EarlyExit,

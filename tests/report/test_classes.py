@@ -5,7 +5,7 @@ import json
 
 from rich.console import Console
 
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from skim.report.classes import MOST, class_tables
 from skim.report.page import page

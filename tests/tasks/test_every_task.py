@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tests.runs import CONF, composed
 from tests.tasks import samples

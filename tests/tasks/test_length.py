@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from skim import hub
 from skim.errors import SkimError
-from skim.lightning.build import check
+from skim.lightning.check import check
 from tasks.base import Task
 from tasks.builtin import Builtin, examples
 from tasks.text import Text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tests.runs import composed, looking
 from tests.tasks.test_every_task import ONCE, backbones  # noqa: F401

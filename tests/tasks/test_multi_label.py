@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support
 
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tasks.text import Text
 from tests.runs import composed

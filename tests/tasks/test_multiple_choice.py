@@ -14,7 +14,7 @@ from datasets import Dataset
 from skim.analysis.depth import Depths, by_token, survived
 from skim.compression import execution, walk_of
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate, load
+from skim.lightning.looks import evaluate, load
 from skim.lightning.module import accepted
 from skim.lightning.recipe import train
 from tasks.data.batches import Rows

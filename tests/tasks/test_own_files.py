@@ -13,7 +13,7 @@ import transformers
 from rich.console import Console
 
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from skim.report.table import print_run
 from tests.runs import composed, looking

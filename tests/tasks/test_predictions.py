@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tests.runs import composed, looking
 

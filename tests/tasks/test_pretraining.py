@@ -16,7 +16,7 @@ import skim
 from skim.errors import SkimError
 from skim.lightning.budget import spend
 from skim.lightning.build import COMPANION, build
-from skim.lightning.evaluation import load
+from skim.lightning.looks import load
 from skim.lightning.recipe import train
 from tasks.data.masking import IGNORED
 from tasks.electra import ReplacedTokens

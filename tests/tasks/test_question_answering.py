@@ -23,7 +23,7 @@ from tokenizers import processors
 
 import skim
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tasks.data import cells
 from tasks.data.answers import READER

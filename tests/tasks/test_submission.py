@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate
+from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tasks.glue import AX, SPECS, Glue
 from tests.runs import composed, looking

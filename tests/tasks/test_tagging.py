@@ -23,7 +23,7 @@ from transformers import BertTokenizer, RobertaTokenizer
 
 from skim.compression import walk_of
 from skim.errors import SkimError
-from skim.lightning.evaluation import evaluate, load
+from skim.lightning.looks import evaluate, load
 from skim.lightning.module import accepted
 from skim.lightning.recipe import train
 from tasks.metrics.chunks import TagScores

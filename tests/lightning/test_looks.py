@@ -19,9 +19,8 @@ from rich.console import Console
 import skim
 from skim.compression import walk_of
 from skim.errors import SkimError
-from skim.lightning import evaluation
 from skim.lightning.budget import EXTREME, spend
-from skim.lightning.evaluation import SAMPLES, along, evaluate, load
+from skim.lightning.looks import curve, evaluate, load, loaded, timing
 from skim.lightning.recipe import train
 from skim.options.settle import settle
 from tasks.builtin import Builtin
@@ -64,8 +63,8 @@ def points_of(folder: Path) -> list[dict[str, Any]]:
 def test_shifts_are_added_to_the_saved_one_which_comes_back(folder: Path) -> None:
     loaded = load(asked(folder))
     model, method = loaded.parts.model, walk_of(loaded.parts.model).method
-    inputs = loaded.parts.task.sample_batches(32, SAMPLES)
-    points = along(loaded, asked(folder, "shifts=[1,0,-1]"), Console())
+    inputs = loaded.parts.task.sample_batches(32, curve.SAMPLES)
+    points = curve.along(loaded, asked(folder, "shifts=[1,0,-1]"), Console())
     assert float(method.shift) == SAVED
     assert [point["moved"] for point in points] == [1, 0, -1]
     assert [point["calibration"]["shift"] for point in points] == [SAVED + 1, SAVED, SAVED - 1]
@@ -74,7 +73,7 @@ def test_shifts_are_added_to_the_saved_one_which_comes_back(folder: Path) -> Non
     assert points[1]["relative_flops"] == pytest.approx(as_saved, abs=1e-6)
     assert {point["calibration"]["relative_flops_before"] for point in points} == {as_saved}
     method.target = 0.7
-    along(loaded, asked(folder, "targets=[0.5]"), Console())
+    curve.along(loaded, asked(folder, "targets=[0.5]"), Console())
     assert (method.target, float(method.shift)) == (0.7, SAVED)
 
 
@@ -83,9 +82,9 @@ def test_the_shift_comes_back_from_an_error_too(folder: Path, monkeypatch: pytes
         raise RuntimeError("out of luck")
 
     loaded = load(asked(folder))
-    monkeypatch.setattr(evaluation, "measured", fail)
+    monkeypatch.setattr(curve, "measured", fail)
     with pytest.raises(RuntimeError, match="luck"):
-        along(loaded, asked(folder, "shifts=[1]"), Console())
+        curve.along(loaded, asked(folder, "shifts=[1]"), Console())
     assert float(walk_of(loaded.parts.model).method.shift) == SAVED
 
 
@@ -111,7 +110,7 @@ def test_a_target_out_of_reach_is_told_and_given_once(folder: Path, capsys: pyte
     out = " ".join(capsys.readouterr().out.split())
     loaded = load(asked(folder))
     walk_of(loaded.parts.model).method.shift.fill_(-EXTREME)
-    floor = spend(loaded.parts.model, loaded.parts.task.sample_batches(32, SAMPLES))
+    floor = spend(loaded.parts.model, loaded.parts.task.sample_batches(32, curve.SAMPLES))
     low, reached = points_of(folder)
     assert low["notes"] == [f"target 0.02 cannot be reached, the floor is {floor:.3f}"]
     assert low["relative_flops"] == pytest.approx(floor, abs=1e-6)
@@ -144,9 +143,9 @@ def test_throughput_joins_the_results(folder: Path, capsys: pytest.CaptureFixtur
     assert (training["batch_size"], training["samples"]) == (8, 24)  # whole batches
     assert set(training["timings"]) == {"padded_hf", "packed_dense", "masked"}
     out = capsys.readouterr().out
-    for timing in training["timings"].values():
-        assert timing["samples_per_second"] == pytest.approx(24000 / timing["median_ms"])
-        assert f"{timing['samples_per_second']:.1f}" in out
+    for took in training["timings"].values():
+        assert took["samples_per_second"] == pytest.approx(24000 / took["median_ms"])
+        assert f"{took['samples_per_second']:.1f}" in out
 
 
 def test_throughput_is_of_the_batches_that_training_sees(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +156,7 @@ def test_throughput_is_of_the_batches_that_training_sees(folder: Path, monkeypat
         timing = {"median_ms": 1.0, "min_ms": 1.0, "max_ms": 1.0, "runs": 1, "samples_per_second": 1.0}
         return {"padded_hf": timing, "packed_dense": timing, "packed": timing}
 
-    monkeypatch.setattr(evaluation, "compare_training", instead)
+    monkeypatch.setattr(timing, "compare_training", instead)
     evaluate(asked(folder, "what=throughput", "benchmark.samples=64", "benchmark.repeats=3"))
     task = load(asked(folder)).parts.task
     task.setup("fit")
@@ -251,7 +250,7 @@ def test_metrics_name_the_file_that_they_are_in(dense: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("inside", ["model", "checkpoints", "checkpoints/last.ckpt", "."])
 def test_what_is_in_a_runs_folder_stands_for_the_run(dense: Path, inside: str) -> None:
-    assert evaluation.run_of(dense / inside)[0].resolve() == dense
+    assert loaded.run_of(dense / inside)[0].resolve() == dense
 
 
 def test_a_model_without_its_run_says_what_can_be_done(dense: Path, tmp_path: Path) -> None:

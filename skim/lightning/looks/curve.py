@@ -1,0 +1,131 @@
+"""``what=curve``: one trained model at several budgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.text import Text
+from torch import nn
+
+from skim.compression import walk_of
+from skim.errors import SkimError
+from skim.lightning.budget import EXTREME, TOLERANCE, Batches, calibrate, spend
+from skim.lightning.looks.loaded import Loaded, load, trainer_of
+from skim.lightning.looks.metrics import measured
+from skim.lightning.recipe import latency
+from skim.report.curve import write_curve
+from skim.report.runs import CURVE, MOVED
+from skim.report.table import curve_table
+from skim.results import write_json
+
+SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
+
+SLACK = 0.001  # relative FLOPs within which a floor or a ceiling still is the target
+
+
+def look(cfg: DictConfig, console: Console) -> None:
+    """One trained model at several budgets, without training again: its decisions are shifted.
+
+    Writes ``curve.json``, a list of results, and a picture of it, ``curve.png`` and ``curve.svg``.
+
+    Raises:
+        SkimError: no targets or shifts, some that are none, or a method whose decisions cannot be moved.
+    """
+    if cfg.shifts is None:
+        numbers("targets", cfg.targets, low=0, high=1)
+    else:
+        numbers("shifts", cfg.shifts, low=-EXTREME, high=EXTREME)
+    loaded = load(cfg)
+    method = walk_of(loaded.parts.model).method
+    if method.shift is None:
+        raise SkimError(f"what=curve moves a method's decisions, and {method.name} takes none that could be moved.")
+    points = along(loaded, cfg, console)
+    path = loaded.folder / CURVE
+    write_json(path, points)
+    console.print()
+    console.print(curve_table(points))
+    for file in (path, *write_curve(path)):
+        console.print(Text(str(file)), soft_wrap=True)
+
+
+def numbers(option: str, values: Any, low: float, high: float) -> None:
+    """Refuse what is no list of at least one number within the bounds."""
+    listed = list(values) if OmegaConf.is_list(values) else []
+    wrong = [v for v in listed if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high]
+    if not listed or wrong:
+        raise SkimError(
+            f"{option}={values} must be a list of at least one number, each from {low:g} to {high:g}: "
+            f"{option}=[{'0.3,0.5' if low == 0 else '-0.5,0,0.5'}]."
+        )
+
+
+def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, Any]]:
+    """The points of a curve, each as a ``results.json``; the method is left as it was.
+
+    At each target of ``cfg.targets``, or with each of ``cfg.shifts`` added to the shift that the run was saved with.
+    What comes to the same as an earlier point is left out: at both, the model takes the same decisions.
+    """
+    model = loaded.parts.model
+    method = walk_of(model).method
+    trainer = trainer_of(loaded, console)
+    precision = trainer.precision_plugin.forward_context
+    inputs = loaded.parts.sampled(cfg.batch_size, SAMPLES)
+    shift = method.shift
+    assert shift is not None
+    target, saved = method.target, float(shift)
+    grid = cfg.shifts is not None
+    values = [float(value) for value in (cfg.shifts if grid else cfg.targets)]
+    points: list[dict[str, Any]] = []
+    seen: dict[float, str] = {}  # what was spent, and by which point
+    try:
+        with precision():
+            before = spend(model, inputs)
+        for i, value in enumerate(values, 1):
+            name = f"shift {value:+g}" if grid else f"target {value:g}"
+            note = None
+            # the spinner turns in a thread of its own, so it ends before anything is timed
+            with console.status(f"{name}, {i} of {len(values)}"), precision():
+                if grid:
+                    shift.fill_(saved + value)
+                else:
+                    note = move(model, inputs, value)
+                spent = spend(model, inputs)
+            if spent in seen:
+                said = f"{note or name}; left out, it comes to the same as {seen[spent]}"
+                console.print(said, highlight=False, soft_wrap=True)
+                continue
+            seen[spent] = name
+            point = measured(loaded, f"python evaluate.py ckpt={cfg.ckpt} what=curve", trainer)
+            point.target = None if grid else value
+            point.calibration = {"relative_flops_before": before, "shift": float(shift)}
+            point.notes += [note] if note else []
+            if cfg.timed:
+                with precision():
+                    point.latency = latency(loaded.parts, cfg.benchmark)
+            points.append({**point.to_dict(), **({MOVED: value} if grid else {})})
+            found = ", ".join(f"{metric} {score:.4f}" for metric, score in point.metrics.items())
+            said = f"{note or name}: relative FLOPs {point.relative_flops:.3f}, {found}"
+            console.print(said, highlight=False, soft_wrap=True)
+    finally:
+        method.target = target
+        shift.fill_(saved)
+    return points
+
+
+def move(model: nn.Module, inputs: Batches, target: float) -> str | None:
+    """Shift the method's decisions to spend ``target``, or as near as they go; returns what is to be said of a miss."""
+    method = walk_of(model).method
+    assert method.shift is not None
+    method.target = target
+    spent = calibrate(model, inputs)
+    if abs(spent - target) <= SLACK:
+        return None
+    landed, above = float(method.shift), spent > target
+    method.shift.fill_(-EXTREME if above else EXTREME)
+    limit = spend(model, inputs)
+    if (limit - target if above else target - limit) > SLACK:
+        return f"target {target:g} cannot be reached, the {'floor' if above else 'ceiling'} is {limit:.3f}"
+    method.shift.fill_(landed)
+    return f"target {target:g} was missed, at {spent:.3f}" if abs(spent - target) > TOLERANCE else None

@@ -1,0 +1,174 @@
+"""A finished run, rebuilt from its folder to be looked at."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+
+from skim.benchmark import usable
+from skim.compression import walk_of
+from skim.errors import SkimError
+from skim.lightning.build import Parts, build
+from skim.lightning.recipe import EXAMPLES
+from skim.loading import read_method, restore
+from skim.options.tree import Chosen, exists, leaves, no_option
+from skim.report.heatmap import read
+from skim.report.page import write_page
+from skim.results import write_json
+from skim.resume import recorded
+from skim.saving import LEARNED
+from tasks.base import HOLDOUT
+
+
+@dataclass
+class Loaded:
+    """A run, ready to be looked at."""
+
+    parts: Parts
+    cfg: DictConfig  # the run's own, with the caller's changes
+    folder: Path
+
+    def seen(self, batches: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """Batches as the model sees them, where it is."""
+        device, companion = next(self.parts.model.parameters()).device, self.parts.companion
+        for batch in batches:
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            yield batch if companion is None else self.parts.task.corrupt(batch, companion)[0]
+
+
+def load(cfg: DictConfig) -> Loaded:
+    """Rebuild a run from its folder, with the weights of its exported model or of one of its checkpoints.
+
+    Raises:
+        SkimError: no run there, a checkpoint of another backbone or method, or a number of rows that is none.
+    """
+    whole("batch_size", cfg.batch_size)
+    if cfg.max_samples is not None:
+        whole("max_samples", cfg.max_samples)
+    folder, checkpoint = run_of(Path(cfg.ckpt))
+    before = recorded(folder)
+    check_overrides(cfg.overrides, before, folder)
+    before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
+    task: dict[str, Any] = {"eval_batch_size": cfg.batch_size}
+    if cfg.max_samples is not None:
+        task["max_eval_samples"] = cfg.max_samples
+    predicts = cfg.what == "predict"
+    if cfg.split is not None:
+        part = "test" if predicts else "validation"
+        task["test_split" if predicts else "eval_split"] = cfg.split
+        if cfg.split != HOLDOUT:  # which are rows of the training file
+            task["files"] = {part: (before.task.get("files") or {}).get(cfg.split.partition("_")[0])}
+    exported = folder / "model"
+    complete = (exported / "skim.json").is_file()
+    if complete and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
+        names = json.loads((exported / "config.json").read_text()).get("id2label", {})
+        task["label_names"] = [names[str(i)] for i in range(len(names))] or None
+    source = str(exported) if complete else None
+    start: dict[str, Any] = {"init_from": source, "resume": None, "train": {"distill": 0.0}}
+    run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
+    assert isinstance(run, DictConfig)
+    if checkpoint is None and not complete:
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        if not checkpoint.is_file():
+            raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
+    parts = build(run, purpose="predict" if predicts else "validate")
+    if checkpoint is not None:
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise SkimError(
+                f"{checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}"
+            ) from error
+        for name, module in (("model.", parts.model), ("companion.", parts.companion)):
+            if module is not None:
+                own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
+                restore(module, own, checkpoint)
+    else:
+        method = walk_of(parts.model).method
+        restore(method, read_method(exported, type(method))[1], exported / LEARNED)
+    accelerator = str(cfg.hardware.accelerator)
+    device = usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
+    for module in (parts.model, parts.companion):
+        if module is not None:
+            module.eval().to(device)
+    return Loaded(parts, run, folder)
+
+
+def run_of(path: Path) -> tuple[Path, Path | None]:
+    """A run's folder, and a checkpoint of it if it is one that is named; its ``model/`` stands for the run.
+
+    Raises:
+        SkimError: there is no run.
+    """
+    checkpoint = path if path.suffix == ".ckpt" else None
+    folder = path.parent.parent if checkpoint else path
+    if not checkpoint and not (folder / "config.yaml").is_file() and (folder.parent / "config.yaml").is_file():
+        folder = folder.parent  # of what is in a run: model/, checkpoints/
+    if path.exists() and (folder / "config.yaml").is_file():
+        return folder, checkpoint
+    if (path / "skim.json").is_file():
+        raise SkimError(
+            f"ckpt={path} is a model without its run: it does not say what it was trained on, nor how to evaluate it.\n"
+            f"Name the run that it came from, or look at it in Python: skim.from_pretrained({str(path)!r})."
+        )
+    raise SkimError(
+        f"ckpt={path} is no run: there is no {folder / 'config.yaml'}.\n"
+        "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
+    )
+
+
+def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> None:
+    """Refuse to change an option that the run has not."""
+    tree, asked = (cast(dict[str, Any], OmegaConf.to_container(config)) for config in (run, overrides))
+    options = Chosen(tree, {}, tree)
+    for key, _ in leaves(asked):
+        if not exists(key, options):
+            raise no_option(key, options, f"overrides of {folder}: ")
+
+
+def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
+    """Lightning's Trainer where the model is, in the run's precision on a GPU and in float32 elsewhere."""
+    device = next(loaded.parts.model.parameters()).device
+    return pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=loaded.cfg.hardware.precision if device.type == "cuda" else "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=console.is_terminal,
+        use_distributed_sampler=False,
+    )
+
+
+def whole(option: str, value: Any) -> None:
+    """Refuse what is no whole number from 1; null is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SkimError(f"{option}={'null' if value is None else value} must be a whole number, at least 1.")
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """The ``results.json`` of a run, to be added to."""
+    path = folder / "results.json"
+    if not path.is_file():
+        raise SkimError(f"{folder} has no results.json to write measurements into: the run did not finish.")
+    results: dict[str, Any] = json.loads(path.read_text())
+    return results
+
+
+def for_report(loaded: Loaded, results: dict[str, Any]) -> None:
+    """Write a run's ``results.json`` and, from the same numbers, its ``report.html`` with the model's texts."""
+    task, tokenizer = loaded.parts.task, loaded.parts.tokenizer
+    skimmed = read(loaded.parts.model, tokenizer, task.example_texts(EXAMPLES), task.label_names, task.single_texts)
+    write_json(loaded.folder / "results.json", results)
+    write_page(loaded.folder / "report.html", results, skimmed)

@@ -1,0 +1,121 @@
+"""Weights that a run starts from: a checkpoint, a finished run, or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from skim.errors import SkimError
+from skim.loading import described, read_method
+from skim.methods import Method
+from skim.methods.ltp import LTP
+from skim.published import ltp as published
+from skim.resume import recorded
+from tasks.base import Task
+
+
+def continue_method(method: Method, folder: Path) -> bool:
+    """Take over what the same method has learned in the run that ``init_from`` names; False if it was another method.
+
+    Not its steering: a budget is steered anew. LTP also goes on from what its published code saved.
+    """
+    if not (folder / "skim.json").is_file():
+        return isinstance(method, LTP) and published.take_thresholds(method, folder)
+    if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
+        return False
+    before, state = read_method(folder, type(method))
+    for option in method.means:
+        was, now = getattr(before, option, None), getattr(method, option, None)
+        if was != now:
+            raise SkimError(
+                f"init_from={folder.parent} was trained with method.{option}={was}, this run has {now}: what it "
+                f"learned means something else.\nUse method.{option}={was}, or another init_from."
+            )
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("steering.")}
+    try:
+        report = method.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise SkimError(
+            f"init_from={folder.parent} was trained with other options of method={method.name}, such that its "
+            f"parameters do not fit:\n{str(error).splitlines()[1].strip()[:200]}"
+        ) from None
+    if report.unexpected_keys or any(not name.startswith("steering.") for name in report.missing_keys):
+        raise SkimError(
+            f"init_from={folder.parent} was trained with other options of method={method.name}: "
+            f"{(report.unexpected_keys + report.missing_keys)[0]} is in one and not in the other."
+        )
+    return True
+
+
+def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:
+    """The model's config: the checkpoint's or one from scratch, with the user's changes and the tokenizer's ids."""
+    overrides = OmegaConf.to_container(cfg.backbone.overrides, resolve=True) or {}
+    assert isinstance(overrides, dict)
+    if source is None:
+        config = transformers.AutoConfig.for_model(overrides.pop("model_type"), vocab_size=len(tokenizer))
+    else:
+        config = published.model_config(source)
+    # set one by one: as keywords, what a family's config does not name would go to the model's constructor
+    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
+    for name, value in {**overrides, **specials}.items():
+        setattr(config, name, value)
+    return config
+
+
+def load_backbone(task: Task, config: Any, source: str | Path | None) -> nn.Module:
+    """The Hugging Face model with the task's head, in float32."""
+    kinds = task.auto_class()._model_mapping
+    if type(config) not in kinds:
+        raise SkimError(
+            f"transformers has no {task.auto_class().__name__} for {config.model_type}, as task={task.name} needs."
+        )
+    if source is None:
+        return task.auto_class().from_config(config)
+    state = published.weights(source) or None
+    # with weights instead of a folder only the class itself can be loaded
+    kind = task.auto_class() if state is None else kinds[type(config)]
+    try:
+        # dtype: transformers takes the file's by default, and training in half precision is not what anyone asked for
+        model, found = kind.from_pretrained(
+            None if state else source, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SkimError(
+            f"{source} cannot be loaded as {task.auto_class().__name__} for task={task.name}:\n{error}"
+        ) from error
+    # a head may be new, and a pooler; an encoder that is not in the file would be trained from noise, silently
+    missing = [
+        name
+        for name in sorted(found["missing_keys"])
+        if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name
+    ]
+    if missing:
+        raise SkimError(
+            f"{source} lacks {len(missing)} weights of the encoder, such as {missing[0]}.\n"
+            "It is a checkpoint of another architecture, or backbone.overrides do not fit it."
+        )
+    return model
+
+
+def dense_folder(cfg: DictConfig) -> Path:
+    """The exported model that ``init_from`` names; a SkimError if it is of another backbone or not there."""
+    folder = Path(str(cfg.init_from))
+    if (folder / "model" / "config.json").is_file():
+        before = recorded(folder)
+        if before.backbone.name != cfg.backbone.name:
+            raise SkimError(
+                f"init_from={folder} was trained with backbone={before.backbone.name}, this run has "
+                f"backbone={cfg.backbone.name}.\nUse backbone={before.backbone.name}, or another init_from."
+            )
+        return folder / "model"
+    if (folder / "config.json").is_file():
+        return folder
+    raise SkimError(
+        f"init_from={folder} holds no trained model (neither model/config.json nor config.json).\n"
+        "Name the folder of a finished run, such as runs/sst2/dense/minilm/<stamp>."
+    )
