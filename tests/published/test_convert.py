@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import skim
-from skim import hub
 from skim.errors import SkimError
+from skim.hub import models
+from skim.hub.__main__ import main
 from skim.published import tensorflow
 from skim.published.convert import convert
 
@@ -167,7 +168,7 @@ def funnel_folder(folder: Path, kind: str, **net: Any) -> Path:
 def test_funnel(kind: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Through the command line, into a folder that transformers loads; under skim it says the published numbers."""
     source = funnel_folder(tmp_path / "in", kind)
-    hub.main(["convert", str(source), str(tmp_path / "out")])
+    main(["convert", str(source), str(tmp_path / "out")])
     assert "tokenizer" in capsys.readouterr().out
     model = transformers.AutoModel.from_pretrained(tmp_path / "out")
     if name == "base":
@@ -213,7 +214,7 @@ def act_folder(folder: Path, **told: Any) -> Path:
 def test_albert_act(tmp_path: Path) -> None:
     """What comes out loads with its method and says the published numbers."""
     source = act_folder(tmp_path / "in")
-    hub.main(["convert", str(source), str(tmp_path / "out"), "--preset", "tiny"])
+    main(["convert", str(source), str(tmp_path / "out"), "--preset", "tiny"])
     model = skim.from_pretrained(tmp_path / "out")
     inputs, wanted = prefixed("act", "inputs."), prefixed("act", "main.outputs.")
     with torch.no_grad():
@@ -254,7 +255,7 @@ def test_refusals(tmp_path: Path) -> None:
         convert(funnel, out)
     assert not out.exists()
     with pytest.raises(SkimError, match="convert <in> <out>"):
-        hub.main(["convert", str(funnel)])
+        main(["convert", str(funnel)])
 
 
 NO_JSON, NO_DICT = "{", "[]"
@@ -321,13 +322,13 @@ def test_the_usual_names_come_first(tmp_path: Path) -> None:
 
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "mirror"))
-    monkeypatch.setattr(hub, "_hub_problem", lambda *_: "cannot be reached")
+    monkeypatch.setattr(models, "problem_with", lambda *_: "cannot be reached")
     with pytest.raises(SkimError, match="Model asi/albert-act-tiny is not to be had") as caught:
-        hub.main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
+        main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
     assert "hub fetch" not in str(caught.value)  # which fills the mirror with what can be trained at once
     (tmp_path / "mirror/models/asi").mkdir(parents=True)
     act_folder(tmp_path / "mirror/models/asi/albert-act-tiny")
-    hub.main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
+    main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
     assert skim.from_pretrained(tmp_path / "out").method.preset == "tiny"
 
 

@@ -16,8 +16,10 @@ import pytest
 
 from skim import hub
 from skim.errors import SkimError
+from skim.hub import data, door, fetch, listing
+from skim.hub.__main__ import main
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]})
 
 
@@ -155,7 +157,7 @@ def test_a_download_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(SkimError, match="the hub: connection lost"):
         hub.dataset("some/set", "default", "train")
     with pytest.raises(SkimError, match=r"nyu-mll/glue cannot be fetched\. The hub: connection lost"):
-        hub.main(["fetch", "task=mrpc"])
+        main(["fetch", "task=mrpc"])
 
 
 def test_a_parquet_file_that_is_none(mirror: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_parquet_file_that_is_none(mirror: Path) -> None:
 def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch, ask: Callable[[], object]) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("SKIM_MIRROR", raising=False)
-    monkeypatch.setattr(hub, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(door, "PROBE_SECONDS", 0.3)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -195,16 +197,16 @@ def test_fetch_fills_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub.main(["fetch", "task=mrpc", "backbone=bert_base"])
-    hub.main(["fetch", "task=mrpc", "backbone=bert_base"])
+    main(["fetch", "task=mrpc", "backbone=bert_base"])
+    main(["fetch", "task=mrpc", "backbone=bert_base"])
     assert capsys.readouterr().out.count("is there") == 2
     monkeypatch.undo()
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "new"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     assert len(hub.dataset("nyu-mll/glue", "mrpc", "validation")) == 2
     assert Path(hub.model_path("google-bert/bert-base-uncased")).is_relative_to(tmp_path / "new")
-    monkeypatch.setattr(hub, "_choices", lambda group: [])
-    hub.main(["list"])
+    monkeypatch.setattr(listing, "choices", lambda group: [])
+    main(["list"])
     out = capsys.readouterr().out
     assert "mrpc" in out
     assert "train (2)" in out
@@ -219,7 +221,7 @@ def test_an_interrupted_fetch_leaves_no_half_mirror(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
     with pytest.raises(SkimError, match="connection lost"):
-        hub.main(["fetch", "backbone=bert_base"])
+        main(["fetch", "backbone=bert_base"])
     assert not (tmp_path / "models/google-bert/bert-base-uncased").exists()
 
 
@@ -236,13 +238,13 @@ def test_an_interrupted_fetch_leaves_no_half_mirror(tmp_path: Path, monkeypatch:
 def test_wrong_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
     with pytest.raises(SkimError, match=message):
-        hub.main(arguments)
+        main(arguments)
 
 
 def test_fetch_and_list_want_a_mirror() -> None:
     for arguments in (["fetch", "task=sst2"], ["list"]):
         with pytest.raises(SkimError, match="SKIM_MIRROR is not set"):
-            hub.main(arguments)
+            main(arguments)
 
 
 def test_the_command_ends_with_code_2_and_imports_nothing_heavy() -> None:
@@ -290,7 +292,7 @@ def test_fetch_keeps_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (folder / "README.md").write_text("whose it is")
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset", lambda *args: datasets.DatasetDict(train=ROWS, validation=ROWS))
-    hub.fetch_dataset(tmp_path, "some/set", "default", ["train", "validation"])
+    fetch.fetch_dataset(tmp_path, "some/set", "default", ["train", "validation"])
     assert sorted(file.name for file in folder.iterdir()) == ["README.md", "train.parquet", "validation.parquet"]
     assert datasets.Dataset.from_parquet(str(folder / "validation.parquet")).to_dict() == mine.to_dict()
     assert datasets.Dataset.from_parquet(str(folder / "train.parquet")).to_dict() == ROWS.to_dict()
@@ -308,7 +310,7 @@ def test_a_data_set_that_is_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(SkimError, match=f"(?i){said}"):
         hub.dataset("some/set", "default", "train")
     with pytest.raises(SkimError, match=f"(?i)nyu-mll/glue cannot be fetched. {said}"):
-        hub.main(["fetch", "task=mrpc"])
+        main(["fetch", "task=mrpc"])
     assert not list(tmp_path.rglob("*.parquet"))
 
 
@@ -322,7 +324,7 @@ def test_a_script_that_the_hub_has_converted(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    assert hub._from_hub("some/set", "small", split="train")["text"] == ["a"]
+    assert data.from_hub("some/set", "small", split="train")["text"] == ["a"]
     converted = {"data_dir": "small", "revision": "refs/convert/parquet", "split": "train"}
     assert asked == [(("some/set", "small"), {"split": "train"}), (("some/set",), converted)]
 
@@ -339,30 +341,30 @@ def test_fetch_takes_several_names_and_completes_a_partial_mirror(
     monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **kwargs: None)
     monkeypatch.setattr(datasets, "load_dataset", load)
     # of sst2 the mirror holds the training split alone
-    hub.main(["fetch", "task=sst2,mrpc,builtin,builtin_text,text", "backbone=tiny"])
+    main(["fetch", "task=sst2,mrpc,builtin,builtin_text,text", "backbone=tiny"])
     assert asked == ["sst2", "mrpc"]
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
         *(f"task={name}" for name in ("sst2", "mrpc", "builtin", "builtin_text", "text")),
         "backbone=tiny",
     ]
-    assert all(line.endswith(hub.NOTHING) for line in lines[2:])
+    assert all(line.endswith(fetch.NOTHING) for line in lines[2:])
     assert set(hub.held(mirror / "datasets/nyu-mll/glue/sst2")) == {"train", "validation"}
-    hub.main(["fetch", "task=sst2,mrpc"])
+    main(["fetch", "task=sst2,mrpc"])
     assert asked == ["sst2", "mrpc"]
     assert capsys.readouterr().out.count("is there") == 2
     with pytest.raises(SkimError, match=r"config mnli\) has no split validation_matched .*, only train, validation\."):
-        hub.main(["fetch", "task=mnli"])
+        main(["fetch", "task=mnli"])
     assert not (mirror / "datasets/nyu-mll/glue/mnli").exists()
     with pytest.raises(SkimError, match="Unknown task 'sst3'"):
-        hub.main(["fetch", "task=mrpc,sst3"])
+        main(["fetch", "task=mrpc,sst3"])
 
 
 def test_list_says_what_is_complete(
     mirror: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = {"task": ["builtin", "cola", "mrpc", "newsgroups", "sst2", "text"], "backbone": ["minilm", "tiny"]}
-    monkeypatch.setattr(hub, "_choices", names.get)
+    monkeypatch.setattr(listing, "choices", names.get)
     monkeypatch.setenv("COLUMNS", "200")
     for folder, splits in {
         "nyu-mll/glue/mrpc": ["train", "validation-00000-of-00001"],
@@ -373,19 +375,19 @@ def test_list_says_what_is_complete(
             (mirror / "datasets" / folder).mkdir(parents=True, exist_ok=True)
             ROWS.to_parquet(mirror / "datasets" / folder / f"{split}.parquet")
     (mirror / "models/sentence-transformers/all-MiniLM-L6-v2").mkdir(parents=True)
-    hub.main(["list"])
+    main(["list"])
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     state = {row[0]: row[2] for row in rows if len(row) == 3}
     assert state["task=mrpc"] == state["task=newsgroups"] == "complete"
     assert state["task=sst2"] == "INCOMPLETE: no validation"
     assert state["task=cola"].startswith("INCOMPLETE: ")
-    assert state["task=builtin"] == state["task=text"] == state["backbone=tiny"] == hub.NOTHING
+    assert state["task=builtin"] == state["task=text"] == state["backbone=tiny"] == fetch.NOTHING
     assert state["backbone=minilm"] == "INCOMPLETE: no *.safetensors"
 
 
 def test_every_choice_is_listed() -> None:
-    assert {"sst2", "text", "mnli"} <= set(hub._choices("task"))
-    assert not any(name.startswith("_") for name in hub._choices("task"))
-    assert hub.data_of("mnli", [])[2] == ["train", "validation_matched", "validation_mismatched"]
-    assert hub.data_of("mnli", ["task.holdout=0.1"])[2] == ["train"]
-    assert hub.data_of("sst2", ["task.eval_split=test"]) == ("nyu-mll/glue", "sst2", ["train", "test"])
+    assert {"sst2", "text", "mnli"} <= set(listing.choices("task"))
+    assert not any(name.startswith("_") for name in listing.choices("task"))
+    assert fetch.data_of("mnli", [])[2] == ["train", "validation_matched", "validation_mismatched"]
+    assert fetch.data_of("mnli", ["task.holdout=0.1"])[2] == ["train"]
+    assert fetch.data_of("sst2", ["task.eval_split=test"]) == ("nyu-mll/glue", "sst2", ["train", "test"])
