@@ -14,19 +14,18 @@ from transformers import BertConfig, BertForSequenceClassification, MPNetConfig,
 
 import skim
 from skim.benchmark import (
-    SHAPES,
     HaltShare,
     KeepShare,
     Timing,
     compare,
     compare_training,
-    layered,
-    main,
     plain_twin,
     time_side_by_side,
     twin,
     usable,
 )
+from skim.benchmark.__main__ import main
+from skim.benchmark.shapes import SHAPES, layered
 from skim.errors import SkimError
 from tests.families import batch_of, plain
 
@@ -162,7 +161,7 @@ class Seen(AdamW):
 @pytest.fixture
 def optimizers(monkeypatch):
     Seen.made = []
-    monkeypatch.setattr("skim.benchmark.AdamW", Seen)
+    monkeypatch.setattr("skim.benchmark.comparison.AdamW", Seen)
     return Seen.made
 
 

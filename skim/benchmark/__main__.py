@@ -1,0 +1,75 @@
+"""The command ``python -m skim.benchmark``; see :mod:`skim.benchmark`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from skim.benchmark.shapes import DTYPES, SHAPES, Row, shape_rows, shape_table
+from skim.benchmark.timing import machine, usable
+from skim.errors import SkimError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m skim.benchmark``."""
+    options = argparse.ArgumentParser(prog="python -m skim.benchmark", description="Time shapes with random weights.")
+    options.add_argument("--backbone", choices=sorted(SHAPES), default="minilm")
+    options.add_argument("--batch", type=int, nargs="+", default=[32], help="sequences per batch")
+    options.add_argument("--length", type=int, nargs="+", default=[128], help="tokens per sequence (the longest)")
+    options.add_argument("--ragged", action="store_true", help="lengths between a quarter and all of --length")
+    options.add_argument("--keep", type=float, nargs="*", default=[1.0, 0.5, 0.3], help="mean keep ratios over layers")
+    options.add_argument("--halt", type=float, nargs="*", default=[], help="mean shares of tokens that have not halted")
+    options.add_argument("--funnel", nargs="*", default=[], help="layers per block of Funnel pooling, such as 2,2,2")
+    options.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
+    options.add_argument("--repeats", type=int, default=10, help="counted runs of each candidate")
+    options.add_argument("--warmup", type=int, default=3, help="runs before them")
+    options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--seed", type=int, default=0, help="of weights, ids and lengths")
+    options.add_argument("--json", type=Path, help="file to write the numbers to")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    threads = [] if options.threads is None else [options.threads]
+    try:
+        for name, numbers in (
+            ("batch", options.batch),
+            ("length", options.length),
+            ("threads", threads),
+        ):
+            if any(number < 1 for number in numbers):
+                raise SkimError(f"--{name} {min(numbers)} must be at least 1.")
+        for number in threads:
+            torch.set_num_threads(number)
+        options.device = usable(options.device)
+        rows = [row for b in options.batch for n in options.length for row in timed(options, b, n)]
+    except SkimError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        return 2
+    if options.json is not None:
+        about = {"backbone": options.backbone, "dtype": options.dtype, "machine": machine(options.device)}
+        options.json.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+    return 0
+
+
+def timed(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
+    """Time one shape and print its table at once: a long list of shapes shows what it has."""
+    rows = shape_rows(options, batch, length)
+    ragged = f"{length // 4}-{length}" if options.ragged else str(length)
+    title = f"{options.backbone}, batch {batch}, {ragged} tokens, {options.dtype}, {machine(options.device)}"
+    Console().print(shape_table(rows, title))
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
