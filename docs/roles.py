@@ -1,4 +1,4 @@
-"""Turns the reStructuredText roles of skim's docstrings into Markdown, for the pages that mkdocstrings makes of them."""
+"""Translate the reStructuredText roles of skim's docstrings into Markdown, for mkdocstrings."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what _PUBLIC finds at run time, for editors and type checke
     from skim.methods.transkimmer import Transkimmer
     from skim.saving import save_pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "compress": "skim.compression",

@@ -1,39 +1,27 @@
-"""The README's code runs, its commands compose, its links lead somewhere."""
+"""The README's code runs, its links lead somewhere, and it stays short; its commands are in tests/test_docs.py."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
-from omegaconf import OmegaConf
 
 import skim
 from skim import backbones
+from skim.methods import METHODS
 from tests.families import batch_of, plain
-from tests.runs import composed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, re.DOTALL))
-COMMANDS = sorted(set(re.findall(r"^python (train|evaluate)\.py ([^\n#]+)", SHELL, re.MULTILINE)))
 
 
 def block(heading: str, language: str = "python") -> str:
     """The first code block under a heading."""
     section = README.split(f"## {heading}\n", 1)[1]
     return section.split(f"```{language}\n", 1)[1].split("```", 1)[0]
-
-
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS, ids=[" ".join(command)[:60] for command in COMMANDS])
-def test_commands_compose(script: str, arguments: str) -> None:
-    overrides = [a for a in shlex.split(arguments) if not a.startswith(("-", "hydra."))]
-    overrides = [re.sub(r"=([^,\[]*),.*", r"=\1", a) if not a.startswith("text=") else "text=x" for a in overrides]
-    overrides = [a.replace("<", "").replace(">", "") for a in overrides]
-    assert OmegaConf.is_dict(composed(*overrides, config=script))
 
 
 def test_the_library_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,11 +51,16 @@ def test_the_example_method_retires_what_it_says() -> None:
     assert model.trace.counts().tolist() == [[13, 9, 6, 11], [4, 4, 4, 4], [4, 4, 4, 4]]
 
 
-def test_every_family_is_named() -> None:
-    named = README.split("## Backbones\n", 1)[1].split("\n## ", 1)[0]
-    assert [family for family in backbones.families() if f"`{family}`" not in named] == []
+def test_every_family_and_method_is_named() -> None:
+    page = (ROOT / "docs" / "backbones.md").read_text()
+    assert [family for family in backbones.families() if f"`{family}`" not in page] == []
+    assert [name for name in METHODS if f"`{name}`" not in README] == []
 
 
 def test_pictures_and_files_are_there() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).is_file(), link
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 180
