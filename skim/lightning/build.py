@@ -22,12 +22,13 @@ from skim.compression import compress
 from skim.engine.walk import walk_of
 from skim.errors import SkimError, unknown
 from skim.lightning.budget import Batches
-from skim.lightning.check import check, method_of, typed
+from skim.lightning.check import check, method_of
 from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
 from skim.lightning.start import backbone_config, continue_method, dense_folder, load_backbone
 from skim.methods import Method
 from skim.methods.funnel import Funnel
+from skim.options.check import typed
 from skim.published import ltp as published
 from skim.resume import recorded
 from tasks.base import Task
@@ -102,7 +103,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     check(cfg)
     method = method_of(cfg)
     stages = stages_of(cfg, method.stages)
-    task: Task = instantiate(cfg.task, seed=cfg.seed, num_workers=cfg.hardware.num_workers)
+    task: Task = instantiate(cfg.task, _convert_="all", seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
     source = start or (
         hub.model_path(cfg.backbone.hub_id, f"backbone={cfg.backbone.name}") if cfg.backbone.hub_id else None
@@ -141,7 +142,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
                 f"task={recorded(start.parent).task.name}, this run is on task={cfg.task.name}."
             )
         teacher = compress(copy.deepcopy(plain), "dense").eval()
-    with typed():
+    with typed("method"):
         model = compress(plain, method, cfg.execution)
     # a head that reads the first position must find a token there, whatever the tokenizer's config says
     tokenizer.padding_side = "left" if walk_of(model).head.place == "last" else "right"

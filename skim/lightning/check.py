@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ValidationError
 
 from skim.errors import SkimError, unknown
 from skim.flops import FORMULAS
 from skim.loading import first_line
 from skim.methods import Method
-from skim.methods.options import OptionError, declared, reason
-from skim.options.words import shown
+from skim.options.check import typed
+from skim.options.declared import check_options
 
 EXPORTS = ("best", "last")  # checkpoints whose weights a run can end with
 
@@ -69,8 +68,8 @@ MAY_BE_NULL = (  # of those above: what null stands for is said beside the optio
 def check(cfg: DictConfig) -> None:
     """Refuse values that no run can use, before anything is loaded.
 
-    What a method's options may be stands beside its constructor's arguments (:mod:`skim.methods.options`), and of what
-    kinds a task's numbers are beside its fields.
+    What the options of a method and of a task may be is declared beside their arguments and fields
+    (:mod:`skim.options.declared`).
     """
     if cfg.get("method"):
         method_of(cfg)
@@ -81,7 +80,8 @@ def check(cfg: DictConfig) -> None:
         if value is not None and not isinstance(value, bool):
             raise SkimError(f"{path}={value} must be true or false.")
     if cfg.get("task"):
-        check_task(cast(dict[str, Any], OmegaConf.to_container(cfg.task)))
+        with contextlib.suppress(ImportError, AttributeError, ValueError), typed("task"):  # said when it is made
+            check_options(get_class(cfg.task._target_), cast(dict[str, Any], OmegaConf.to_container(cfg.task)))
     board = OmegaConf.select(cfg, "logger.wandb")
     if board is not None and not isinstance(board, Mapping):
         raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")
@@ -118,29 +118,12 @@ def value_at(cfg: DictConfig, path: str) -> Any:
     return value
 
 
-def check_task(options: Mapping[str, Any]) -> None:
-    """A task's numbers and flags are of the kinds that its fields declare."""
-    try:
-        fields = declared(get_class(options["_target_"]).__init__)
-    except (ImportError, AttributeError, ValueError, KeyError):  # said when it is made
-        return
-    for name, adapter in fields.items():
-        schema = adapter.json_schema()
-        kinds = {one.get("type") for one in schema.get("anyOf", [schema])}
-        if name in options and kinds <= {"integer", "number", "boolean", "null"}:
-            try:
-                adapter.validate_python(options[name])
-            except ValidationError:
-                said = reason(options[name], adapter, "")
-                raise SkimError(f"task.{name}={shown(options[name])} {said}") from None
-
-
 def method_of(cfg: DictConfig) -> Method:
     """The method that a config names, with its options; how it is trained (``stages``) is the recipe's business."""
     options = OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"])
     target = options.get("_target_")
     try:
-        with typed():
+        with typed("method"):
             # convert: lists as lists, also for a user's own method, whose file may not ask for it
             method = instantiate(options, _convert_="all")
     except InstantiationException as error:
@@ -153,20 +136,6 @@ def method_of(cfg: DictConfig) -> Method:
     if not isinstance(method, Method):
         raise SkimError(f"method._target_={target} makes a {type(method).__name__}, which is no skim.Method.")
     return method
-
-
-@contextlib.contextmanager
-def typed() -> Iterator[None]:
-    """Tell what is wrong with a method's options in the words of the command line: ``method.target=2 must be ...``."""
-    try:
-        yield
-    except (OptionError, InstantiationException) as error:
-        cause = error.__cause__ if isinstance(error, InstantiationException) else error
-        if isinstance(cause, OptionError):
-            raise SkimError(cause.typed()) from None
-        if isinstance(cause, SkimError):
-            raise cause from None
-        raise
 
 
 def check_limits(path: str, value: Any, kind: type | tuple[type, ...], low: float, high: float) -> None:

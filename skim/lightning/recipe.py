@@ -30,11 +30,12 @@ from skim.lightning.budget import check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint, LastStageStopping
 from skim.lightning.callbacks.progress import progress_of
-from skim.lightning.check import check, typed
+from skim.lightning.check import check
 from skim.lightning.landing import elsewhere, evaluated, land
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
 from skim.methods import method_name
+from skim.options.check import typed
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 from skim.results import Results
@@ -140,7 +141,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             "Set train.max_steps=<optimizer steps> and train.eval_every=<batches between evaluations>."
         )
     sample = parts.sampled(32, 256)
-    with typed():
+    with typed("method"):
         check_target(parts.model, sample)
     check_survivors(parts.model, sample, calibrates=cfg.train.calibrate > 0)
     if cfg.train.gradient_checkpointing:

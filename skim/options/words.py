@@ -39,3 +39,40 @@ def quoted(text: str) -> str:
     """A text as one string of Hydra's, in whose quotes a backslash is itself, except in front of a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
+
+
+def described(schema: Mapping[str, Any], many: bool = False) -> str:
+    """A JSON schema in words: what a value, or with ``many`` each value of a list, has to be."""
+    if "anyOf" in schema:
+        kinds = [described(one, many) for one in schema["anyOf"] if one.get("type") != "null"]
+        return " or ".join(kinds)
+    if names := enumerated(schema):
+        return f"{'any' if many else 'one'} of {', '.join(map(str, names))}"
+    kind = schema.get("type")
+    if kind == "array":
+        example = f", such as {schema['examples'][0]}" if schema.get("examples") else ""
+        places = schema.get("prefixItems", [])  # of a list of a fixed length
+        several = f"{len(places)} " if places else "one or more " if schema.get("minItems") else ""
+        of = described(places[0] if places else schema.get("items", {}), many=True)
+        return f"{'lists' if many else 'a list'} of {several}{of.removeprefix('any of ') if several else of}{example}"
+    if kind == "boolean":
+        return "true or false"
+    words = {"number": "a number", "integer": "a whole number", "string": "a text", "object": "a mapping"}
+    word = words.get(str(kind), "a value")
+    return f"{word[2:]}s{bounds(schema)}" if many else f"{word}{bounds(schema)}"
+
+
+def enumerated(schema: Mapping[str, Any]) -> list[str]:
+    """The names of a closed list, if a schema is one."""
+    known = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return [*known, *(name for one in schema.get("anyOf", ()) for name in enumerated(one))]
+
+
+def bounds(schema: Mapping[str, Any]) -> str:
+    """The limits of a number in words."""
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        return f", from {low:.10g} to {high:.10g}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    said = " and ".join(f"{word} {schema[key]:.10g}" for key, word in words.items() if key in schema)
+    return f", {said}" if said else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from typing import Any, get_args
 
@@ -16,9 +15,11 @@ from skim.errors import SkimError
 from skim.methods import METHODS, Method, method_class
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
-from skim.methods.options import OptionError, arguments, declared, described, valid
+from skim.methods.options import OptionError, arguments, declared
 from skim.methods.pruning import SCORE_NORMS, ScoreNorm
 from skim.methods.transkimmer import Transkimmer
+from skim.options.declared import valid
+from skim.options.words import described
 
 OPTIONS = [(name, option) for name in METHODS for option in arguments(method_class(name))]
 TEXTS = st.text(max_size=5).map(lambda text: f"{text}?")  # in no closed list
@@ -27,7 +28,7 @@ NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers()
 
 def schema_of(name: str, option: str) -> dict[str, Any]:
     """What the option may be, but for ``None``, as a JSON schema."""
-    schema = declared(inspect.unwrap(method_class(name).__init__))[option].json_schema()
+    schema = declared(method_class(name))[option].json_schema()
     kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     assert len(kinds) == 1
     return kinds[0]
@@ -78,7 +79,7 @@ def test_a_value_of_another_kind_or_out_of_bounds_is_refused(name: str, option: 
     with pytest.raises(OptionError) as refused:
         kind(**{option: value})
     assert list(refused.value.given) == [option]
-    said, typed = str(refused.value), refused.value.typed()
+    said, typed = str(refused.value), refused.value.typed("method")
     assert said.startswith(f"{kind.__name__}({option}=")
     assert typed.startswith(f"method.{option}=")
     for words in (said, typed):
@@ -89,7 +90,7 @@ def test_a_value_of_another_kind_or_out_of_bounds_is_refused(name: str, option: 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
 def test_every_option_is_declared_and_its_default_is_one(name: str, option: str) -> None:
     kind = method_class(name)
-    adapter = declared(inspect.unwrap(kind.__init__))[option]
+    adapter = declared(kind)[option]
     default = arguments(kind)[option].default
     assert valid(kind, option, default, adapter) == default
 
@@ -150,7 +151,7 @@ def test_the_words(make: Any, said: str, typed: str) -> None:
     with pytest.raises(OptionError) as refused:
         make()
     assert said in str(refused.value)
-    assert typed in refused.value.typed()
+    assert typed in refused.value.typed("method")
 
 
 # --- methods of a user's own ------------------------------------------------------------------------------------------
