@@ -13,7 +13,8 @@ from torch import nn
 
 from skim import backbones
 from skim.engine.adapters import unwrapped, whole_of
-from skim.engine.head import Head, HeadForward
+from skim.engine.forward import HeadForward
+from skim.engine.head import Head
 from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, shortened

@@ -8,21 +8,17 @@ skipped, pooler and head are the model's, and nothing that another forward could
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from skim.engine.inputs import Inputs, check_labels
+from skim.engine.backbone import Backbone
+from skim.engine.inputs import Inputs
 from skim.errors import SkimError
-
-if TYPE_CHECKING:
-    from skim.backbones.base import Backbone
-    from skim.engine.walk import Walk
 
 NEEDED = ("input_ids", "attention_mask", "inputs_embeds")  # what heads look at beside the encoder's output
 PROBED = 3  # sequences and tokens on which a head shows what it reads: first, last, and one that is neither
@@ -203,31 +199,3 @@ def has_rows(output: Any) -> bool:
     """Tell whether an output's ``logits`` have a row for each token."""
     logits = getattr(output, "logits", None)
     return isinstance(logits, Tensor) and logits.dim() == 3
-
-
-class HeadForward:
-    """The forward of a whole compressed model; deleting it from the instance undoes it.
-
-    It looks at the labels before the head does, and gives a method that reads the head its say in the task's loss.
-
-    Args:
-        walk: of the model's encoder.
-    """
-
-    def __init__(self, walk: Walk) -> None:
-        self.walk = walk
-        self.__signature__ = inspect.signature(walk.model.forward)  # by it transformers' Trainer chooses columns
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        walk = self.walk
-        model, method = walk.model, walk.method
-        arguments = self.__signature__.bind(*args, **kwargs).arguments
-        check_labels(arguments, walk.head.per_token)
-        labels = arguments.get("labels")
-        output = type(model).forward(model, *args, **kwargs)
-        if labels is None or not model.training or not method.reads_head:
-            return output
-        if isinstance(output, tuple):
-            return (method.task_loss(output[1], labels, walk.trace), *output[1:])
-        output.loss = method.task_loss(output.logits, labels, walk.trace)
-        return output

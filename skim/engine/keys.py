@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from skim.engine.backbone import Backbone
 from skim.engine.inputs import Inputs
 from skim.engine.packed import PackedTokens
 from skim.engine.tokens import Occupancy, TokenBatch
-
-if TYPE_CHECKING:
-    from skim.backbones.base import Backbone
 
 
 class KeyValues:

@@ -12,13 +12,14 @@ a decision is taken once per step.
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.attention import AttentionMask
+from skim.engine.backbone import Backbone
 from skim.engine.head import Head
 from skim.engine.inputs import INPUTS, Inputs, check_read
 from skim.engine.keys import KeyValues
@@ -32,9 +33,6 @@ from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
 from skim.flops import LayerCost
 from skim.methods.base import Method
-
-if TYPE_CHECKING:
-    from skim.backbones.base import Backbone
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
