@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from skim.errors import SkimError
+from skim.errors import SkimError, message
 from skim.options.settle import settle
 from skim.options.teach import teach
 from skim.options.words import quoted
@@ -137,17 +137,6 @@ def verbatim(argument: str) -> str:
     if name != "text" or not equals or value[:1] in ("'", '"', "["):
         return argument
     return f"text={quoted(value)}"
-
-
-def message(error: BaseException) -> str:
-    """A SkimError's words, also from under the exceptions that Hydra wraps round it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, SkimError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:6])
 
 
 def command() -> str:

@@ -37,3 +37,19 @@ def shortened(text: str) -> str:
     """A value's text on one line of at most 60 characters."""
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's message, at most 300 characters; the error's name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
+
+
+def message(error: BaseException) -> str:
+    """A SkimError's message, also from under the exceptions that Hydra wraps round it; else the first six lines."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SkimError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n".join(lines[:6])

@@ -19,7 +19,7 @@ from torch import nn
 
 from skim import hub
 from skim.compression import compress
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.methods import Method, method_class
 from skim.saving import FORMAT, LEARNED
 
@@ -215,8 +215,3 @@ def restore(module: nn.Module, state: dict[str, torch.Tensor], source: str | Pat
     except RuntimeError as error:
         lines = [line.strip()[:200] for line in str(error).splitlines()[:3]]
         raise SkimError("\n".join([f"{source} does not fit this backbone and method:", *lines])) from None
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]

@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
         case ["list"]:
             show()
         case ["convert", source, target, *preset] if preset[:1] in ([], ["--preset"]) and len(preset) in (0, 2):
-            from skim.published.convert import convert
+            from skim.hub.convert import convert
 
             print(convert(Path(source), Path(target), preset[1] if preset else None))
         case _:

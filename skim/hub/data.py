@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim.errors import SkimError
-from skim.hub.door import first_line, mirror, nowhere, problem_with
+from skim.errors import SkimError, first_line
+from skim.hub.door import mirror, nowhere, problem_with
 
 if TYPE_CHECKING:
     from datasets import Dataset

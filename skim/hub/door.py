@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 
 PROBE_SECONDS = 4.0  # how long the hub may take to say whether it has a name
 
@@ -41,8 +41,3 @@ def problem_with(name: str, kind: str, revision: str | None = None, token: str |
     except Exception as error:  # which HTTP library raises what is the hub client's affair; all of it means "not now"
         return f"cannot be reached ({first_line(error)})"
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, or the error's name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line, message
 from skim.hub.data import SHARD, from_hub, held, lacking, reason
-from skim.hub.door import first_line, mirror, problem_with
+from skim.hub.door import mirror, problem_with
 from skim.hub.models import MODEL_FILES, complete
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -78,8 +78,6 @@ def composing() -> Iterator[None]:
     """Hydra on the config folder, its errors in a few words."""
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-
-    from skim.cli import message
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skim.errors import SkimError
-from skim.hub.door import first_line, mirror, nowhere, problem_with
+from skim.errors import SkimError, first_line
+from skim.hub.door import mirror, nowhere, problem_with
 
 # what transformers needs to load a model without unpickling anything
 MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model")

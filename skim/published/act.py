@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+PRESETS = ("tiny", "small", "base")  # the published models, of 6, 12 and 24 updates
+
 
 def from_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A published ALBERT-ACT checkpoint under transformers' names, and the halting unit under ours.

@@ -10,8 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from skim.cli import message
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError, message, unknown
 from skim.lightning.check import check
 from skim.lightning.looks import curve, depth, metrics, predict, timing, tokens
 from skim.lightning.looks.loaded import load

@@ -17,8 +17,8 @@ import skim
 from skim.errors import SkimError
 from skim.hub import models
 from skim.hub.__main__ import main
+from skim.hub.convert import convert
 from skim.published import tensorflow
-from skim.published.convert import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FUNNEL = json.loads((GOLDEN / "funnel.json").read_text())

@@ -13,13 +13,18 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from skim import hub
+from skim.compression import compress
 from skim.errors import SkimError
+from skim.hub.models import model_path
+from skim.methods import method_class
+from skim.published.act import PRESETS, from_published
 from skim.published.files import described, load, unpickled
 from skim.published.funnel import convert_funnel
+from skim.saving import save_pretrained
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -61,7 +66,7 @@ def folder_of(source: Path) -> Path:
     if source.exists() or not HUB_ID.fullmatch(str(source)):
         raise SkimError(f"{source} is no folder; name one with a published checkpoint, or a model of the hub.")
     try:
-        return Path(hub.model_path(str(source), pickled=True))
+        return Path(model_path(str(source), pickled=True))
     except SkimError as error:
         what, looked = str(error).splitlines()[:2]
         raise SkimError(f"{what}\n{looked}\nName the folder of a downloaded one, or run this with internet.") from None
@@ -71,13 +76,8 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
     """Write a published ALBERT-ACT checkpoint as a model that skim loads with its method."""
     import transformers
 
-    from skim.compression import compress
-    from skim.methods.act import ACT, PUBLISHED
-    from skim.published.act import from_published
-    from skim.saving import save_pretrained
-
-    if preset not in PUBLISHED:
-        raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PUBLISHED)}.")
+    if preset not in PRESETS:
+        raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PRESETS)}.")
     told = described(source / "config.json")
     epsilon = told.pop("act_epsilon", 0.01)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
@@ -93,7 +93,7 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
     backbone, units = from_published(unpickled(files[0]))
     model = getattr(transformers, name)(transformers.AlbertConfig.from_dict({**told, "model_type": "albert"}))
     load(model, backbone, source)
-    method = ACT(preset=preset, epsilon=epsilon)  # type: ignore[arg-type]  # one of PUBLISHED
+    method: Any = method_class("act")(preset=preset, epsilon=epsilon)
     compress(model, method)
     load(method, {"shift": torch.zeros(()), **units}, source)
     save_pretrained(model.eval(), target)
