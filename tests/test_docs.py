@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 import skim
 from skim.cli import settled
@@ -68,7 +69,7 @@ def test_the_site_builds_strictly_and_offline(
         f"{file.relative_to(tmp_path)}: {found}"
         for file in tmp_path.rglob("*.html")
         for found in re.findall(
-            r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+|:(?:math|class|func):`|--8&lt;--',
+            r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+|:(?:math|class|func):`|--8&lt;--|<m[ion]>\\[^<]*',
             file.read_text(encoding="utf-8"),
         )
     }
@@ -206,3 +207,24 @@ def test_numbers_stand_in_results(name: str) -> None:
 
 def test_the_version_is_in_the_changelog() -> None:
     assert f"## {skim.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_workflow_says_what_there_is() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {".venv/.ready"}
+    assert {run.split()[1] for run in runs if run.startswith("make ")} == {"lint", "test", ".venv/.ready"} & targets
+    assert any("python -m skim.demo" in run for run in runs)
+    assert any("mkdocs build --strict" in run for run in runs)
+    pythons = jobs["test"]["strategy"]["matrix"]["python"]
+    lowest, above = re.findall(r"requires-python = \">=3\.(\d+),<3\.(\d+)\"", (ROOT / "pyproject.toml").read_text())[0]
+    assert pythons == [f"3.{lowest}", f"3.{int(above) - 1}"]  # the two ends of what is promised
+
+
+def test_issue_forms_are_read() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    for form in forms:
+        asked = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
+        names = [field["id"] for field in asked]
+        assert len(set(names)) == len(names)
+    assert [form.name for form in forms] == ["bug.yml", "method.yml"]
