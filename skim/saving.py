@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
-import transformers
-from safetensors.torch import save_file
 from torch import nn
 
-from skim.engine.adapters import adapters, unwrapped
+from skim.checkpoint import LEARNED, read_method, restore, write_method
+from skim.engine.adapters import adapters, is_copied, unwrapped
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
-from skim.methods import METHODS, Method
-
-FORMAT = 1  # of skim.json
-LEARNED = "method.safetensors"  # what the method has learned
 
 
 def save_pretrained(model: nn.Module, folder: str | Path) -> None:
@@ -43,46 +36,6 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
     write_method(outer, folder)
 
 
-def write_method(model: Any, folder: str | Path) -> None:
-    """Write the method of a compressed model into the folder where the model lies: two files."""
-    walk, folder = walk_of(model), Path(folder)
-    method = walk.method
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "method": method.name,
-        "options": method.options(),
-        "stage": method.stage,
-        **classes(method, walk.model),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(model, "peft_config"):
-        config = copy.deepcopy(walk.model.config)
-        config.architectures = [type(walk.model).__name__]
-        config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
-        about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
-    try:
-        told = json.dumps(about, indent=2) + "\n"
-    except TypeError as error:
-        raise SkimError(f"{type(method).__name__} has options that no file can hold: {error}.") from None
-    save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, folder / LEARNED)
-    (folder / "skim.json").write_text(told)
-
-
-def classes(method: Method, model: nn.Module) -> dict[str, str]:
-    """Dotted paths of a method's and a model's class, where it is a user's own and not skim's or transformers'."""
-    own = {}
-    if dotted(type(method)) != METHODS.get(method.name):
-        own["class"] = dotted(type(method))
-    if getattr(transformers, type(model).__name__, None) is not type(model):
-        own["model_class"] = dotted(type(model))
-    return own
-
-
-def dotted(kind: type) -> str:
-    """The dotted path of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 class SavePretrained:
     """``save_pretrained`` of a compressed model, as trainers call it: what its class writes, and the method beside.
 
@@ -100,10 +53,27 @@ class SavePretrained:
         return result
 
 
+class LoadAdapter:
+    """``load_adapter`` of a PEFT model whose method stands beside its adapters: it comes with the adapter in use.
+
+    Args:
+        model: a PEFT model around a compressed one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
+        result = type(self.model).load_adapter(self.model, model_id, adapter_name, *args, **kwargs)
+        walk = walk_of(self.model)
+        beside = not is_copied(walk.model._modules["method"])
+        if beside and adapter_name in self.model.active_adapters and (Path(model_id) / "skim.json").is_file():
+            restore(walk.method, read_method(model_id, type(walk.method))[1], Path(model_id) / LEARNED)
+        return result
+
+
 def keep_method(model: nn.Module) -> None:
     """Let the method of a compressed model, or of a PEFT model around one, go where its weights go."""
     vars(model)["save_pretrained"] = SavePretrained(model)
     if hasattr(model, "peft_config"):
-        from skim.integrations.peft import LoadAdapter
-
         vars(model)["load_adapter"] = LoadAdapter(model)

@@ -12,31 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skim.checkpoint import LEARNED, restore
 from skim.compression import compress, walk_of
-from skim.engine.adapters import is_copied
 from skim.errors import SkimError
-from skim.loading import read_method, restore
 from skim.methods import Method
-from skim.saving import LEARNED, keep_method
-
-
-class LoadAdapter:
-    """``load_adapter`` of a PEFT model whose method stands beside its adapters: it comes with the adapter in use.
-
-    Args:
-        model: a PEFT model around a compressed one.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(self, model_id: str, adapter_name: str, *args: Any, **kwargs: Any) -> Any:
-        result = type(self.model).load_adapter(self.model, model_id, adapter_name, *args, **kwargs)
-        walk = walk_of(self.model)
-        beside = not is_copied(walk.model._modules["method"])
-        if beside and adapter_name in self.model.active_adapters and (Path(model_id) / "skim.json").is_file():
-            restore(walk.method, read_method(model_id, type(walk.method))[1], Path(model_id) / LEARNED)
-        return result
+from skim.saving import keep_method
 
 
 def load(

@@ -10,9 +10,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError, first_line, unknown
 from skim.flops import FORMULAS
-from skim.loading import first_line
 from skim.methods import Method
 from skim.options.check import typed
 from skim.options.declared import check_options

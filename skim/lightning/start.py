@@ -10,8 +10,8 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from skim.checkpoint import described, read_method
 from skim.errors import SkimError
-from skim.loading import described, read_method
 from skim.methods import Method
 from skim.methods.ltp import LTP
 from skim.published import ltp as published

@@ -16,17 +16,16 @@ from rich.console import Console
 from torch import Tensor
 
 from skim.benchmark import usable
+from skim.checkpoint import LEARNED, read_method, restore
 from skim.compression import walk_of
 from skim.errors import SkimError
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
-from skim.loading import read_method, restore
 from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.report.heatmap import read
 from skim.report.page import write_page
 from skim.results import write_json
 from skim.resume import recorded
-from skim.saving import LEARNED
 from tasks.base import HOLDOUT
 
 

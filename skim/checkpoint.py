@@ -1,0 +1,174 @@
+"""A method beside its model: ``skim.json`` says which it is, ``method.safetensors`` holds what it has learned."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from skim.engine.walk import walk_of
+from skim.errors import SkimError, first_line
+from skim.methods import METHODS, Method, method_class
+
+FORMAT = 1  # of skim.json
+LEARNED = "method.safetensors"  # what the method has learned
+
+
+def write_method(model: Any, folder: str | Path) -> None:
+    """Write the method of a compressed model into the folder where the model lies: two files."""
+    walk, folder = walk_of(model), Path(folder)
+    method = walk.method
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "method": method.name,
+        "options": method.options(),
+        "stage": method.stage,
+        **classes(method, walk.model),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model, "peft_config"):
+        config = copy.deepcopy(walk.model.config)
+        config.architectures = [type(walk.model).__name__]
+        config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
+        about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
+    try:
+        told = json.dumps(about, indent=2) + "\n"
+    except TypeError as error:
+        raise SkimError(f"{type(method).__name__} has options that no file can hold: {error}.") from None
+    save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, folder / LEARNED)
+    (folder / "skim.json").write_text(told)
+
+
+def classes(method: Method, model: nn.Module) -> dict[str, str]:
+    """Dotted paths of a method's and a model's class, where it is a user's own and not skim's or transformers'."""
+    own = {}
+    if dotted(type(method)) != METHODS.get(method.name):
+        own["class"] = dotted(type(method))
+    if getattr(transformers, type(model).__name__, None) is not type(model):
+        own["model_class"] = dotted(type(model))
+    return own
+
+
+def dotted(kind: type) -> str:
+    """The dotted path of a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def read_method(
+    folder: str | Path, given: type[Method] | None = None, trust_modules: Sequence[str] = ()
+) -> tuple[Method, dict[str, torch.Tensor]]:
+    """The method that was saved, not yet built, and its state.
+
+    Args:
+        folder: what :func:`skim.save_pretrained` wrote.
+        given: the method's class, if the caller has it.
+        trust_modules: modules from which it may be imported.
+    """
+    folder = Path(folder)
+    about = described(folder)
+    kind = class_of_method(folder, about, given, trust_modules)
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in about["options"].items()}
+    try:
+        method = kind(**options)
+        if about.get("stage"):
+            method.enter(about["stage"])
+    except SkimError as error:
+        raise SkimError(f"{folder}/skim.json: {error}") from error
+    file = folder / LEARNED
+    try:
+        return method, load_file(file)
+    except (OSError, SafetensorError) as error:
+        what = first_line(error) if file.is_file() else "it is not there"
+        raise SkimError(f"{file}, what the method learned, cannot be read: {what}. Save the model again.") from error
+
+
+def described(folder: Path) -> dict[str, Any]:
+    """Read ``skim.json`` and check its entries."""
+    file = folder / "skim.json"
+    if not file.is_file():
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = "\nPEFT wrote an adapter there and nothing beside it: save with skim.save_pretrained(model, folder)."
+        raise SkimError(f"{folder} holds no compressed model: there is no skim.json in it.{hint}")
+    about = parsed(file)
+    if about.get("format") != FORMAT:
+        raise SkimError(f"{file} has format {about.get('format')}; this version of skim reads {FORMAT}.")
+    kinds = {"method": str, "options": dict, "stage": str, "class": str, "model_class": str, "adapters": dict}
+    for key, kind in kinds.items():
+        if (key in about or key in ("method", "options")) and not isinstance(about.get(key), kind):
+            raise SkimError(f"{file} is damaged: '{key}' is {json.dumps(about.get(key))[:60]}. Save the model again.")
+    return about
+
+
+def parsed(file: Path) -> dict[str, Any]:
+    """A JSON file that holds a mapping."""
+    try:
+        about = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SkimError(f"{file} cannot be read: {first_line(error)}. Save the model again.") from error
+    if not isinstance(about, dict):
+        raise SkimError(f"{file} is damaged: it holds no mapping. Save the model again.")
+    return about
+
+
+def class_of_method(
+    folder: Path, about: dict[str, Any], given: type[Method] | None, trust_modules: Sequence[str]
+) -> type[Method]:
+    """The method's class: skim's own by its name, a user's if the caller gives it or allows its module."""
+    name, own = about["method"], about.get("class")
+    if given is not None:
+        if not (isinstance(given, type) and issubclass(given, Method)):
+            raise SkimError(f"method={given!r} is no class of a method; name the class, such as method=First.")
+        if given.name != name:
+            raise SkimError(f"{folder} holds method '{name}', and method={given.__name__} is '{given.name}'.")
+        return given
+    if own is None:
+        return method_class(name)
+    kind = allowed(own, f"{folder} holds a method of your own, {own}", "method", trust_modules)
+    if not issubclass(kind, Method):
+        raise SkimError(f"{own}, of which {folder} holds one, is no method.")
+    return kind
+
+
+def allowed(dotted: str, what: str, argument: str, trust_modules: Sequence[str]) -> Any:
+    """Import a class of a user's own; a SkimError with what to pass if it is not allowed, or not there."""
+    module, _, name = dotted.rpartition(".")
+    trusted = ("skim", "transformers", *((trust_modules,) if isinstance(trust_modules, str) else trust_modules))
+    if not any(module == one or module.startswith(f"{one}.") for one in trusted):
+        raise SkimError(
+            f"{what}, which is not imported unless you say so.\nPass {argument}={name} (the class), or "
+            f"trust_modules=({module!r},) if you trust that module's code."
+        )
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise SkimError(
+            f"{what}, and it cannot be imported: {first_line(error)}.\nPass {argument}=<the class>."
+        ) from error
+    if not isinstance(found, type):
+        raise SkimError(f"{what}, and that is no class.")
+    return found
+
+
+def restore(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Load weights that must fit exactly; a SkimError in a few lines if they are of another model or method.
+
+    Args:
+        module: a method, or a whole model with its own.
+        state: of it.
+        source: the file that they are from.
+    """
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip()[:200] for line in str(error).splitlines()[:3]]
+        raise SkimError("\n".join([f"{source} does not fit this backbone and method:", *lines])) from None
