@@ -12,6 +12,23 @@ transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--laws=full`` runs the laws over every method on every family, and on a GPU if there is one."""
+    parser.addoption("--laws", choices=["default", "full"], default="default", help="how many pairs the laws run over")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks of this project."""
+    config.addinivalue_line("markers", "where(tells, heads=False): the cases of tests/laws that a law holds for")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test that takes a ``device`` every one that there is; without ``--laws=full`` that is the CPU."""
+    if "device" in metafunc.fixturenames:
+        cuda = metafunc.config.getoption("laws") == "full" and torch.cuda.is_available()
+        metafunc.parametrize("device", ["cpu", "cuda"] if cuda else ["cpu"])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that train for long come first, so that no worker is left with one when the others are done."""
     long = {name: place for place, name in enumerate(LONGEST)}
@@ -21,9 +38,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
-def device(request: pytest.FixtureRequest) -> str:
-    """Every device that there is."""
-    return request.param

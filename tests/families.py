@@ -1,7 +1,8 @@
-"""The table of families and heads that the laws run over, and tiny random models of each."""
+"""The table of backbone families and heads that the laws run over, tiny random models of each, and batches for them."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +34,11 @@ class Family:
 
     Attributes:
         config: name of the transformers config class.
-        options: what makes the tiny config exercise the family's peculiarities.
-        packs: whether it runs packed as well.
-        token_types: how many token types it takes; 0 for none.
-        left: whether it is padded on the left.
-        checkpoints: whether transformers can checkpoint its gradients.
+        options: options of the tiny config that exercise the family's peculiarities.
+        packs: True if it runs packed as well.
+        token_types: number of token types it takes; 0 for none.
+        left: True if it is padded on the left.
+        checkpoints: True if transformers can checkpoint its gradients.
         gain: size of its random weights; smaller for a family without norms, whose states would explode.
     """
 
@@ -51,7 +52,7 @@ class Family:
 
     @property
     def executions(self) -> tuple[str, ...]:
-        """Every way to run it."""
+        """Executions that the family has."""
         return ("masked", "packed", "narrowed") if self.packs else ("masked", "narrowed")
 
 
@@ -77,6 +78,11 @@ FAMILIES = {
     "albert": Family(
         "AlbertConfig",
         options={"embedding_size": 16, "num_hidden_groups": 2, "num_hidden_layers": 2, "inner_group_num": 2},
+        checkpoints=False,
+    ),
+    "albert-shared": Family(  # one layer for all, as it is published
+        "AlbertConfig",
+        options={"embedding_size": 16, "num_hidden_groups": 1, "num_hidden_layers": 5, "inner_group_num": 1},
         checkpoints=False,
     ),
     "mobilebert": Family(
@@ -123,7 +129,7 @@ HEADS = {
 
 
 def config_of(name: str, **options: Any) -> Any:
-    """The tiny config of a family, without dropout."""
+    """Build the tiny config of a family, without dropout."""
     family = FAMILIES[name]
     sizes = {k: v for k, v in {**SIZES, **family.options, **options}.items() if v is not None}
     config = getattr(transformers, family.config)(**sizes)
@@ -134,7 +140,7 @@ def config_of(name: str, **options: Any) -> Any:
 
 
 def has(name: str, head: str) -> bool:
-    """Whether transformers has this head for this family."""
+    """Tell whether transformers has this head for this family."""
     return type(config_of(name)) in getattr(transformers, HEADS[head][0])._model_mapping
 
 
@@ -142,7 +148,7 @@ PAIRS = [(name, head) for name in FAMILIES for head in HEADS if has(name, head)]
 
 
 def plain(name: str, head: str = "classification", seed: int = 0, **options: Any) -> nn.Module:
-    """A tiny Hugging Face model whose every weight matters, in evaluation mode."""
+    """Build a tiny Hugging Face model whose every weight matters, in evaluation mode."""
     auto, sizes = HEADS[head]
     config = config_of(name, **sizes, **options)
     model = getattr(transformers, auto).from_config(config, dtype=torch.float32)
@@ -152,7 +158,7 @@ def plain(name: str, head: str = "classification", seed: int = 0, **options: Any
 
 @torch.no_grad()
 def enliven(module: nn.Module, seed: int, gain: float = 1.2) -> None:
-    """Weights of a size at which attention is not flat; biases and norms away from 0 and 1. Padding rows stay 0."""
+    """Draw weights at which attention is not flat, biases and norms away from 0 and 1. Padding rows stay 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -166,7 +172,7 @@ def enliven(module: nn.Module, seed: int, gain: float = 1.2) -> None:
 
 
 def batch_of(name: str, lengths: tuple[int, ...] = (13, 9, 6, 11), width: int | None = None, seed: int = 0) -> dict:
-    """Random inputs, ``(B, N)``, with the family's padding; sequence b depends on ``seed`` and its own length only."""
+    """Draw inputs ``(B, N)`` with the family's padding; sequence b depends on ``seed`` and its own length only."""
     family = FAMILIES[name]
     width = max(lengths) if width is None else width
     ids = torch.full((len(lengths), width), PAD)
@@ -184,8 +190,53 @@ def batch_of(name: str, lengths: tuple[int, ...] = (13, 9, 6, 11), width: int | 
     return batch | ({"token_type_ids": types} if family.token_types else {})
 
 
+def any_mask(name: str, seed: int, reads: str | None = None, rows: int = 4) -> dict[str, Tensor]:
+    """Draw a batch ``(B, N)`` whose mask is of every kind: pads on both sides, holes, and a row of nothing.
+
+    Args:
+        name: the family.
+        seed: of lengths, pads, holes and the place of the empty row.
+        reads: the position that the head reads, ``first`` or ``last``: a token stands there in each row that has any.
+            ``None`` or ``every``: pads may stand there.
+        rows: rows that have a token, 6 to 13 of them and never as many; at most 4, and B is one more.
+    """
+    draw = random.Random(seed)
+    lengths = [6 + 2 * step + draw.randint(0, 1) for step in draw.sample(range(4), rows)]
+    lengths.insert(draw.randrange(rows + 1), 0)
+    full = batch_of(name, tuple(lengths), seed=seed)
+    width = max(lengths) + 3
+    pads = {"input_ids": PAD}
+    batch = {key: torch.full((len(lengths), width), pads.get(key, 0)) for key in full}
+    for row, length in enumerate(lengths):
+        first = {"first": 0, "last": width - length}.get(reads or "", draw.randint(0, width - length))
+        for key, value in full.items():
+            batch[key][row, first : first + length] = value[row][full["attention_mask"][row].bool()]
+        for hole in range(first + 1, first + length - 1):  # the ends stay, where heads read
+            if length > 7 and draw.random() < 0.2:
+                batch["attention_mask"][row, hole] = 0
+    return batch
+
+
+def rows_of(name: str, batch: dict[str, Tensor], rows: list[int], pads: int | None = None) -> dict[str, Tensor]:
+    """Take some rows of a batch, in this order, with so many pads more on the family's side; ``None``: none at all.
+
+    Positions do not change, if the family has any: pads in front of its tokens stay, where it is padded behind.
+    """
+    some = {key: value[rows] for key, value in batch.items()}
+    there = some["attention_mask"].any(0).nonzero().flatten()
+    first, last = (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 1)
+    left = FAMILIES[name].left
+    for key, value in some.items():
+        if pads is None:
+            some[key] = value[:, first:] if left else value[:, :last]
+        else:
+            more = value.new_full((len(value), pads), PAD if key == "input_ids" else 0)
+            some[key] = torch.cat([more, value] if left else [value, more], 1)
+    return some
+
+
 def labels_of(head: str, batch: dict) -> dict[str, Tensor]:
-    """Targets for a head's own loss."""
+    """Make targets for a head's own loss."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     rows = len(ids)
     if head == "classification":

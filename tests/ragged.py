@@ -1,11 +1,10 @@
-"""Methods whose decisions really differ from sequence to sequence, and how to compare what came out."""
+"""Compressed models whose decisions really differ from sequence to sequence, and comparisons of what came out."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,93 +13,52 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import skim
 from skim.engine.inputs import Inputs
-from skim.engine.tokens import Occupancy, TokenBatch
+from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.methods import Method
-from skim.methods.ltp import LTP
-from skim.methods.pruning import Pruner
-from skim.methods.threshold import Manual, Relative, Rising
-from skim.methods.topk import TopK
-from skim.methods.transkimmer import Transkimmer
-from tests.families import enliven
 
-# The methods that prune by received attention, with each way to divide the scores.
-PRUNERS: dict[str, Callable[[], Pruner]] = {
-    "ltp": lambda: LTP(final_token_threshold=0.05, score_norm="length"),
-    "ltp_alive": lambda: LTP(final_token_threshold=0.1, score_norm="alive"),
-    "ltp_manual": lambda: Manual(final_token_threshold=0.15 * 10 / 128),
-    "ltp_manual_padded": lambda: Manual(final_token_threshold=0.12, score_norm="padded"),
-    "ltp_relative": lambda: Relative(token_threshold=0.3),
-    "ltp_rising": lambda: Rising(final_token_threshold=0.5),
-    "topk": lambda: TopK(token_keep_rate=0.37, start=1),
-}
-SHIFTS = (0.0, *(sign * 0.07 * step for step in range(1, 13) for sign in (1, -1)))
-QUERIES = re.compile(r"(query|query_proj|q_proj|q_lin|Wqkv|attn\.q)(\.weight)?$")  # XLNet's are long enough
+if TYPE_CHECKING:
+    from tests.methods.table import Row
+
+ATTEMPTS = 600
 
 
-def transkimmer(model: nn.Module, batch: dict, **options) -> nn.Module:
-    """A compressed copy of ``model`` whose random predictors drop different numbers of tokens in each sequence.
+def ragged(model: nn.Module, batch: dict[str, Tensor], row: Row) -> nn.Module:
+    """Compress a copy of ``model`` by a method whose decisions differ from sequence to sequence of ``batch``.
 
-    Predictors are drawn anew until at least two layers retire tokens, no sequence keeps all of them, no two layers keep
-    the same, and the survivors differ in number: without that, none of the laws would test anything.
+    The row of the table draws what decides, again and again, until decisions are ragged and none hangs on rounding:
+    without that, none of the laws would test anything. In evaluation mode.
     """
-    compressed = skim.compress(copy.deepcopy(model), Transkimmer(**options)).eval()
-    first = next(compressed.parameters())
-    for seed in range(200):
-        enliven(compressed.method, seed)
-        for net in compressed.method.predictors.values():
-            net[4].weight.data *= 4
-            net[4].bias.data += torch.tensor([-0.6, 0.6]).to(first)
-        with torch.no_grad(), skim.execution(compressed, "masked"):
-            compressed(**batch)
-        if is_ragged(compressed.trace.counts(), compressed.trace.lengths):
+    compressed = skim.compress(copy.deepcopy(model), row.make()).eval()
+    for attempt in range(ATTEMPTS):
+        row.draw(compressed, batch, attempt)
+        if row.is_ragged(ran(compressed, batch)) and is_steady(compressed, batch):
             return compressed
-    raise AssertionError("no seed in 200 gave ragged drops")
+    raise AssertionError(f"{ATTEMPTS} draws, and no decision was ragged")
 
 
-def pruner(model: nn.Module, batch: dict, name: str) -> nn.Module:
-    """A compressed copy of ``model`` that prunes different numbers of tokens in each sequence, by one of PRUNERS.
-
-    Its queries are made longer, because random attention is too flat for a threshold to tell tokens apart (MobileBERT's
-    most of all). Shifts are tried until drops are ragged and no decision hangs on rounding. LTP has learned something:
-    its thresholds are off the ramp, and the first layer's is not zero.
-    """
-    for sharper in (3, 30, 100):
-        method = PRUNERS[name]()
-        compressed = skim.compress(copy.deepcopy(model), method).eval()
-        for part, parameter in compressed.named_parameters():
-            if QUERIES.search(part):
-                parameter.data *= sharper
-        if isinstance(method, LTP):
-            method.delta.data.copy_(torch.linspace(0.8, 0.4, len(method.delta)) * method.final_token_threshold)
-        for shift in SHIFTS:
-            method.shift.fill_(shift)
-            with torch.no_grad(), skim.execution(compressed, "masked"), Borders(method) as borders:
-                compressed(**batch)
-            if borders.clear and is_ragged(entering(compressed.trace), compressed.trace.lengths):
-                return compressed
-    raise AssertionError("no shift gave ragged drops")
+@torch.no_grad()
+def ran(compressed: nn.Module, batch: dict[str, Tensor]) -> Trace:
+    """Run a batch masked; the trace of it."""
+    with skim.execution(compressed, "masked"):
+        compressed(**batch)
+    return compressed.trace
 
 
-class Borders:
-    """Watches a pruner's decisions: ``clear`` unless one would change with its score by a ``margin`` (relative)."""
-
-    def __init__(self, method: Pruner, margin: float = 1e-4) -> None:
-        self.method, self.margin, self.clear = method, margin, True
-
-    def __enter__(self) -> Borders:
-        self.rule, self.method.keep = self.method.keep, self.keep  # type: ignore[method-assign]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        del self.method.keep
-
-    def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        kept = self.rule(i, score, occupancy)
-        nearer = torch.where(kept, score * (1 - self.margin), score * (1 + self.margin))
-        largest = score >= occupancy.spread(occupancy.largest(score))  # what others are compared with stays
-        self.clear &= torch.equal(self.rule(i, torch.where(largest, score, nearer), occupancy), kept)
-        return kept
+@torch.no_grad()
+def is_steady(compressed: nn.Module, batch: dict[str, Tensor], by: float = 3e-5) -> bool:
+    """Tell whether every decision stays the same if all weights change a bit, by more than rounding ever does."""
+    wanted = compressed.trace
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        other = copy.deepcopy(compressed)
+        for parameter in other.parameters():
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.mul_(1 + by * noise)
+        found = ran(other, batch)
+        if not torch.equal(found.alive(), wanted.alive()) or not torch.equal(entering(found), entering(wanted)):
+            return False
+    return True
 
 
 class Scripted(Method):
@@ -123,12 +81,12 @@ class Scripted(Method):
 
 
 def entering(trace: Trace) -> Tensor:
-    """Tokens entering each layer's attention, and at last the last feed-forward, ``(L + 1, B)``."""
+    """Count tokens entering each layer's attention, and at last the last feed-forward, ``(L + 1, B)``."""
     return torch.cat([trace.counts(), trace.layers[-1].feeding.counts()[None]])
 
 
 def is_ragged(counts: Tensor, lengths: Tensor) -> bool:
-    """Whether the tokens entering each layer, ``(L, B)``, fall in several layers and end up different."""
+    """Tell whether the tokens entering each layer, ``(L, B)``, fall in several layers and end up different."""
     totals = counts.sum(1)
     falls = (totals.diff() < 0).sum() >= min(2, len(totals) - 1)
     some = lengths > 0
@@ -136,13 +94,13 @@ def is_ragged(counts: Tensor, lengths: Tensor) -> bool:
     return bool(falls and (left < lengths[some]).any() and len(left.unique()) > 1 and left.min() > 1)
 
 
-def logits_of(output) -> dict[str, Tensor]:
-    """A head's outputs by name, losses left out."""
+def logits_of(output: Any) -> dict[str, Tensor]:
+    """Pick a head's outputs by name, losses left out."""
     return {name: value for name, value in output.items() if name.endswith("logits")}
 
 
 def on_real(value: Tensor, mask: Tensor) -> Tensor:
-    """``value`` with whatever stands on pads set to zero; values per sequence as they are."""
+    """Set whatever stands on pads to zero; values per sequence stay as they are."""
     if value.shape[:2] != mask.shape:
         return value
     return value * mask.view(*mask.shape, *[1] * (value.dim() - 2)).to(value)
@@ -173,6 +131,7 @@ def assert_flops(compressed: nn.Module, batch: dict) -> None:
 
 
 def count(run: Callable[[], Any]) -> tuple[Any, int]:
+    """Run something and count its FLOPs by torch's counter."""
     with FlopCounterMode(display=False) as counter:
         result = run()
     return result, counter.get_total_flops()

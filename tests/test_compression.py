@@ -130,3 +130,25 @@ def test_a_part_of_a_model_is_none() -> None:
     model = plain("bert")
     with pytest.raises(skim.SkimError, match="BertEncoder is a part of a transformers model"):
         skim.compress(model.bert.encoder, "dense")
+
+
+def test_compressing_around_or_inside_a_compressed_model_is_refused() -> None:
+    inner = plain("bert")
+    skim.compress(inner.bert, "dense")
+    with pytest.raises(skim.SkimError, match="already, by itself"):
+        skim.compress(inner, "topk")
+    outer = skim.compress(plain("bert"), "dense")
+    with pytest.raises(skim.SkimError, match="already"):
+        skim.compress(outer.bert, "topk")
+    other = plain("bert", "tokens")
+    other.bert = outer.bert
+    with pytest.raises(skim.SkimError, match="under another head"):
+        skim.compress(other, "topk")
+    layers = plain("bert")
+    layers.bert.encoder = outer.bert.encoder
+    with pytest.raises(skim.SkimError, match="under another head"):
+        skim.compress(layers, "dense")
+    with torch.no_grad():
+        wanted = outer(**batch_of("bert")).logits
+        skim.decompress(outer)
+        assert_same(skim.compress(outer, "dense")(**batch_of("bert")).logits, wanted)

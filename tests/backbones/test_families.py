@@ -12,7 +12,8 @@ import skim
 from skim import backbones
 from skim.methods.transkimmer import Transkimmer
 from tests.families import FAMILIES, batch_of, config_of, plain
-from tests.ragged import assert_same, transkimmer
+from tests.methods.table import METHODS
+from tests.ragged import assert_same, ragged
 
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -60,7 +61,7 @@ def test_position_ids(family: str) -> None:
 def test_position_ids_when_tokens_leave(family: str) -> None:
     """Rotations go by the given ids of whoever is left."""
     model, batch = plain(family, "tokens"), batch_of(family)
-    compressed = transkimmer(model, batch)
+    compressed = ragged(model, batch, METHODS["transkimmer"])
     batch["position_ids"] = torch.arange(batch["input_ids"].shape[1]).flip(0)[None] * 3
     outputs = []
     for execution in FAMILIES[family].executions:
@@ -94,7 +95,7 @@ def test_training_without_drops_gives_the_plain_gradients(family: str) -> None:
 def test_paper_preset(family: str) -> None:
     """The mask after the softmax works wherever the one inside does, differs from it, and runs masked only."""
     model, batch = plain(family, "tokens"), batch_of(family)
-    inside = transkimmer(model, batch)
+    inside = ragged(model, batch, METHODS["transkimmer"])
     after = skim.compress(copy.deepcopy(model), Transkimmer(preset="paper", eval_noise=False)).eval()
     after.method.load_state_dict(inside.method.state_dict())
     with torch.no_grad(), skim.execution(inside, "masked"):

@@ -13,7 +13,8 @@ from skim import backbones
 from skim.errors import SkimError
 from tests.backbones.test_funnel import model_of as funnel_of
 from tests.families import FAMILIES, batch_of, enliven, plain
-from tests.ragged import assert_flops, assert_same, count, transkimmer
+from tests.methods.table import METHODS
+from tests.ragged import assert_flops, assert_same, count, ragged
 
 LINEAR = {
     "bert": ["query", "value", "intermediate.dense"],
@@ -89,7 +90,7 @@ def test_5_flops_of_adapters_on_every_map_of_every_family(family: str, kind: str
 @pytest.mark.parametrize("family", LINEAR)
 def test_laws_2_and_5_in_ragged_batches(family: str) -> None:
     model, batch = plain(family), batch_of(family)
-    compressed = transkimmer(model, batch)
+    compressed = ragged(model, batch, METHODS["transkimmer"])
     outer = adapted(compressed, "lora", family)
     outputs, kept = {}, {}
     with torch.no_grad():

@@ -15,7 +15,8 @@ import skim
 from skim.backbones.bert import Bert
 from skim.methods.transkimmer import Transkimmer
 from tests.families import FAMILIES, SEP, batch_of, config_of, labels_of, plain
-from tests.ragged import Scripted, assert_same, is_ragged, transkimmer
+from tests.methods.table import METHODS
+from tests.ragged import Scripted, assert_same, is_ragged, ragged
 
 BATCH = batch_of("bert")
 LABELS = labels_of("classification", BATCH)
@@ -120,7 +121,7 @@ def test_a_base_model_without_a_head() -> None:
 
 def test_a_deep_copy_is_independent() -> None:
     """Also right after a training step, whose trace holds a graph that cannot be copied."""
-    model = transkimmer(plain("bert"), BATCH)
+    model = ragged(plain("bert"), BATCH, METHODS["transkimmer"])
     with torch.no_grad():
         wanted = model(**BATCH).logits
     model.train()(**BATCH, **LABELS).loss.backward()
@@ -139,7 +140,7 @@ def test_a_deep_copy_is_independent() -> None:
 
 
 def test_a_compressed_model_can_be_pickled() -> None:
-    model = transkimmer(plain("bert"), BATCH)
+    model = ragged(plain("bert"), BATCH, METHODS["transkimmer"])
     with torch.no_grad():
         wanted = model(**BATCH, output_hidden_states=True).logits
         again = pickle.loads(pickle.dumps(model))
@@ -258,7 +259,7 @@ def test_auto_trains_masked_only_where_decisions_learn() -> None:
 def test_gradient_checkpointing_takes_each_decision_once_and_gives_the_same_gradients(family: str) -> None:
     batch = batch_of(family)
     inputs = batch | labels_of("tokens", batch)
-    start = transkimmer(plain(family, "tokens"), batch)
+    start = ragged(plain(family, "tokens"), batch, METHODS["transkimmer"])
     asked = []
 
     def step(model: nn.Module) -> dict[str, Tensor]:
@@ -303,7 +304,7 @@ def test_bfloat16_autocast(family: str) -> None:
     for execution in FAMILIES[family].executions:
         with skim.execution(compressed, execution):
             assert error(compressed) < 1.5 * theirs + 1e-3, execution
-    learning = transkimmer(model, batch).train()
+    learning = ragged(model, batch, METHODS["transkimmer"]).train()
     with torch.autocast("cpu", torch.bfloat16):
         loss = learning(**batch, **labels_of("tokens", batch)).loss
     loss.backward()
@@ -325,3 +326,18 @@ def test_attention_dropout_is_the_familys(family: str) -> None:
         assert (one - other).abs().max() > 1e-3, execution
         one, other = (compressed.eval()(**batch).logits for _ in range(2))
         assert torch.equal(one, other), execution
+
+
+def test_reentrant_checkpointing_is_refused_where_gradients_pass_through_masks() -> None:
+    batch = batch_of("bert")
+    inputs = batch | labels_of("classification", batch)
+    for method, learns in ((skim.Transkimmer(), True), (skim.TopK(start=1), False)):
+        model = skim.compress(plain("bert"), method).train()
+        wanted = torch.autograd.grad(model(**inputs).loss, model.bert.embeddings.LayerNorm.weight)[0]
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        if learns:
+            with pytest.raises(skim.SkimError, match="'use_reentrant': False"):
+                model(**inputs)
+        else:
+            model(**inputs).loss.backward()
+            assert_same(model.bert.embeddings.LayerNorm.weight.grad, wanted)

@@ -17,7 +17,8 @@ from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.lightning.stages import Plan, Stage
 from tests.families import batch_of, plain
-from tests.ragged import assert_same, transkimmer
+from tests.methods.table import METHODS
+from tests.ragged import assert_same, ragged
 from tests.runs import on_two_ranks, small, watched_by
 
 QUIET = ["backbone.overrides.hidden_dropout_prob=0", "callbacks.log_every=1"]
@@ -97,7 +98,7 @@ def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:
 @pytest.mark.parametrize("family", ["bert", "mpnet"])
 def test_uncompressed_is_the_plain_model_and_compressed_again_after(family: str) -> None:
     model, batch = plain(family), batch_of(family)
-    compressed = transkimmer(model, batch)
+    compressed = ragged(model, batch, METHODS["transkimmer"])
     with torch.no_grad():
         before = compressed(**batch).logits
         flops = compressed.trace.relative_flops()

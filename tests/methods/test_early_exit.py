@@ -25,9 +25,9 @@ from skim.methods.early_exit import (
     truncated_geometric,
     unchanged,
 )
-from tests.engine.test_laws_exit import depths, exiting
 from tests.families import LAYERS, batch_of, labels_of, plain
-from tests.ragged import assert_same
+from tests.methods.table import METHODS, depths
+from tests.ragged import assert_same, ragged
 from tests.runs import looking, small
 
 # ---- the rules, by hand ----
@@ -84,6 +84,12 @@ def test_patience_counts_layers_in_a_row(patience: int, left: list[int]) -> None
 
 
 # ---- exits ----
+
+
+def exiting(family: str, halting: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a model whose sequences leave at different layers, and the batch on which they do."""
+    batch = batch_of(family)
+    return ragged(plain(family), batch, METHODS[f"exit_{halting}"]), batch
 
 
 def truncated(model: nn.Module, layers: int) -> nn.Module:

@@ -29,7 +29,8 @@ from tasks.data import cells
 from tasks.data.answers import READER
 from tasks.data.files import problems, read
 from tasks.question_answering import QuestionAnswering
-from tests.ragged import pruner, transkimmer
+from tests.methods.table import METHODS
+from tests.ragged import ragged
 from tests.runs import composed
 from tests.tasks.samples import STORY, asked, squad_json
 
@@ -459,7 +460,7 @@ def test_retired_tokens_have_scores_too(tmp_path: Path, method: str) -> None:
     batch = list(task.val_dataloader())[-1]
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     assert not inputs["attention_mask"].all()
-    compressed = transkimmer(model, inputs) if method == "transkimmer" else pruner(model, inputs, method)
+    compressed = ragged(model, inputs, METHODS[method])
     said, logits = {}, {}
     with torch.no_grad():
         for execution in ("masked", "packed"):

@@ -1,0 +1,143 @@
+"""The pairs of methods and families that the laws run over.
+
+By default all methods on three families, all families with two methods, and every head with one; ``--laws=full`` is the
+whole product, on every device that there is.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import zlib
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+import skim
+from tests.families import FAMILIES, HEADS, any_mask, has, labels_of, plain
+from tests.methods.table import METHODS, Row
+from tests.ragged import ragged
+
+# packed with plain attention; narrowed, with an attention that cannot be handed a function; rotary and windowed
+THREE = ("bert", "deberta-v3", "modernbert")
+# the families have one half of a layer each, and scores; then keys and values for rows that others look at
+TWO = ("ltp", "act_gate")
+INSTEAD = "funnel"  # of the second, where rows cannot look at other rows
+EVERY_HEAD = "transkimmer"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method of the table on a family of the table, under a head.
+
+    Attributes:
+        method: its name in the table.
+        family: likewise.
+        head: likewise.
+    """
+
+    method: str
+    family: str
+    head: str
+
+    def __str__(self) -> str:
+        return "-".join((self.method, self.family, self.head))
+
+    @property
+    def row(self) -> Row:
+        """The method's row of the table."""
+        return METHODS[self.method]
+
+    @property
+    def executions(self) -> tuple[str, ...]:
+        """Ways to run it, masked first and then as it runs in inference."""
+        return tuple(e for e in FAMILIES[self.family].executions if e != "narrowed" or self.row.narrows)
+
+    @property
+    def seed(self) -> int:
+        """Seed of its batch; another for each case, so that masks of every kind come up."""
+        return zlib.crc32(str(self).encode()) % 1000
+
+    @property
+    def applies(self) -> bool:
+        """True if the family has the head and what the method needs."""
+        per_sequence = self.head in ("classification", "regression")
+        return (
+            has(self.family, self.head)
+            and (per_sequence or not self.row.reads_head)
+            and (looks_apart(self.family) or not self.row.apart)
+        )
+
+    def batch(self, device: str = "cpu") -> dict[str, Tensor]:
+        """Inputs ``(B, N)`` with pads on either side, holes and an empty row."""
+        batch = any_mask(self.family, self.seed, reads(self.family, self.head))
+        return {name: value.to(device) for name, value in batch.items()}
+
+    def some(self, batch: dict[str, Tensor], pools_only: bool = False) -> dict[str, Tensor]:
+        """The rows that have a token; ``pools_only``: unless the head takes a row of nothing."""
+        if pools_only and not self.pools:
+            return batch
+        there = batch["attention_mask"].bool().any(1)
+        return {name: value[there] for name, value in batch.items()}
+
+    def labelled(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The same with targets for the head's loss."""
+        labels = labels_of(self.head, {name: value.cpu() for name, value in batch.items()})
+        return batch | {name: value.to(batch["input_ids"].device) for name, value in labels.items()}
+
+    def compressed(self, device: str = "cpu") -> nn.Module:
+        """A model in evaluation mode whose decisions are ragged on :meth:`batch`."""
+        return copy.deepcopy(_ragged(self)).to(device)
+
+    @property
+    def pools(self) -> bool:
+        """True if the head averages over the tokens: of none that is not a number, in transformers too."""
+        return self.head in ("classification", "regression") and reads(self.family, self.head) is None
+
+
+@functools.cache
+def _ragged(case: Case) -> nn.Module:
+    return ragged(plain(case.family, case.head), case.batch(), case.row)
+
+
+@functools.cache
+def _dense(family: str, head: str) -> nn.Module:
+    return skim.compress(plain(family, head), "dense")
+
+
+def reads(family: str, head: str) -> str | None:
+    """Find the position that a head reads, as a compressed model knows it."""
+    return _dense(family, head).skim_walk.head.reads
+
+
+def looks_apart(family: str) -> bool:
+    """Tell whether rows of a family can look at other rows than themselves."""
+    return _dense(family, usual(family, False)).skim_walk.backbone.looks_apart
+
+
+def usual(family: str, reads_head: bool) -> str:
+    """Choose the head that reads every token, where the family has one and the method does not need another."""
+    return "tokens" if has(family, "tokens") and not reads_head else "classification"
+
+
+def pairs(full: bool) -> list[tuple[str, str]]:
+    """Pair methods with families; those that cannot be are among them."""
+    if full:
+        return [(method, family) for family in FAMILIES for method in METHODS]
+    three = [(method, family) for method, row in METHODS.items() for family in (*THREE, *row.also)]
+    two = [(method, family) for family in FAMILIES for method in TWO]
+    instead = [(INSTEAD, family) for family in FAMILIES if not looks_apart(family)]
+    return list(dict.fromkeys([*three, *two, *instead]))
+
+
+def cases(full: bool = False, heads: bool = False) -> list[Case]:
+    """List the cases of a law.
+
+    Args:
+        full: the whole product.
+        heads: one method under every head, as well.
+    """
+    found = [Case(method, family, usual(family, METHODS[method].reads_head)) for method, family in pairs(full)]
+    if heads:
+        found += [Case(EVERY_HEAD, family, head) for family in FAMILIES for head in HEADS]
+    return [case for case in dict.fromkeys(found) if case.applies]

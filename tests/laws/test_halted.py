@@ -1,0 +1,108 @@
+"""Halted tokens on whole models: they cost nothing, they are looked at, and every execution counts them alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import skim
+from skim.engine.tokens import TokenBatch
+from skim.errors import SkimError
+from skim.methods.act import ACT
+from tests.families import rows_of
+from tests.laws.cases import Case
+from tests.ragged import assert_flops, assert_same
+
+halting = pytest.mark.where(lambda case: isinstance(case.row.make(), ACT))
+gated = pytest.mark.where(lambda case: case.method == "act_gate")
+
+
+@halting
+def test_2_every_execution_updates_alike(case: Case, device: str) -> None:
+    compressed, batch = case.compressed(device), case.batch(device)
+    carried = []
+    for execution in case.executions:
+        with torch.no_grad(), skim.execution(compressed, execution):
+            compressed(**batch)
+        carried.append(compressed.trace.carry)
+    for field in ("probability", "updates", "remainders"):
+        one, other = (getattr(carry, field) for carry in carried)
+        assert_same(one, other, what=field)
+        assert not one[~batch["attention_mask"].bool()].any()
+
+
+@halting
+def test_2_no_rectangle_gets_narrower_by_halting(case: Case) -> None:
+    compressed, batch = case.compressed(), case.batch()
+    with skim.execution(compressed, "narrowed"), pytest.raises(SkimError, match="execution=packed"):
+        compressed(**batch)
+
+
+@gated
+def test_4_the_penalty_presses_to_halt_earlier(case: Case, device: str) -> None:
+    """Without a target as with one."""
+    for target in (False, True):
+        compressed, batch = case.compressed(device).train(), case.batch(device)
+        method = compressed.method
+        if target:
+            case.row.steer(method)
+            method.to(device)
+        compressed(**batch)
+        method.step(1.0, compressed.trace)
+        loss = method.loss(compressed.trace)
+        assert loss > 0
+        loss.backward()
+        assert all(unit.bias.grad < 0 for unit in method.units)
+
+
+@gated
+def test_5_who_has_halted_costs_nothing(case: Case) -> None:
+    """Everybody after the first layer: the others do not run, in the trace of every execution."""
+    compressed, batch = case.compressed(), case.batch()
+    compressed.method.shift.fill_(-1e4)
+    assert_flops(compressed, batch)
+    first, lengths = compressed.trace.layers[0], compressed.trace.lengths
+    flops = first.cost(lengths, lengths, lengths) + compressed.method.flops_per_token(0) * lengths
+    for execution in ("masked", "packed"):
+        for gradients in (False, True):
+            with skim.execution(compressed, execution), torch.set_grad_enabled(gradients):
+                compressed(**batch)
+            assert torch.equal(compressed.trace.flops(), flops), f"{execution}, gradients {gradients}"
+
+
+class Some(ACT):
+    """All tokens of some sequences halt after the first layer, and as many of the others as otherwise."""
+
+    def probability(self, i: int, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.where(self.done, 1.0, super().probability(i, hidden))
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        self.done = tokens.occupancy.spread(self.which if i == 0 else torch.zeros_like(self.which))
+        return super().after_layer(i, before, tokens)
+
+
+@gated
+def test_5_sequences_that_have_halted_cost_nothing(case: Case) -> None:
+    """Nobody looks at their keys and values, so none are made: FLOPs depend on no batch mate."""
+    compressed, batch = case.compressed(), case.batch()
+    there = batch["attention_mask"].bool().any(1).nonzero().flatten()
+    method: Any = compressed.method
+    method.__class__ = Some
+    method.which = torch.zeros(len(batch["input_ids"]), dtype=torch.bool)
+    method.which[there[1:3]] = True
+    assert_flops(compressed, batch)
+    trace, which = compressed.trace, method.which
+    assert (trace.counts()[-1].bool() == (~which & (trace.lengths > 0))).all()
+    logits = []
+    for execution in ("packed", "masked"):
+        with torch.no_grad(), skim.execution(compressed, execution):
+            logits.append(compressed(**batch).logits)
+    assert_same(*logits, batch["attention_mask"])
+    assert torch.equal(compressed.trace.flops(), trace.flops())
+    for row in there.tolist():
+        method.which = which[row : row + 1]
+        with torch.no_grad():
+            compressed(**rows_of(case.family, batch, [row]))
+        assert torch.equal(compressed.trace.flops(), trace.flops()[row : row + 1])

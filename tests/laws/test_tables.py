@@ -1,0 +1,33 @@
+"""The tables have every method, every family and every head."""
+
+from __future__ import annotations
+
+from skim import backbones
+from skim.methods import METHODS as REGISTERED
+from tests.families import FAMILIES, HEADS, config_of
+from tests.laws.cases import THREE, TWO, cases, looks_apart
+from tests.methods.table import METHODS
+
+
+def test_the_tables_are_the_registries() -> None:
+    assert {row.make().name for row in METHODS.values()} == set(REGISTERED)
+    assert {config_of(name).model_type for name in FAMILIES} == set(backbones.families()) - {"funnel"}
+
+
+def test_the_default_selection_has_all_methods_all_families_and_all_heads() -> None:
+    some = cases(heads=True)
+    assert {case.method for case in some} == set(METHODS)
+    assert {case.family for case in some} == set(FAMILIES)
+    assert {case.head for case in some} == set(HEADS)
+    for family in FAMILIES:
+        assert len({case.method for case in some if case.family == family}) > len(TWO)
+    for name, row in METHODS.items():
+        families = {case.family for case in some if case.method == name}
+        assert families >= {family for family in THREE if looks_apart(family) or not row.apart}
+    assert set(some) < set(cases(full=True, heads=True))
+
+
+def test_which_families_look_apart() -> None:
+    apart = {family for family in FAMILIES if looks_apart(family)}
+    assert {"albert", "albert-shared", "roberta", "esm", "modernbert", "eurobert", "distilbert"} <= apart
+    assert not apart & {"mobilebert", "deberta-v3", "xlnet", "mpnet"}
