@@ -20,10 +20,9 @@ from skim import hub
 from skim.backbones import families
 from skim.compression import compress
 from skim.engine.walk import walk_of
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
 from skim.lightning.budget import Batches
 from skim.lightning.check import check, method_of
-from skim.lightning.module import TEACHERS
 from skim.lightning.stages import Stage, stages_of
 from skim.lightning.start import backbone_config, continue_method, dense_folder, load_backbone
 from skim.methods import Method
@@ -161,11 +160,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
 
 
 def check_teacher(cfg: DictConfig, method: Method) -> None:
-    """Refuse a teacher that is none of those there are, and one that would teach itself."""
-    teacher = cfg.train.get("distill_from", "init")  # older runs have no choice
-    if teacher not in TEACHERS:
-        raise unknown("train.distill_from", teacher, TEACHERS)
-    if cfg.train.distill > 0 and teacher == "self" and method.name == "dense":
+    """Refuse a teacher that would teach itself."""
+    if cfg.train.distill > 0 and cfg.train.distill_from == "self" and method.name == "dense":
         raise SkimError(
             "train.distill_from=self: the dense model is its own uncompressed self, and learns nothing from it.\n"
             "Set init_from=<folder of another dense run> and train.distill_from=init, or train.distill=0."

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from skim.errors import SkimError
-from skim.options.declared import OptionError
+from skim.options.declared import OptionError, check_options
+from skim.options.look import Look, LookBenchmark, LookDepth, LookHardware, Tagged
+from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, Schedule, Training
+
+# by primary config: whose options stand where in it; the empty place is the config itself
+PLACES: dict[str, dict[str, type[Options]]] = {
+    "train": {"": Run, "train": Training, "hardware": Hardware, "callbacks": Callbacks, "benchmark": Benchmark},
+    "evaluate": {
+        "": Look,
+        "hardware": LookHardware,
+        "depth": LookDepth,
+        "depth.tagged": Tagged,
+        "benchmark": LookBenchmark,
+    },
+}
 
 
 @contextlib.contextmanager
@@ -14,7 +29,7 @@ def typed(place: str) -> Iterator[None]:
     """Say what is wrong with options as one types them: ``method.target=2 must be ...``.
 
     Args:
-        place: the group that they stand in, such as ``method`` or ``task``.
+        place: the group that they stand in, such as ``method`` or ``task``; empty for options that stand in none.
     """
     from hydra.errors import InstantiationException
 
@@ -27,3 +42,37 @@ def typed(place: str) -> Iterator[None]:
         if isinstance(cause, SkimError):
             raise cause from None
         raise
+
+
+def check_places(tree: Mapping[str, Any], name: str) -> None:
+    """Refuse a value that the option of a run, or of a look at one, cannot have.
+
+    Args:
+        tree: the composed config, as plain dicts and lists.
+        name: of its primary config: ``train`` or ``evaluate``.
+
+    Raises:
+        SkimError: the option, its value, and what it has to be.
+    """
+    for place, owner in PLACES[name].items():
+        options: Any = tree
+        for part in filter(None, place.split(".")):
+            options = options.get(part, {})
+        if not isinstance(options, Mapping):
+            raise SkimError(f"{place}={options} must be a group of options.")
+        with typed(place):
+            check_options(owner, options)
+    check_stages((tree.get("method") or {}).get("stages"))
+
+
+def check_stages(stages: Any) -> None:
+    """Refuse a value that the option of a method's stage cannot have: one of :class:`Schedule`, or null for train's."""
+    if not isinstance(stages or {}, Mapping):
+        raise SkimError(f"method.stages={stages} must be a group of stages, such as method.stages.soft.epochs=2.")
+    for name, options in (stages or {}).items():
+        if not isinstance(options or {}, Mapping):
+            raise SkimError(
+                f"method.stages.{name}={options} must be a group of options, or null to leave the stage out."
+            )
+        with typed(f"method.stages.{name}"):
+            check_options(Schedule, {key: value for key, value in (options or {}).items() if value is not None})

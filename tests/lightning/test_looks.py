@@ -188,10 +188,10 @@ def test_throughput_needs_training_data_and_a_finished_run(
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["what=curve", "targets=[]"], "targets=.* at least one number"),
+        (["what=curve", "targets=[]"], "targets=.* one or more numbers, from 0 to 1"),
         (["what=curve", "targets=0.5"], "targets=0.5 must be a list"),
         (["what=curve", "targets=[0.5,1.5]"], "from 0 to 1"),
-        (["what=curve", "shifts=[]"], "shifts=.* at least one number"),
+        (["what=curve", "shifts=[]"], "shifts=.* one or more numbers"),
         (["what=curve", "shifts=[a]"], "shifts=.* must be"),
         (["what=throughput", "benchmark.train_batch_size=0"], "train_batch_size=0"),
         (["batch_size=0"], "^batch_size=0 must be"),

@@ -11,11 +11,12 @@ import skim
 from skim.backbones.funnel import compatible, pools_pads
 from skim.errors import SkimError, unknown
 from skim.lightning.build import build
-from skim.lightning.check import MAY_BE_NULL as MEANT
 from skim.lightning.check import check
 from skim.lightning.looks import load
 from skim.lightning.recipe import train
 from skim.methods import Method
+from skim.options.check import PLACES
+from skim.options.declared import declared
 from tests.runs import CONF, composed, looking, small
 
 WRONG = {
@@ -165,4 +166,11 @@ def test_every_task_passes_as_it_is(task: str) -> None:
 
 
 def test_null_where_it_is_said_to_stand_for_something() -> None:
-    check(small("method=topk", *(f"{path}=null" for path in MEANT)))
+    meant = [
+        f"{place}.{name}=null"
+        for place, owner in PLACES["train"].items()
+        for name, adapter in declared(owner).items()
+        if place and {"type": "null"} in adapter.json_schema().get("anyOf", ())
+    ]
+    assert {"train.clip=null", "hardware.threads=null", "callbacks.patience=null"} <= set(meant)
+    check(small("method=topk", *meant))

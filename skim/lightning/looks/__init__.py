@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from skim.errors import SkimError, message, unknown
+from skim.errors import SkimError, message
 from skim.lightning.check import check
 from skim.lightning.looks import curve, depth, metrics, predict, timing, tokens
 from skim.lightning.looks.loaded import load
@@ -37,14 +37,12 @@ def evaluate(cfg: DictConfig) -> None:
     Raises:
         SkimError: for anything the user can mend; options of the run are called ``overrides.<option>`` in it.
     """
-    if cfg.what not in LOOKS:
-        raise unknown("what", cfg.what, LOOKS)
+    check(cfg)
     if OmegaConf.is_missing(cfg, "ckpt") or cfg.ckpt is None:
         raise SkimError(
             "Which run? Name its folder: ckpt=runs/<task>/<method>/<backbone>/<stamp>, or a file in its checkpoints/.\n"
             "python evaluate.py --help says what there is to see of it."
         )
-    check(cfg)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
 from torch import nn
@@ -31,12 +31,8 @@ def look(cfg: DictConfig, console: Console) -> None:
     Writes ``curve.json``, a list of results, and a picture of it, ``curve.png`` and ``curve.svg``.
 
     Raises:
-        SkimError: no targets or shifts, some that are none, or a method whose decisions cannot be moved.
+        SkimError: a method whose decisions cannot be moved.
     """
-    if cfg.shifts is None:
-        numbers("targets", cfg.targets, low=0, high=1)
-    else:
-        numbers("shifts", cfg.shifts, low=-EXTREME, high=EXTREME)
     loaded = load(cfg)
     method = walk_of(loaded.parts.model).method
     if method.shift is None:
@@ -48,17 +44,6 @@ def look(cfg: DictConfig, console: Console) -> None:
     console.print(curve_table(points))
     for file in (path, *write_curve(path)):
         console.print(Text(str(file)), soft_wrap=True)
-
-
-def numbers(option: str, values: Any, low: float, high: float) -> None:
-    """Refuse what is no list of at least one number within the bounds."""
-    listed = list(values) if OmegaConf.is_list(values) else []
-    wrong = [v for v in listed if isinstance(v, bool) or not isinstance(v, (int, float)) or not low <= v <= high]
-    if not listed or wrong:
-        raise SkimError(
-            f"{option}={values} must be a list of at least one number, each from {low:g} to {high:g}: "
-            f"{option}=[{'0.3,0.5' if low == 0 else '-0.5,0,0.5'}]."
-        )
 
 
 def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, Any]]:

@@ -8,14 +8,13 @@ from rich.text import Text
 
 from skim.analysis.depth import Depths, by_corruption, by_tag, by_token, tagged
 from skim.compression import walk_of
-from skim.lightning.looks.loaded import finished, for_report, load, trainer_of, whole
+from skim.lightning.looks.loaded import finished, for_report, load, trainer_of
 from skim.report.depth import depth_table, write_depth
 
 
 def look(cfg: DictConfig, console: Console) -> None:
     """How many layers tokens of each kind go through; writes into ``results.json``, ``depth.png`` and ``depth.svg``."""
     options = cfg.depth
-    whole("depth.samples", options.samples)
     sentences = None
     if options.tagged.dataset is not None:  # before anything heavy: it may not be there
         source = options.tagged

@@ -51,9 +51,6 @@ def load(cfg: DictConfig) -> Loaded:
     Raises:
         SkimError: no run there, a checkpoint of another backbone or method, or a number of rows that is none.
     """
-    whole("batch_size", cfg.batch_size)
-    if cfg.max_samples is not None:
-        whole("max_samples", cfg.max_samples)
     folder, checkpoint = run_of(Path(cfg.ckpt))
     before = recorded(folder)
     check_overrides(cfg.overrides, before, folder)
@@ -148,12 +145,6 @@ def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
         enable_progress_bar=console.is_terminal,
         use_distributed_sampler=False,
     )
-
-
-def whole(option: str, value: Any) -> None:
-    """Refuse what is no whole number from 1; null is none."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SkimError(f"{option}={'null' if value is None else value} must be a whole number, at least 1.")
 
 
 def finished(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from skim.benchmark import compare_training, machine
 from skim.lightning import recipe
-from skim.lightning.looks.loaded import finished, for_report, load, trainer_of, whole
+from skim.lightning.looks.loaded import finished, for_report, load, trainer_of
 from skim.report.table import print_run
 
 
@@ -32,7 +32,6 @@ def throughput(cfg: DictConfig, console: Console) -> None:
         SkimError: no training data, or such without labels.
     """
     size = cfg.benchmark.train_batch_size
-    whole("benchmark.train_batch_size", size)
     loaded = load(cfg)
     results = finished(loaded.folder)
     model, task = loaded.parts.model, loaded.parts.task

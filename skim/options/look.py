@@ -1,0 +1,96 @@
+"""Options of a look at a finished run, as in ``conf/evaluate.yaml``; declared as those of :mod:`skim.options.run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from skim.options.kinds import Count, Fraction
+from skim.options.run import BatchSizes, Execution, Folder, Options
+
+Kind: TypeAlias = Literal["metrics", "tokens", "predict", "latency", "throughput", "curve", "depth"]
+Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(Options):
+    """A look as a whole."""
+
+    ckpt: Folder | None = None
+    """a run's folder, its model/, or a checkpoint file in its checkpoints/"""
+    what: Kind = "metrics"
+    """metrics: the task's metrics and FLOPs, packed, and each class's; predict: files of what the model says of the
+    test split or of split, row by row, and in the format of the task's leader board where it has one; tokens: a shaded
+    sentence; latency: time side by side with dense; throughput: samples per second in training (of the model alone,
+    where something is trained beside it), side by side with dense; curve: one trained model at several budgets, without
+    training again; depth: how many layers tokens of each kind go through ([CLS], [SEP], masked, by tag)"""
+    text: str | list[str] | None = None
+    """for what=tokens: a sentence, or a list of them"""
+    targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)
+    """for what=curve: relative FLOPs to move the model to"""
+    shifts: Annotated[tuple[Shift, ...], Field(min_length=1, examples=[[-0.5, 0, 0.5]])] | None = None
+    """for what=curve, instead of targets: added to the shift that the run was saved with, up keeps more; null is
+    targets. The unit is the method's: transkimmer's keep margin (a logit), topk's keep rate, and elsewhere minus the
+    logarithm of a factor: on ltp's thresholds, act's halting probabilities, early_exit's threshold (entropy) or lambdas
+    (pondernet)"""
+    timed: bool = False
+    """for what=curve: measure latency at every point too, as the benchmark below says"""
+    split: str | None = None
+    """split to evaluate; null is the task's own evaluation split, for what=predict its test split; holdout is the rows
+    that task.holdout kept from training"""
+    batch_size: Count = 32
+    """sequences per batch"""
+    max_samples: Count | None = None
+    """sequences to evaluate; null is all"""
+    execution: Execution = "auto"
+    """auto (packed, or narrowed where the family cannot), masked, packed, narrowed"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookHardware(Options):
+    """Where a look computes."""
+
+    accelerator: str = "auto"
+    """where to run: auto, cpu, gpu, mps"""
+    threads: Count | None = None
+    """CPU threads of torch; null leaves torch's choice"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookDepth(Options):
+    """A look at how many layers tokens go through."""
+
+    samples: Count = 512
+    """inputs, and tagged sentences, that are looked at"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged(Options):
+    """Sentences with a tag for each word."""
+
+    dataset: str | None = None
+    """a hub id or a file (.conllu, or two columns: word and tag, an empty line between sentences); null: no tags"""
+    config: str | None = None
+    """configuration of the data set; null for one that has only one"""
+    split: str = "validation"
+    """split of the data set"""
+    words: str = "tokens"
+    """the data set's column of words"""
+    tags: str = "upos"
+    """the data set's column of tags"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookBenchmark(Options):
+    """A measurement of time."""
+
+    samples: Count = 256
+    """sentences per measured pass"""
+    batch_sizes: BatchSizes = (1, 32)
+    """for latency: batch sizes to measure at, in sentences"""
+    train_batch_size: Count = 32
+    """for what=throughput: sentences per training batch"""
+    repeats: Count = 7
+    """counted passes of each candidate"""
