@@ -122,7 +122,7 @@ def test_unknown_keys_and_values_end_in_a_few_lines(tmp_path: Path, override: st
         (["method=ltp", "method.temperature=0"], "method.temperature=0 must be a number, above 0"),
         (["method=ltp", "method.stages.hard.epochs=0"], "method.stages.hard.epochs=0 must be a whole number"),
         (["method=ltp", "+method.stages.hrad.lr=1"], "method.stages.hard.lr"),
-        (["method=ltp", "formulas=[nope]"], "'nope'"),
+        (["method=ltp", "formulas=[nope]"], "formulas=[nope] must be a list of any of ltp"),
         (["method=ltp", "method.preset=paper", "method.target=0.5"], "method.preset=default"),
     ],
 )
