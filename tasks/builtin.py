@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from skim.errors import unknown
+from tasks.data.builtin import SIZES, tokenizer_of
 from tasks.data.columns import Rejects
-from tasks.data.grammar import SIZES, examples, tokenizer_of
+from tasks.data.grammar import examples
 from tasks.text import Text
 
 if TYPE_CHECKING:

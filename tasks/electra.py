@@ -13,8 +13,8 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from skim.errors import SkimError
-from tasks.base import softened_divergence
 from tasks.data.masking import IGNORED, SAMPLE
+from tasks.losses import softened_divergence
 from tasks.pretraining import MaskedLanguage, Masker
 
 

@@ -1,4 +1,4 @@
-"""Losses that take the place of the head's own in training, where classes are weighed or labels smoothed."""
+"""Training losses: in place of the head's own, where classes are weighed or labels smoothed; and to a teacher."""
 
 from __future__ import annotations
 
@@ -48,3 +48,15 @@ class BinaryCrossEntropy:
         wanted = batch["labels"] * (1 - self.smoothing) + self.smoothing / 2
         weights = None if self.weights is None else self.weights.to(logits)
         return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weights)
+
+
+def softened_divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
+    """KL divergence of the softened distributions, times T squared; mean over all but the last dimension.
+
+    Args:
+        logits: ``(..., C)``.
+        target: ``(..., C)``, the teacher's.
+        temperature: T, see Hinton et al. 2015 (arXiv 1503.02531), section 2.
+    """
+    log_p, log_q = ((x.flatten(0, -2) / temperature).log_softmax(-1) for x in (logits, target))
+    return F.kl_div(log_p, log_q, log_target=True, reduction="batchmean") * temperature * temperature

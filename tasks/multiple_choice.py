@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,28 +11,18 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 
 from skim.errors import SkimError
-from tasks.base import Task, evenly, softened_divergence
-from tasks.data.columns import Rejects, as_list, check_column, check_texts, column_of, kept
-from tasks.data.labels import FIGURE, is_labeled, known_labels, label_texts, shown_label, whole
-from tasks.data.lists import is_of_texts, lists_of
-from tasks.losses import CrossEntropy, Loss
+from tasks.base import Task, evenly
+from tasks.data.choices import LETTERS, OPTIONS, check_options, option_of, put
+from tasks.data.columns import Rejects, as_list, check_texts, kept
+from tasks.data.labels import is_labeled, known_labels, label_texts, shown_label
+from tasks.losses import CrossEntropy, Loss, softened_divergence
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-BLANK = re.compile("_+")  # in a question: what the option is to be put in place of
 TEXT = "task.text_column=<column>"
 QUESTION = "task.question_column=<column>"
-OPTIONS = "task.options_column=<column of lists>, or task.option_columns=[<a>,<b>,...]"
 ANSWER = "task.label_column=<column>"
-
-
-def put(question: str | None, option: str) -> str:
-    """A question with an option in its blank, or behind it if it has none; the option, where nothing is asked."""
-    if question is None:
-        return option
-    return BLANK.sub(lambda _: option, question) if "_" in question else f"{question} {option}"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -226,42 +215,3 @@ class MultipleChoice(Task):
         """Pairs: the text, and its question with the first option."""
         first, second, options = self._pairs(evenly(count, self._raw["validation"]))
         return list(zip(first[::options], second[::options], strict=True))
-
-
-def check_options(rows: Dataset, name: str, rejects: Rejects) -> int:
-    """Lists of texts, as many in each row as in most; returns how many.
-
-    Args:
-        rows: the split.
-        name: of the column.
-        rejects: what rows with more options or fewer, or with one that is no text, go to.
-    """
-    check_column(rows, name, "column of options", OPTIONS, rejects.where)
-    column = column_of(rows, name)
-    options = None if is_of_texts(column) else lists_of(rows, name, rejects.where)
-    if options is None or not is_of_texts(options.values):
-        raise SkimError(
-            f"{rejects.where}, column '{name}' holds {column.type} and not lists of texts.\nChoose with {OPTIONS}."
-        )
-    usual = int(np.bincount(options.counts).argmax())
-    if usual < 2:
-        raise SkimError(f"{rejects.where}, column '{name}': rows of {usual} options leave nothing to choose.")
-    for row in np.flatnonzero(options.counts != usual).tolist():
-        rejects.add(row, name, f"{options.counts[row]} options, and other rows have {usual}")
-    for row, place in options.first_of(options.values.is_null().to_numpy(zero_copy_only=False)):
-        rejects.add(row, name, f"option {place + 1} is no text")
-    return usual
-
-
-def option_of(answer: str, options: list[str]) -> int | None:
-    """Place of the right option, of its text or its number; a number is a text where options are numbers."""
-    for spelling in (answer, answer.lower()) if answer in ("True", "False") else (answer,):
-        if spelling in options:
-            return options.index(spelling)
-    numbers = [whole(option) for option in options]
-    number = whole(answer)
-    if number is None:
-        return None
-    if any(map(FIGURE.fullmatch, options)):
-        return numbers.index(number) if number in numbers else None
-    return number if 0 <= number < len(options) else None

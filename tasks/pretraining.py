@@ -17,10 +17,11 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
-from tasks.base import softened_divergence, write_lines
+from tasks.base import write_lines
 from tasks.data.batches import Rows
 from tasks.data.masking import IGNORED, Masking, Places
 from tasks.documents import Documents
+from tasks.losses import softened_divergence
 
 if TYPE_CHECKING:
     from datasets import Dataset

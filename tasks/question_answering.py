@@ -17,21 +17,22 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError
-from tasks.base import Task, evenly, softened_divergence
-from tasks.data.answers import COUNTED, READER, Given, given, golds, places
+from tasks.base import Task, evenly
 from tasks.data.batches import Rows
-from tasks.data.cells import Problem
-from tasks.data.columns import Rejects, check_column, check_texts, column_of
-from tasks.data.files import Parsed, cached, problems, read
-from tasks.metrics.spans import LOWEST, Answers, best_spans, null_scores, ranked
+from tasks.data.columns import Rejects
+from tasks.data.files import read
+from tasks.data.questions import Questions
+from tasks.data.squad import READER
+from tasks.data.windows import Windows, shortened, windows
+from tasks.losses import softened_divergence
+from tasks.metrics.spans import LOWEST, best_spans, null_scores, ranked
+from tasks.metrics.squad import Answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-POSITIONS = ("start_positions", "end_positions", "cls")  # of tokens: they move with the padding
-PLACING = 1  # counted up whenever the same rows shall give another table of questions; old caches are then left alone
 NEVER = -1e4  # logit of what cannot be; finite, so that nothing times its probability is nothing
 
 
@@ -114,160 +115,28 @@ class QuestionAnswering(Task):
         return read(file, self.file_columns, READER)
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first.
-
-        What is found is cached beside what is wrong: to find answers in a hundred thousand texts takes a while.
-        """
-        from datasets.fingerprint import Hasher
-
-        test = part == "test"  # its answers are only for scores, and predictions go by their ids
-        columns = [self.question_column, self.context_column, self.answers_column, self.id_column]
-        numbers, unread = rejects.numbers(len(rows)), rejects.unread(self.answers_column, len(rows))
-        key = Hasher.hash([PLACING, rows._fingerprint, columns, self.no_answers, test])
-        table = cached(key, lambda: self._checked(rows, test, numbers, unread, Noted(rejects.where)))
-        unusable = []
-        for row, column, why, advice in problems(table):
-            assert column is not None
-            if test and column == self.answers_column:
-                unusable.append((row, column, why))
-            else:
-                rejects.add(row, column, why, advice)
-        if unusable:
-            row, column, why = unusable[0]
-            log.warning(
-                "%s, row %d, column '%s': %s. So no answers of this part are read: it can be predicted, and not be "
-                "measured.",
-                *(rejects.where, numbers[row], column, why),
-            )
-        return table
-
-    def _checked(self, rows: Dataset, test: bool, numbers: np.ndarray, unread: list[Problem], noted: Noted) -> Parsed:
-        """What :meth:`check` returns, and what is wrong.
-
-        Args:
-            rows: the split.
-            test: whether it is to be predicted, with or without answers.
-            numbers: of the rows in the file or split, from 1.
-            unread: answers that are null because they could not be read, not because there are none.
-            noted: what is wrong goes there.
-        """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        found: dict[str, Any] = {}
-        for what, name in (("question", self.question_column), ("context", self.context_column)):
-            check_texts(rows, name, noted, f"task.{what}_column=<column>")
-            texts = column_of(rows, name)
-            if noted.problems:  # bytes that are no text are none for Arrow's functions
-                known = np.isin(np.arange(len(rows)), [problem.row for problem in noted.problems])
-                texts = pc.if_else(pa.array(known), None, texts)
-            for row in np.flatnonzero(pc.or_(pc.utf8_is_space(texts), pc.equal(texts, "")).fill_null(False)).tolist():
-                noted.add(row, name, "there is no text")
-            found[what] = texts
-        found["id"] = self._ids(rows, test, numbers, noted)
-        if not test or self.answers_column in rows.column_names:
-            check_column(rows, self.answers_column, "answers column", "task.answers_column=<column>", noted.where)
-            where = f"{noted.where}, column '{self.answers_column}'"
-            answers = given(column_of(rows, self.answers_column), where)
-            told = golds(answers)
-            noted.problems += unread
-            if not test or len(told.values):  # else they are withheld
-                placed = self._placed(found["context"], answers, noted)
-                wrong = any(problem.column == self.answers_column for problem in noted.problems)
-                if not (test and wrong):
-                    found |= {"golds": told, "begin": placed[:, 0], "end": placed[:, 1]}
-        return pa.table(found), noted.problems
-
-    def _ids(self, rows: Dataset, test: bool, numbers: np.ndarray, noted: Noted) -> list[str]:
-        """As they are written, or the numbers of rows; every row of the test part needs one of its own."""
-        ids = list(map(str, numbers.tolist()))
-        if self.id_column is None and "id" not in rows.column_names:
-            return ids
-        name = self.id_column or "id"
-        check_column(rows, name, "column of ids", "task.id_column=<column>", noted.where)
-        seen: set[str] = set()
-        for row, value in enumerate(column_of(rows, name).to_pylist()):
-            if value is not None and str(value).strip():
-                ids[row] = str(value)
-                if test and ids[row] in seen:
-                    noted.add(row, name, f"{ids[row]!r} is the id of an earlier row too")
-                seen.add(ids[row])
-            elif test:
-                noted.add(row, name, "there is no id")
-        return ids
-
-    def _placed(self, contexts: Any, answers: Given, noted: Noted) -> np.ndarray:
-        """First and last character (exclusive) of each row's first answer, (rows, 2); -1 without, and for bad rows."""
-        found = np.full((len(contexts), 2), -1)
-        for row, where in enumerate(places(contexts, answers)):
-            if isinstance(where, str):
-                noted.add(row, self.answers_column, where, COUNTED)
-            elif where[0] < 0 and not self.no_answers:
-                advice = "For questions without one: task.no_answers=true."
-                noted.add(row, self.answers_column, "there is no answer", advice)
-            else:
-                found[row] = where
-        return found
+        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first."""
+        columns = (self.question_column, self.context_column, self.answers_column, self.id_column)
+        # predictions go by the ids of the test part, and its answers are for scores alone
+        return Questions(*columns, self.no_answers).check(rows, rejects, test=part == "test")
 
     def encode(self, rows: dict[str, list]) -> dict[str, list]:
-        questions, cut = self._questions(rows["question"])
-        encoded = self.tokenizer(
-            questions,
-            rows["context"],
-            truncation="only_second",
-            max_length=self.report["max_length"],
-            stride=self.stride,
-            return_overflowing_tokens=True,
-            return_attention_mask=False,
-        )
-        row = np.asarray(encoded.pop("overflow_to_sample_mapping"))
-        first = np.diff(row, prepend=-1) > 0
-        # all tokens of all windows in one line; bounds are where a window's begin
-        ids = np.concatenate([np.asarray(window, np.int64) for window in encoded["input_ids"]])
-        offsets = np.concatenate([np.asarray(window.offsets, np.int32) for window in encoded.encodings])
-        text = np.concatenate([np.asarray(window.sequence_ids, float) for window in encoded.encodings])
-        bounds = np.cumsum([0, *map(len, encoded["input_ids"])])[:-1]
-        inside = text == 1
-        begins, ends = np.where(inside, offsets.T, np.int32(-1))
-        cls = _first(np.isnan(text) & (ids == self.tokenizer.cls_token_id), bounds)
-        columns = {
-            **encoded,
-            "begins": np.split(begins, bounds[1:]),
-            "ends": np.split(ends, bounds[1:]),
-            "cls": cls.tolist(),
-            "first": first.tolist(),
-            "cut": (first & np.asarray(cut)[row]).tolist(),
-            "truncated": [False] * len(row),  # the next window has the rest
+        questions, cut = shortened(self.tokenizer, rows["question"], self._question_length)
+        spans = (rows["begin"], rows["end"]) if "begin" in rows else None
+        length = self.report["max_length"]
+        columns, question = windows(self.tokenizer, questions, rows["context"], length, self.stride, spans)
+        return {
+            **columns,
+            "cut": (np.asarray(columns["first"]) & cut[question]).tolist(),
+            "truncated": [False] * len(question),  # the next window has the rest
         }
-        if "begin" in rows:
-            begin, end = (np.asarray(rows[name])[row] for name in ("begin", "end"))
-            found = _tokens_of(begins, ends, bounds, begin, end)
-            whole = (begin >= 0) & (found[0] <= found[1])
-            # a part of an answer is none: it must begin and end in the window
-            whole &= np.minimum.reduceat(np.where(inside, begins, np.iinfo(np.int32).max), bounds) <= begin
-            whole &= np.maximum.reduceat(ends, bounds) >= end
-            for name, token in zip(POSITIONS, found, strict=False):
-                columns[name] = np.where(whole, token, cls).tolist()
-        return columns
 
     def count(self, rows: dict[str, list]) -> list[int]:
-        questions, _ = self._questions(rows["question"])
+        questions, _ = shortened(self.tokenizer, rows["question"], self._question_length)
         encoded = self.tokenizer(
             questions, rows["context"], truncation=False, return_attention_mask=False, verbose=False
         )
         return [len(ids) for ids in encoded["input_ids"]]
-
-    def _questions(self, texts: list[str]) -> tuple[list[str], list[bool]]:
-        """Questions of at most so many tokens, and which of them were longer."""
-        texts, cut = list(texts), [False] * len(texts)
-        long = [row for row, text in enumerate(texts) if len(text.encode()) > self._question_length]
-        if long:
-            encoded = self.tokenizer([texts[row] for row in long], add_special_tokens=False, verbose=False)
-            for row, tokens in zip(long, encoded.encodings, strict=True):
-                if len(tokens) > self._question_length:
-                    texts[row] = texts[row][: tokens.offsets[self._question_length - 1][1]]
-                    cut[row] = True
-        return texts, cut
 
     def encoding(self) -> list[Any]:
         return [type(self).__name__, self.stride, self._question_length]
@@ -367,59 +236,3 @@ class QuestionAnswering(Task):
         if found is None:
             log.warning("%s has no threshold: no answer is given where its score is the highest", file)
         return found or 0.0
-
-
-class Noted(Rejects):
-    """Keeps what is wrong, whatever is to be done about it."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
-        self.problems: list[Problem] = []
-
-    def add(self, row: int, column: str, why: str, advice: str = "") -> None:
-        self.problems.append(Problem(row, column, why, advice))
-
-
-class Windows(Rows):
-    """Rows in which positions of tokens move with padding on the left."""
-
-    def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        batch = super().__getitem__(rows)
-        if self.left:
-            pads = (batch["attention_mask"] == 0).sum(1)
-            batch |= {name: batch[name] + pads for name in POSITIONS if name in batch}
-        return batch
-
-
-def _first(mask: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The first place in each window, counted from its first token, where a mask is true.
-
-    Args:
-        mask: (T,), the windows one after the other; true at least once in each.
-        bounds: (W,), where each begins.
-    """
-    places = np.flatnonzero(mask)
-    _, first = np.unique(np.searchsorted(bounds, places, side="right"), return_index=True)
-    return places[first] - bounds
-
-
-def _tokens_of(
-    begins: np.ndarray, ends: np.ndarray, bounds: np.ndarray, begin: np.ndarray, end: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the last token that share a character with a span, counted from each window's first token.
-
-    Args:
-        begins: (T,), first character of each token, the windows one after the other; -1 outside the context.
-        ends: (T,), the character after its last; likewise.
-        bounds: (W,), where each window begins.
-        begin: (W,), the span's first character.
-        end: (W,), the character after its last.
-    """
-    sizes = np.diff(np.append(bounds, len(begins)))
-    inside = begins >= 0
-    before = inside & (ends <= np.repeat(begin, sizes))
-    reached = inside & (begins < np.repeat(end, sizes))
-    # tokens of a context stand side by side; a window without any has its first where it does not matter
-    first = np.minimum.reduceat(np.where(inside, np.arange(len(begins)), len(begins)), bounds) - bounds
-    passed, taken = (np.add.reduceat(mask.astype(np.int64), bounds) for mask in (before, reached))
-    return first + passed, first + taken - 1

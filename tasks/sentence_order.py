@@ -13,8 +13,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
-from tasks.base import softened_divergence
 from tasks.data.masking import SWAP
+from tasks.losses import softened_divergence
 from tasks.pretraining import MaskedLanguage, Masker
 
 ORDER_LABELS = ("sentence_order_label", "next_sentence_label")  # of ALBERT's and of BERT's forward

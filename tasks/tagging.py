@@ -11,14 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError, unknown
-from tasks.base import Task, evenly, softened_divergence, write_lines
+from tasks.base import Task, evenly, write_lines
 from tasks.data import conll
 from tasks.data.columns import Rejects, as_list, as_names, check_column, column_of
 from tasks.data.files import read
 from tasks.data.labels import known_labels, settings_of
 from tasks.data.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
 from tasks.data.words import first_tokens, space_words, tokenised
-from tasks.losses import CrossEntropy, Loss
+from tasks.losses import CrossEntropy, Loss, softened_divergence
 from tasks.metrics.chunks import TagScores, is_chunked
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rich.console import Group
 
 from skim.report.fitted import Column, Fitted, Naming
 
-Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.Head.table
+Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.base.Head.table
 MOST = 20  # classes of which a table says what was taken for what
 LONG = 14  # characters of a class's name in a table's head
 STYLE = """

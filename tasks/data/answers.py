@@ -1,119 +1,22 @@
-"""SQuAD's rows: its nested files, the forms in which answers are written down, and where they stand in the text."""
+"""Answers of questions: the forms in which files hold them, and their places in the text."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from skim.errors import SkimError
-from tasks.data.cells import Problem, chunks, reason, shown
-from tasks.data.files import Parsed, Reader, opened
+from tasks.data.cells import chunks, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMS = "{text: [...], answer_start: [...]}, a list of {text, answer_start}, a text, or a list of texts"
-FORMAT = (
-    "SQuAD's files are {data: [{paragraphs: [{context, qas: [{id, question, answers: [{text, answer_start}]}]}]}]}."
-)
-
-
-def nested(file: Path) -> Parsed | None:
-    """The questions of a file as SQuAD is published: ``id``, ``context``, ``question`` and ``answers``, SQuAD's struct.
-
-    What is missing or wrong is null, and a problem of its row. ``None`` if the file is of another kind.
-    """
-    import pyarrow as pa
-
-    with opened(file) as stream:
-        if stream.read(100).lstrip()[:1] != "{":
-            return None
-        stream.seek(0)
-        try:
-            whole = json.load(stream)
-        except (ValueError, RecursionError):  # one object per line, or broken: for the reader of all other files
-            return None
-    articles = whole.get("data")
-    if not isinstance(articles, list) or not any(isinstance(one, dict) and "paragraphs" in one for one in articles):
-        return None
-    text, many = pa.string(), pa.list_(pa.string())
-    struct = pa.struct([("text", many), ("answer_start", pa.list_(pa.int32()))])
-    schema = pa.schema([("id", text), ("context", text), ("question", text), ("answers", struct)])
-    problems: list[Problem] = []
-    batches = []
-    for rows in chunks(_questions(articles, problems)):
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
-        batches.append(pa.record_batch(columns, schema))
-    return pa.Table.from_batches(batches, schema), problems
-
-
-READER = Reader((".json",), nested, ["squad"])
-
-
-def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[Any, ...]]:
-    """A row for each question, and for each part of the file that cannot be read as questions."""
-    row = 0
-
-    def bad(column: str | None, why: str, advice: str = FORMAT) -> None:
-        problems.append(Problem(row, column, why, advice))
-
-    def parts(of: Any, name: str, what: str) -> list[Any] | None:
-        found = of.get(name) if isinstance(of, dict) else None
-        if not isinstance(found, list):
-            bad(None, f"{what} has no list of {name}")
-        return found if isinstance(found, list) else None
-
-    def text(of: Any, name: str, column: str) -> str | None:
-        value = of.get(name)
-        if value is None:
-            bad(column, f"there is no {name}")
-        elif not isinstance(value, str):
-            bad(column, f"{name} is {shown(value)} and no text")
-        else:
-            try:
-                value.encode()
-            except UnicodeEncodeError as error:
-                bad(column, *reason(value, error))
-            else:
-                return value
-        return None
-
-    def answers(of: dict[str, Any]) -> dict[str, list[Any]] | None:
-        given = of.get("answers") or []  # none in a file to be predicted
-        if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-            bad("answers", f"answers is {shown(given)} and no list of {{text, answer_start}}")
-            return None
-        texts, starts = [text(one, "text", "answers") for one in given], [one.get("answer_start") for one in given]
-        wrong = [start for start in starts if type(start) is not int or abs(start) >= 2**31]
-        if wrong:
-            bad("answers", NO_START.format(shown(wrong[0])), COUNTED)
-        return None if wrong or None in texts else {"text": texts, "answer_start": starts}
-
-    nothing = (None,) * 4
-    for place, article in enumerate(articles, 1):
-        paragraphs = parts(article, "paragraphs", f"article {place}")
-        if paragraphs is None:
-            yield nothing
-            row += 1
-        for number, paragraph in enumerate(paragraphs or [], 1):
-            asked = parts(paragraph, "qas", f"paragraph {number} of article {place}")
-            if asked is None:
-                yield nothing
-                row += 1
-            for one in asked or []:
-                if isinstance(one, dict):
-                    name = one.get("id")
-                    name = str(name) if type(name) is int else text(one, "id", "id")
-                    yield name, text(paragraph, "context", "context"), text(one, "question", "question"), answers(one)
-                else:
-                    bad(None, f"the question is {shown(one)} and no object")
-                    yield nothing
-                row += 1
+NO_START = "answer_start is {} and no character's number"
+COUNTED = "Characters are counted from 0."
 
 
 class Given(NamedTuple):
@@ -226,10 +129,6 @@ def places(contexts: pa.ChunkedArray, answers: Given) -> Iterator[tuple[int, int
             said = list(islice(texts, many))
             yield place(context or "", said, None if begins < 0 else list(islice(starts, begins)))
         row, text, start = row + len(some), text + int(counts.sum()), start + int(begun)
-
-
-NO_START = "answer_start is {} and no character's number"
-COUNTED = "Characters are counted from 0."
 
 
 def place(context: str, texts: list[Any], starts: list[Any] | None) -> tuple[int, int] | str:

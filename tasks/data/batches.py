@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch import distributed as dist
 from torch.utils.data import Sampler
 
 from skim.errors import SkimError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 POOL = 50  # batches whose rows are sorted together in training: little padding, and still a thorough shuffle
 
@@ -163,3 +166,8 @@ def _pad(values: np.ndarray, real: np.ndarray, fill: int) -> Tensor:
     out = np.full(real.shape, fill, dtype=dtype)
     out[real] = values
     return torch.from_numpy(out)
+
+
+def lengths_of(table: Dataset) -> np.ndarray:
+    """Read the number of tokens of each row of a tokenised table, (rows,)."""
+    return np.asarray(table.with_format("numpy")["length"][:])

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skim.errors import SkimError
+from tasks.data.cache import Parsed
 from tasks.data.cells import chunks
-from tasks.data.files import Parsed, Reader, kind_of, opened
+from tasks.data.files import Reader, kind_of, opened
 
 FILES = (".conllu", ".conll", ".iob", ".iob2", ".bio", ".txt")  # endings of such files
 UNIVERSAL = ".conllu"

@@ -9,7 +9,8 @@ from typing import Any
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
 
-from tasks.data.grammar import examples, tokenizer_of
+from tasks.data.builtin import tokenizer_of
+from tasks.data.grammar import examples
 
 
 @cache

@@ -18,7 +18,8 @@ from skim.lightning.looks import evaluate, load
 from skim.lightning.module import accepted
 from skim.lightning.recipe import train
 from tasks.data.batches import Rows
-from tasks.multiple_choice import MultipleChoice, put
+from tasks.data.choices import put
+from tasks.multiple_choice import MultipleChoice
 from tests.runs import composed, looking
 from tests.tasks.conftest import in_order
 

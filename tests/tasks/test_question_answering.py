@@ -26,8 +26,9 @@ from skim.errors import SkimError
 from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from tasks.data import cells
-from tasks.data.answers import READER
-from tasks.data.files import problems, read
+from tasks.data.cache import problems
+from tasks.data.files import read
+from tasks.data.squad import READER
 from tasks.question_answering import QuestionAnswering
 from tests.methods.table import METHODS
 from tests.ragged import ragged
@@ -368,7 +369,7 @@ def test_answers_are_placed_once(tmp_path: Path) -> None:
     wanted = {name: task._raw["train"][name][:] for name in ("id", "golds", "begin", "end")}
     (tmp_path / "copy").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tasks.question_answering.places", lambda *arguments: pytest.fail("placed again"))
+        patch.setattr("tasks.data.questions.places", lambda *arguments: pytest.fail("placed again"))
         patch.setattr("tasks.data.files.parse", lambda *arguments: pytest.fail("read again"))
         again = make(tmp_path / "copy", [*ROWS[:3], bad], on_bad_row="skip")
         assert {name: again._raw["train"][name][:] for name in wanted} == wanted
@@ -506,8 +507,8 @@ def test_a_run_from_config_to_official_files(tmp_path: Path) -> None:
         assert odds[name] == pytest.approx(null - spans[0]["score"])
         assert said[name] == ("" if odds[name] > threshold else spans[0]["text"])
     # those files give the run's own scores
-    from tasks.data.grammar import rows
-    from tasks.metrics.spans import score
+    from tasks.data.builtin import rows
+    from tasks.metrics.squad import score
 
     golds = {row["id"]: row["answers"]["text"] for row in rows("spans", "validation")}
     f1 = [score(text, golds[name], no_answers=True)[1] for name, text in said.items()]

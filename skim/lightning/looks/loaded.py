@@ -26,7 +26,7 @@ from skim.report.heatmap import read
 from skim.report.page import write_page
 from skim.results import write_json
 from skim.resume import recorded
-from tasks.base import HOLDOUT
+from tasks.data.source import HOLDOUT
 
 
 @dataclass

@@ -86,7 +86,7 @@ def test_a_second_setup_calls_no_tokenizer(
 def test_other_ranks_say_nothing(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tasks.base.rank_zero_only.rank", 1)
+    monkeypatch.setattr("tasks.data.parts.rank_zero_only.rank", 1)
     with caplog.at_level(logging.INFO):
         make(tmp_path, tokenizer, ROWS)
     assert "rows" not in caplog.text

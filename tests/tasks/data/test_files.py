@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from skim.errors import SkimError
 from tasks.data import cells
+from tasks.data.cache import problems
 from tasks.data.cells import Problem
-from tasks.data.files import Reader, problems, read
+from tasks.data.files import Reader, read
 from tasks.text import Text
 from tests.tasks.test_text import all_rows, make, write
 

@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset
 from torchmetrics.functional.text import squad
 
-from tasks.metrics.spans import Answers, best_spans, best_threshold, null_scores, ranked, score, words
+from tasks.metrics.spans import best_spans, null_scores, ranked
+from tasks.metrics.squad import Answers, best_threshold, score, words
 
 TEXTS = ["the", "a", "cat", "Cat!", "sat", "on", "an", "old", "mat.", "mat", "", " ", "The-cat", "cats"]
 

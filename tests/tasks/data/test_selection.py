@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tasks.data.holdout import held_out
+from tasks.data.selection import held_out
 from tasks.text import Text
 
 

@@ -1,0 +1,102 @@
+"""A kind of answer to a text: how it is learned, measured and shown."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from skim.errors import SkimError, unknown
+from tasks.losses import Loss
+
+BALANCED = "balanced"
+
+
+class Head(ABC):
+    """A kind of answer. ``names`` are those of the labels, in the order of their ids; a number has none.
+
+    Args:
+        positive: the label that ``f1`` is of; ``None``: the second of two, the mean over more.
+        weights: of labels in the training loss: ``balanced``, or a number for each; ``None``: all alike.
+
+    Raises:
+        SkimError: what this kind has no use for.
+    """
+
+    problem_type: ClassVar[str]  # what transformers calls it
+    known: ClassVar[tuple[str, ...]]  # the metrics that there are
+    standard: ClassVar[tuple[str, ...]]  # those that are reported if none are named; the first selects
+
+    def __init__(self, positive: str | None = None, weights: str | Sequence[float] | None = None) -> None:
+        self.positive = None if positive is None else str(positive).strip()  # a number is a name by its text
+        self.weights = weights if weights is None or isinstance(weights, str) else list(weights)
+        if isinstance(weights, str) and weights != BALANCED:
+            raise unknown("task.class_weights", weights, (BALANCED,))
+        for weight in self.weights or [] if not isinstance(self.weights, str) else []:
+            number = isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not number or not math.isfinite(weight) or weight < 0:
+                raise SkimError(f"task.class_weights={self.weights}: {weight!r} is no number from 0.")
+
+    @abstractmethod
+    def metrics(self, names: list[str]) -> dict[str, Callable[[], Metric]]:
+        """Makers of all metrics in ``known``, by name, for these labels."""
+
+    @abstractmethod
+    def predict(self, logits: Tensor) -> Tensor:
+        """Turn logits (B, C) into answers."""
+
+    @abstractmethod
+    def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """From logits (B, C) to a teacher's, a scalar."""
+
+    @abstractmethod
+    def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
+        """Turn logits (B, C) into answers for people, one per row."""
+
+    def named(self, label: Any, names: list[str]) -> Any:
+        """A row's label for people."""
+        return label
+
+    def counts(self, names: list[str]) -> Metric | None:
+        """A fresh metric whose value :meth:`table` takes."""
+        return None
+
+    def table(self, counts: Tensor, names: list[str]) -> dict[str, Any] | None:
+        """Precision, recall, F1 and rows of each label, and what was taken for what; JSON's types."""
+        return None
+
+    def rows_of(self, labels: np.ndarray, names: list[str]) -> np.ndarray | None:
+        """Count the rows of each label, (C,)."""
+        return None
+
+    def strata(self, labels: np.ndarray) -> np.ndarray | None:
+        """Groups of rows, (rows,), from 0, that two parts shall have the same shares of."""
+        return None
+
+    def loss(self, labels: np.ndarray, names: list[str], smoothing: float) -> Loss | None:
+        """The training loss in place of the model's own; ``None`` where that will do.
+
+        Args:
+            labels: of all training rows.
+            names: of the labels.
+            smoothing: of labels, from 0 to below 1.
+        """
+        if smoothing:
+            raise SkimError(f"train.label_smoothing={smoothing}: a number to predict is no label. Set it to 0.")
+        return None
+
+    def _given_weights(self, names: list[str]) -> Tensor | None:
+        if self.weights is None or isinstance(self.weights, str):
+            return None
+        if len(self.weights) != len(names):
+            raise SkimError(
+                f"task.class_weights={self.weights} are {len(self.weights)} numbers for {len(names)} labels: "
+                f"{', '.join(names)}."
+            )
+        return torch.tensor(self.weights, dtype=torch.float32)
