@@ -29,7 +29,7 @@ SAMPLED_BY = ("line", "paragraph")
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Documents(Task):
-    """A row of the data is a document; what is trained on are blocks of tokens between special ones.
+    """Documents, one a row, of which blocks of tokens between special ones are trained on.
 
     Batches also hold ``begins`` (B, N), bool: which tokens begin a word.
     """
@@ -108,7 +108,7 @@ class Documents(Task):
         }
 
     def tokens(self, texts: list[str]) -> list[np.ndarray]:
-        """Of each text that has any: ids, and whether a word begins there; (2, n)."""
+        """Tokenise texts: for each that has any tokens, their ids and whether a word begins there; (2, n)."""
         encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         found = []
         for one in encoded.encodings:
@@ -118,7 +118,7 @@ class Documents(Task):
         return found
 
     def framed(self, block: np.ndarray) -> np.ndarray:
-        """A block, (2, n), between its special tokens."""
+        """Put a block, (2, n), between its special tokens."""
         ends = [np.stack([ids, np.ones_like(ids)]) for ids in (self.before, self.after)]
         return np.concatenate([ends[0], block, ends[1]], axis=1)
 
@@ -137,7 +137,7 @@ class Documents(Task):
     # ---- streams ----
 
     def _check_stream(self) -> None:
-        """Refuse what a stream, whose rows are seen once and in no known number, cannot do."""
+        """Refuse options that need all rows at once: a stream's are seen one by one, in unknown number."""
         for option in ("holdout", "max_train_samples", "length_min", "length_max"):
             if getattr(self, option) is not None:
                 raise SkimError(
@@ -168,11 +168,11 @@ class Documents(Task):
         return None
 
     def finish(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:
-        """What the model sees of a padded batch of a stream, in the epoch, from 1, of each of its rows."""
+        """Make the batch that the model sees of a padded one of a stream; ``epoch`` of each of its rows, from 1."""
         raise NotImplementedError
 
     def streamed(self) -> tuple[IterableDataset, str]:
-        """The training rows as a stream, and where they are from."""
+        """Open the training rows as a stream; returns also where they are from."""
         file = self.files.get("train")
         if file is not None:
             rows = opened(str(file), sample_by=self.documents)
@@ -192,8 +192,8 @@ class Documents(Task):
             if self._places is None or len(self._places) != ranks:
                 before = "none" if self._places is None else len(self._places)
                 raise SkimError(
-                    f"resume: the checkpoint says where {before} processes stood in the stream, and now there are "
-                    f"{ranks}.\nUse as many as before, or start anew from its weights: init_from=<that run>."
+                    f"resume: the checkpoint has places in the stream of {before} processes, and now there are {ranks}."
+                    f"\nUse as many as before, or start anew from its weights: init_from=<that run>."
                 )
             start = Place(*self._places[dist.get_rank() if ranks > 1 else 0])
         self._resume = self._places = None
@@ -216,7 +216,7 @@ class Documents(Task):
         return DataLoader(self._stream, batch_size=None, pin_memory=torch.cuda.is_available())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each rank's stream stands, for checkpoints; Lightning asks all ranks."""
+        """Return the place of each rank's stream, for checkpoints; Lightning asks all ranks."""
         if self._stream is None:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[union-attr]

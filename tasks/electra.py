@@ -19,12 +19,12 @@ from tasks.pretraining import MaskedLanguage, Masker
 
 
 class Hider(Masker):
-    """Masks for the generator, and draws what it will sample by."""
+    """Masks for the generator, and draws the numbers that it will sample by."""
 
     def __call__(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:
-        """The batch with some ``input_ids`` hidden.
+        """Hide some ``input_ids`` of a batch.
 
-        And ``originals`` (B, N), the ids that were hidden, -100 elsewhere; ``draw`` (B, N), numbers in [0, 1).
+        Adds ``originals`` (B, N), the ids that were hidden, -100 elsewhere, and ``draw`` (B, N), numbers in [0, 1).
         """
         batch = super().__call__(batch, epoch)
         batch["originals"] = batch.pop("labels")
@@ -84,7 +84,7 @@ class ReplacedTokens(MaskedLanguage):
             )
 
     def companion(self, model: nn.Module) -> nn.Module:
-        """The generator: as deep as the backbone, narrower, with its token, position and type embeddings."""
+        """Make the generator: as deep as the backbone, narrower, with its token, position and type embeddings."""
         from transformers import ElectraForMaskedLM
 
         from skim.compression import walk_of
@@ -104,7 +104,7 @@ class ReplacedTokens(MaskedLanguage):
         return generator
 
     def corrupt(self, batch: dict[str, Tensor], companion: nn.Module) -> tuple[dict[str, Tensor], Tensor]:
-        """The batch with the generator's tokens, ``labels`` (B, N), 1 where one differs, and the generator's loss."""
+        """Put the generator's tokens in, and add ``labels`` (B, N), 1 where one differs; returns also its loss."""
         hidden = batch["originals"] != IGNORED
         out = companion(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["originals"])
         with torch.no_grad():
@@ -134,9 +134,9 @@ class ReplacedTokens(MaskedLanguage):
         return softened_divergence(ours, theirs, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``text`` as the model saw it, and of each token that was put in, or is said to be: ``token``, ``replaced``.
+        """Return ``text`` as the model saw it, and ``tokens``, those that were put in or are predicted to be.
 
-        Which is the truth; and ``probability``, by the model, of its being so.
+        Each has ``token``, ``replaced`` (the truth), and ``probability`` (the model's, of its being so).
         """
         chances, real = output.logits.float().sigmoid(), batch["attention_mask"].bool()
         shown = real & ((chances > 0.5) | (batch["labels"] == 1))
@@ -145,10 +145,10 @@ class ReplacedTokens(MaskedLanguage):
             batch["input_ids"], real, shown, batch["labels"], chances, strict=True
         ):
             names = self.tokenizer.convert_ids_to_tokens(ids[some].tolist())
-            told = zip(names, truth[some].bool().tolist(), chance[some].tolist(), strict=True)
+            columns = zip(names, truth[some].bool().tolist(), chance[some].tolist(), strict=True)
             keys = ("token", "replaced", "probability")
             text = self.tokenizer.decode(ids[there].tolist())
-            rows.append({"text": text, "tokens": [dict(zip(keys, one, strict=True)) for one in told]})
+            rows.append({"text": text, "tokens": [dict(zip(keys, one, strict=True)) for one in columns]})
         return rows
 
     # ---- batches ----

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Spec(NamedTuple):
-    """What is particular to one of them."""
+    """Columns, labels, metrics and files of one of them."""
 
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...]  # none: a number
@@ -51,10 +51,10 @@ SPECS = {
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Glue(Text):
-    """One of the nine, by ``name``; its columns, labels and metrics are those of ``SPECS``.
+    """Task of GLUE, by ``name``; its columns, labels and metrics are those of ``SPECS``.
 
     The hub withholds the labels of all test splits but MRPC's. MNLI has two evaluation splits, ``validation_matched``
-    and ``validation_mismatched``: the first is the one that is looked at in training, and both are reported at its end.
+    and ``validation_mismatched``: training is evaluated on the first, and both are reported at its end.
     ``what=predict`` also writes the leader board's file of a whole test split: MNLI's three are ``test_matched`` (the
     default), ``split=test_mismatched`` and the diagnostics, ``split=ax``.
     """
@@ -103,8 +103,8 @@ class Glue(Text):
         if self.name == "mnli" and usual and stage in ("fit", "validate") and not self._others:
             other = copy.copy(self)  # with the tokenizer
             other.eval_split, other.numbers, other._raw, other._rows = "validation_mismatched", {}, {}, {}
-            # what is told of its rows is its own
-            other.report = {key: {} if isinstance(told, dict) else told for key, told in self.report.items()}
+            # counts of its rows are its own
+            other.report = {key: {} if isinstance(value, dict) else value for key, value in self.report.items()}
             other.setup("validate")
             self._others["mismatched"] = other
 
@@ -112,7 +112,7 @@ class Glue(Text):
         return self._others
 
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
-        """As every task, and the leader board's file: ``index``, the hub's ``idx``, and ``prediction``."""
+        """Write the leader board's file too: ``index``, which is the hub's ``idx``, and ``prediction``."""
         files = super().write_predictions(found, folder)
         name = SPECS[self.name].uploads.get(self.split_of("test"))
         if name is None or self.files.get("test") is not None:
@@ -122,13 +122,13 @@ class Glue(Text):
             log.warning("%s was not written: it needs all %d rows of %s, not %d", name, len(rows), where, len(found))
             return files
         numbers = rows["idx"] if "idx" in rows.column_names else range(len(rows))
-        lines = [f"{index}\t{self._uploaded(said)}\n" for index, said in zip(numbers, found, strict=True)]
+        lines = [f"{index}\t{self._uploaded(predicted)}\n" for index, predicted in zip(numbers, found, strict=True)]
         (folder / name).write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
         return [*files, folder / name]
 
-    def _uploaded(self, said: dict[str, Any]) -> str:
-        """A prediction as the leader board wants it."""
-        label = said["prediction"]
+    def _uploaded(self, predicted: dict[str, Any]) -> str:
+        """Write a prediction as the leader board wants it."""
+        label = predicted["prediction"]
         if self.head == "regression":
             return f"{min(max(label, 0.0), 5.0):.3f}"
         return label if SPECS[self.name].says_names else str(self.label_names.index(label))

@@ -27,7 +27,7 @@ ANSWER = "task.label_column=<column>"
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MultipleChoice(Task):
-    """Which of C options is right? The model scores each by itself, and the highest score is its answer.
+    """Choice of the right one of C options: the model scores each by itself, and the highest score is its answer.
 
     Each option is a sequence of its own: the text, and the question with the option in its blank (``_``), or behind it.
     Batches are (B, C, N) and labels (B,), so ``batch_size`` rows are C times as many sequences to the backbone and to
@@ -35,7 +35,7 @@ class MultipleChoice(Task):
     loses the end of its text; only where question and option fill it by themselves are they shortened too.
 
     Answers may be letters from A, the text of an option, or numbers from 0: in this order. So where options are numbers
-    themselves, the answer 2 means the option that says 2, and a number that none of them says is an error.
+    themselves, the answer 2 is the option whose text is 2, and a number that is the text of none is an error.
     """
 
     text_column: str = "article"  # what the question is about
@@ -89,9 +89,9 @@ class MultipleChoice(Task):
         return softened_divergence(output.logits, taught.logits, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``prediction``: an option's letter (its number from 0 behind the 26th); its ``probability`` (of the softmax).
+        """Return ``prediction`` (an option's letter, behind the 26th its number from 0) and its ``probability``.
 
-        And ``probabilities``, of all options.
+        And ``probabilities`` of all options, of the softmax.
         """
         return [
             {
@@ -108,7 +108,7 @@ class MultipleChoice(Task):
     # ---- rows ----
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """The columns of texts and options, and ``labels`` where there are any."""
+        """Return the columns of texts and options, and ``labels`` where there are any."""
         check_texts(rows, self.text_column, rejects, TEXT)
         columns = [self.text_column]
         if self.question_column is not None:
@@ -131,16 +131,16 @@ class MultipleChoice(Task):
         return known if labels is None else known.add_column("labels", labels)
 
     def _answers(self, rows: Dataset, known: Dataset, count: int, rejects: Rejects) -> np.ndarray:
-        """Numbers of the right options, (rows,) int64; 0 for a bad row.
+        """Find the numbers of the right options, (rows,) int64; 0 for a bad row.
 
         Args:
             rows: with answers.
             known: the same with options that were checked.
             count: of options.
-            rejects: what a row whose answer is none of its options goes to.
+            rejects: takes rows whose answer is none of their options.
         """
         texts, codes = label_texts(rows, self.label_column)
-        # letters first: an option that says "A" is not what the key of an exam means by it
+        # letters first: in the key of an exam, "A" is the first option, whatever the texts of the options
         letters = dict(zip(LETTERS, range(count), strict=False))
         found = np.asarray([-1 if text is None else letters.get(text, -1) for text in texts], dtype=np.int64)[codes]
         others = [int(row) for row in np.flatnonzero(found < 0) if row not in rejects.bad]
@@ -159,13 +159,13 @@ class MultipleChoice(Task):
         return np.maximum(found, 0)
 
     def _options(self, rows: dict[str, list]) -> list[list[str]]:
-        """The texts of each row's options."""
+        """List the texts of each row's options."""
         if self.option_columns:
             return [list(texts) for texts in zip(*(rows[kept(name)] for name in self.option_columns), strict=True)]
         return rows[kept(self.options_column)]
 
     def _pairs(self, rows: dict[str, list]) -> tuple[list[str], list[str], int]:
-        """The tokenizer's arguments, an entry for each option of each row, and how many options a row has."""
+        """Make the tokenizer's arguments, an entry for each option of each row, and count the options of a row."""
         texts, options = rows[kept(self.text_column)], self._options(rows)
         questions = rows[kept(self.question_column)] if self.question_column is not None else [None] * len(texts)
         first = [text for text, some in zip(texts, options, strict=True) for _ in some]
@@ -202,7 +202,7 @@ class MultipleChoice(Task):
         return {**by_row, "labels": rows["labels"]} if "labels" in rows else by_row
 
     def count(self, rows: dict[str, list]) -> list[int]:
-        """Tokens of the longest option of some rows."""
+        """Count the tokens of the longest option of some rows."""
         first, second, count = self._pairs(rows)
         ids = self.tokenizer(first, second, return_attention_mask=False, verbose=False)["input_ids"]
         return [max(map(len, ids[i : i + count])) for i in range(0, len(ids), count)]
@@ -212,6 +212,6 @@ class MultipleChoice(Task):
         return [type(self).__name__, self.text_column, self.question_column, options]
 
     def example_texts(self, count: int) -> list[Any]:
-        """Pairs: the text, and its question with the first option."""
+        """Pick pairs: the text, and its question with the first option."""
         first, second, options = self._pairs(evenly(count, self._raw["validation"]))
         return list(zip(first[::options], second[::options], strict=True))

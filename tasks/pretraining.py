@@ -1,7 +1,7 @@
 """Masked language modelling on plain texts.
 
-What is masked in a block of tokens (:mod:`tasks.documents`) is drawn when a batch is assembled, anew in every epoch,
-and always the same in evaluation (:mod:`tasks.data.masking`).
+The masks of a block of tokens (:mod:`tasks.documents`) are drawn when a batch is assembled, anew in every epoch, and
+always the same in evaluation (:mod:`tasks.data.masking`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EVALUATION_SEED = 0  # runs of all seeds are evaluated on the same masks
 
 
 class Masker:
-    """Masks a padded batch; what it draws follows from seed, epoch, row and position.
+    """Masks a padded batch; its draws follow from seed, epoch, row and position.
 
     Args:
         masking: how.
@@ -45,10 +45,10 @@ class Masker:
         self.ordinary = np.flatnonzero(~self.special)
 
     def __call__(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:
-        """The batch with ``labels``, and some of its ``input_ids`` replaced.
+        """Replace some ``input_ids`` of a batch, and add ``labels``.
 
         Args:
-            batch: with ``begins`` (B, N) bool, which is left out of what is returned.
+            batch: with ``begins`` (B, N) bool, which is not returned.
             epoch: of each row, (B,), counted from 1; 0 is evaluation.
         """
         batch = dict(batch)
@@ -63,7 +63,7 @@ class Masker:
         }
 
     def places(self, batch: dict[str, Tensor], real: np.ndarray, epoch: np.ndarray) -> Places:
-        """Of a batch's tokens."""
+        """Return the places of a batch's tokens."""
         columns = np.arange(real.shape[1]) - real.argmax(1)[:, None]
         return Places(np.where(epoch == 0, EVALUATION_SEED, self.seed), epoch, batch["row"].numpy(), columns)
 
@@ -87,7 +87,7 @@ class MaskedRows(Rows):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class MaskedLanguage(Documents):
-    """Guess the tokens of a text that were hidden: BERT's pretraining (arXiv 1810.04805), without its second task.
+    """Guessing of tokens that were hidden: BERT's pretraining (arXiv 1810.04805), without its second task.
 
     A row of the data is a document. ``accuracy`` is that of the hidden tokens, and ``perplexity`` theirs as well.
     """
@@ -120,13 +120,13 @@ class MaskedLanguage(Documents):
     def model_kwargs(self) -> dict[str, Any]:
         return {}
 
-    # ---- what is measured ----
+    # ---- metrics ----
 
     def metrics(self) -> Metric | MetricCollection:
         return MetricCollection({"accuracy": MeanMetric(), "perplexity": Perplexity()}, compute_groups=False)
 
     def guesses(self, output: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (M, V) and ids (M,) of the M tokens that were to be guessed."""
+        """Pick logits (M, V) and ids (M,) of the M tokens that were to be guessed."""
         hidden = batch["labels"] != IGNORED
         logits = output.logits if "logits" in output else output.prediction_logits
         return logits[hidden].float(), batch["labels"][hidden]
@@ -144,16 +144,16 @@ class MaskedLanguage(Documents):
         return softened_divergence(ours, theirs, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``text`` as the model saw it, and for each hidden token the ``token``, the ``guess`` and its probability."""
+        """Return ``text`` as the model saw it, and of each hidden token ``token``, ``guess`` and ``probability``."""
         logits, truth = self.guesses(output, batch)
         sure, guess = logits.softmax(-1).max(-1)
         names = self.tokenizer.convert_ids_to_tokens
         columns = (names(truth.tolist()), names(guess.tolist()), sure.tolist())
-        told = [dict(zip(("token", "guess", "probability"), one, strict=True)) for one in zip(*columns, strict=True)]
+        guesses = [dict(zip(("token", "guess", "probability"), one, strict=True)) for one in zip(*columns, strict=True)]
         ends = np.cumsum((batch["labels"] != IGNORED).sum(1).tolist()).tolist()
         real = batch["attention_mask"].bool()
         return [
-            {"text": self.tokenizer.decode(ids[there].tolist()), "guesses": told[start:end]}
+            {"text": self.tokenizer.decode(ids[there].tolist()), "guesses": guesses[start:end]}
             for ids, there, start, end in zip(batch["input_ids"], real, [0, *ends], ends, strict=False)
         ]
 
@@ -172,7 +172,7 @@ class MaskedLanguage(Documents):
             )
 
     def masker(self) -> Masker:
-        """What masks a batch."""
+        """Make the function that masks a batch."""
         return Masker(self.masking, self.tokenizer, self.seed)
 
     def finish(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:

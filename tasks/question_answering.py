@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NEVER = -1e4  # logit of what cannot be; finite, so that nothing times its probability is nothing
+NEVER = -1e4  # logit of a place that cannot be; finite, so that nothing times its probability is nothing
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class QuestionAnswering(Task):
-    """A question, a text, and the span of the text that answers it.
+    """Question about a text, answered by a span of the text.
 
     Answers are SQuAD's ``{text: [...], answer_start: [...]}``, or texts that occur in the context. Batches are of
     windows; beside the usual columns they hold ``begins`` and ``ends`` (B, N), the characters of each token of the
@@ -115,7 +115,7 @@ class QuestionAnswering(Task):
         return read(file, self.file_columns, READER)
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """Columns ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first."""
+        """Return ``id``, ``question``, ``context``; with answers ``golds``, and ``begin`` and ``end`` of the first."""
         columns = (self.question_column, self.context_column, self.answers_column, self.id_column)
         # predictions go by the ids of the test part, and its answers are for scores alone
         return Questions(*columns, self.no_answers).check(rows, rejects, test=part == "test")
@@ -142,7 +142,7 @@ class QuestionAnswering(Task):
         return [type(self).__name__, self.stride, self._question_length]
 
     def _tokenise(self, part: str) -> Dataset:
-        """Also counts questions and windows apart, and says which questions were cut."""
+        """Tokenise a part; counts questions and windows apart, and the questions that were cut."""
         table = super()._tokenise(part)
         asked = self.report["rows"][part] = len(self._raw[part])
         self.report["windows"][part] = len(table)
@@ -167,12 +167,12 @@ class QuestionAnswering(Task):
         return Answers(self._evaluated, self.max_answer_length, self.no_answers, self.no_answer_threshold)
 
     def _evaluated(self) -> tuple[Dataset, np.ndarray]:
-        """The questions that are being evaluated, and which of them each tokenised row is of."""
+        """Return the questions that are being evaluated, and the number of each tokenised row's."""
         part = "test" if self.trainer is not None and self.trainer.testing else "validation"
         return self._raw[part], self._asked(part)
 
     def _asked(self, part: str) -> np.ndarray:
-        """Number of the question of each tokenised row."""
+        """Number the question of each tokenised row."""
         return np.cumsum(self._rows[part].with_format("numpy")["first"][:]) - 1
 
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
@@ -182,7 +182,7 @@ class QuestionAnswering(Task):
         return len(batch["start_positions"]) if "start_positions" in batch else 0
 
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
-        """Mean of that of the starts and that of the ends; padding has no part in it."""
+        """Average the divergences of starts and of ends; padding has no part in them."""
         pads = batch["attention_mask"] == 0
 
         def away(one: Tensor, other: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class QuestionAnswering(Task):
         return (away(output.start_logits, taught.start_logits) + away(output.end_logits, taught.end_logits)) / 2
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Of each window: ``null``, the score of no answer, and ``spans``, the best ones: begin, end, score."""
+        """Return for each window ``null``, the score of no answer, and ``spans``, the best ones: begin, end, score."""
         starts, ends = output.start_logits, output.end_logits
         best = best_spans(starts, ends, batch["begins"], batch["ends"], self.max_answer_length, self.n_best)
         nulls = null_scores(starts, ends, batch["cls"]).tolist()
@@ -203,13 +203,13 @@ class QuestionAnswering(Task):
         ]
 
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
-        """SQuAD's files: an answer by id, the best ones by id, and with ``no_answers`` the odds of none by id."""
+        """Write SQuAD's files: an answer by id, the best ones by id, and with ``no_answers`` the odds of none by id."""
         questions = self._raw["test"]
         windows: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for number, window in zip(self._asked("test").tolist(), found, strict=True):
             windows[number].append(window)
         threshold = self._threshold(folder) if self.no_answers else None
-        said: dict[str, dict[str, Any]] = {"predictions": {}, "nbest_predictions": {}, "null_odds": {}}
+        contents: dict[str, dict[str, Any]] = {"predictions": {}, "nbest_predictions": {}, "null_odds": {}}
         for number, (name, context) in enumerate(zip(questions["id"], questions["context"], strict=True)):
             null = min(window["null"] for window in windows[number])
             spans = [span for window in windows[number] for span in window["spans"]]
@@ -217,18 +217,18 @@ class QuestionAnswering(Task):
             answers = [answer for answer in best if answer["start"] is not None]
             odds = null - (answers[0]["score"] if answers else LOWEST)
             silent = not answers or (threshold is not None and odds > threshold)
-            said["predictions"][name] = "" if silent else answers[0]["text"]
-            said["nbest_predictions"][name] = best
-            said["null_odds"][name] = odds
+            contents["predictions"][name] = "" if silent else answers[0]["text"]
+            contents["nbest_predictions"][name] = best
+            contents["null_odds"][name] = odds
         files = []
-        for what, content in said.items():
-            if what != "null_odds" or self.no_answers:
-                files.append(folder / f"{what}.json")
+        for kind, content in contents.items():
+            if kind != "null_odds" or self.no_answers:
+                files.append(folder / f"{kind}.json")
                 files[-1].write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         return files
 
     def _threshold(self, folder: Path) -> float:
-        """Fixed, or the one that the run found on its evaluation split, or 0."""
+        """Return the fixed threshold, or the one that the run found on its evaluation split, or 0."""
         if self.no_answer_threshold is not None:
             return self.no_answer_threshold
         file = folder / "results.json"

@@ -22,10 +22,10 @@ ENDS = (".", "!", "?")  # tokens behind which a document is rather cut in two th
 
 
 class Swapper(Masker):
-    """Puts the second of two segments first in half of the rows, and masks what comes of it."""
+    """Puts the second of two segments first in half of the rows, and masks the result."""
 
     def __call__(self, batch: dict[str, Tensor], epoch: np.ndarray) -> dict[str, Tensor]:
-        """The batch with ``labels``, ``token_type_ids`` and the order's labels, 0 as written and 1 swapped.
+        """Swap and mask; adds ``labels``, ``token_type_ids`` and the order's labels, 0 as written and 1 swapped.
 
         Args:
             batch: rows ``[CLS] a [SEP] b [SEP]`` with ``cut`` (B,), the tokens of a, which is left out.
@@ -51,14 +51,14 @@ class Swapper(Masker):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SentenceOrder(MaskedLanguage):
-    """Masked language modelling, and: are two segments of a text in their order? ALBERT's (arXiv 1909.11942, 3.1).
+    """Masked language modelling and the order of two segments of a text: ALBERT's pretraining (arXiv 1909.11942, 3.1).
 
     A document is cut into blocks, and each block in two, between sentences if that is near its middle. For families
     whose head for pretraining tells the order: ALBERT, and BERT with the head of its next sentence prediction.
     ``order_accuracy`` is reported beside the metrics of the hidden tokens.
     """
 
-    pack: bool = field(init=False, default=False)  # what follows another document is in no order
+    pack: bool = field(init=False, default=False)  # two documents end to end are in no order
     single_texts: ClassVar[bool] = False
 
     def auto_class(self) -> Any:
@@ -69,7 +69,7 @@ class SentenceOrder(MaskedLanguage):
     def check_model(self, model: nn.Module) -> None:
         if not set(ORDER_LABELS) & set(inspect.signature(type(model).forward).parameters):
             raise SkimError(
-                f"task={self.name} needs a head that tells two segments' order, which {type(model).__name__} is not.\n"
+                f"task={self.name} needs a head for the order of two segments; {type(model).__name__} is another.\n"
                 "Use an ALBERT or BERT (backbone=albert_base, bert_base, minilm), or task=mlm."
             )
 
@@ -87,11 +87,11 @@ class SentenceOrder(MaskedLanguage):
         return super().distance(output, taught, batch, temperature) + order
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """Also ``swapped``, the truth, and ``swapped_probability``."""
+        """Add ``swapped``, the truth, and ``swapped_probability``."""
         chances = order_logits(output).float().softmax(-1)[:, 1].tolist()
         orders = zip(batch[ORDER_LABELS[0]].bool().tolist(), chances, strict=True)
-        told = [{"swapped": truth, "swapped_probability": chance} for truth, chance in orders]
-        return [one | other for one, other in zip(super().predictions(output, batch), told, strict=True)]
+        found = [{"swapped": truth, "swapped_probability": chance} for truth, chance in orders]
+        return [one | other for one, other in zip(super().predictions(output, batch), found, strict=True)]
 
     def setup_tokenizer(self, tokenizer: Any) -> None:
         super().setup_tokenizer(tokenizer)
@@ -128,7 +128,7 @@ class SentenceOrder(MaskedLanguage):
 
 
 def middle(begins: np.ndarray, ends: np.ndarray) -> int | None:
-    """Where to cut a block of n tokens in two: before a word, near the middle, and rather behind a sentence.
+    """Choose where to cut a block of n tokens in two: before a word, near the middle, and rather behind a sentence.
 
     Args:
         begins: which tokens begin a word, (n,) bool.
@@ -145,5 +145,5 @@ def middle(begins: np.ndarray, ends: np.ndarray) -> int | None:
 
 
 def order_logits(output: Any) -> Tensor:
-    """Logits of as written and swapped, (B, 2)."""
+    """Return the logits of as written and swapped, (B, 2)."""
     return output.sop_logits if "sop_logits" in output else output.seq_relationship_logits

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 METRICS = ("f1", "precision", "recall", "accuracy")  # the first three are of chunks
 ON_UNKNOWN_TAG = ("error", "wrong")
 WORDS, TAGS, COLUMNS = "task.token_column=<column>", "task.tag_column=<column>", "task.columns=[<word>,<tag>]"
-IGNORED = -100  # what the models' loss passes over, and in gold where there is no word
+IGNORED = -100  # label that the models' loss passes over; in gold, a place without a word
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -74,7 +74,7 @@ class Tagging(Task):
             self._take(as_names(self.label_names))
 
     def _take(self, label_names: list[str]) -> None:
-        """These are the labels, which must go with the metrics."""
+        """Take the labels, which must go with the metrics."""
         self.label_names = label_names
         chunked = is_chunked(label_names)
         wrong = [name for name in self.metric_names or () if name != "accuracy" and not chunked]
@@ -113,7 +113,7 @@ class Tagging(Task):
         super().setup_tokenizer(tokenizer)
         space_words(tokenizer)
 
-    # ---- what a model says ----
+    # ---- metrics and predictions ----
 
     def metrics(self) -> TagScores:
         return TagScores(self._labels(), self._metrics)
@@ -126,7 +126,7 @@ class Tagging(Task):
         metrics.update(predicted, target)
 
     def predict(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Label ids of the words, (B, W), -1 for those that were cut off, from logits (B, N, num_labels)."""
+        """Choose label ids of the words, (B, W), -1 for those that were cut off, from logits (B, N, num_labels)."""
         row, place = (batch["word"] >= 0).nonzero(as_tuple=True)
         tags = batch["word"].new_full((len(logits), int(batch["words"].max())), -1)
         tags[row, batch["word"][row, place]] = logits[row, place].argmax(-1)
@@ -143,20 +143,20 @@ class Tagging(Task):
         return softened_divergence(output.logits[here], taught.logits[here], temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """``tags``: a name for each word, ``None`` for those that were cut off."""
+        """Return ``tags``: a name for each word, ``None`` for those that were cut off."""
         names = self._labels()
         found = zip(self.predict(output.logits, batch).tolist(), batch["words"].tolist(), strict=True)
         return [{"tags": [names[tag] if tag >= 0 else None for tag in tags[:words]]} for tags, words in found]
 
     def write_predictions(self, found: list[dict[str, Any]], folder: Path) -> list[Path]:
-        """``predictions.jsonl``: ``row``, ``tokens``, ``tags`` and, where known, ``gold``; and columns of word and tag.
+        """Write ``predictions.jsonl`` (``row``, ``tokens``, ``tags``, known ``gold``), and columns of word and tag.
 
         In the columns of ``predictions.txt``, words that were cut off have the tag ``-``.
         """
         rows, names = self._raw["test"], self._labels()
         lines: list[dict[str, Any]] = []
-        for number, words, said in zip(self.numbers["test"].tolist(), rows["tokens"], found, strict=True):
-            lines.append({"row": number, "tokens": parts_of(words), **said})
+        for number, words, predicted in zip(self.numbers["test"].tolist(), rows["tokens"], found, strict=True):
+            lines.append({"row": number, "tokens": parts_of(words), **predicted})
         if "gold" in rows.column_names:
             for line, gold in zip(lines, rows["gold"], strict=True):
                 line["gold"] = [names[tag] if 0 <= tag < len(names) else None for tag in gold]
@@ -175,7 +175,7 @@ class Tagging(Task):
         return read(file, self.file_columns, conll.reader(self.columns, self.token_column, self.tag_column))
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """Columns ``tokens`` and, where there are tags, ``gold``."""
+        """Return columns ``tokens`` and, where there are tags, ``gold``."""
         from datasets.fingerprint import Hasher
 
         check_column(rows, self.token_column, "column of words", WORDS, rejects.where)
@@ -200,7 +200,7 @@ class Tagging(Task):
         return texts.add_column("gold", ids, new_fingerprint=Hasher.hash(key))
 
     def _is_unlabelled(self, rows: Dataset, where: str) -> bool:
-        """Whether no word has a tag, as in a file of words alone."""
+        """Tell whether no word has a tag, as in a file of words alone."""
         if self.tag_column not in rows.column_names:
             return True
         column = column_of(rows, self.tag_column)

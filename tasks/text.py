@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-RARE = 10  # rows of a class in a part, below which its scores are said to be of few
+RARE = 10  # rows of a class in a part, below which a note says that its scores are of few
 SHOWN = 5  # labels that a note names
 
 
@@ -68,7 +68,7 @@ class Text(Task):
             raise SkimError(f"task.label_names={self.label_names}: name two or more labels.")
 
     def _take_columns(self, columns: list[str]) -> None:
-        """Labels with a column each are called as their columns."""
+        """Take columns of 0 and 1 as labels of the same names."""
         if self.head != "multi_label":
             raise SkimError(
                 f"task.label_column={columns}: task.head={self.head} has one column of labels; columns of 0 and 1 are "
@@ -111,7 +111,7 @@ class Text(Task):
         return MetricCollection({name: known[name]() for name in self._metrics})
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Class ids (B,), numbers (B,) or 1 for each label (B, num_labels), from logits (B, num_labels)."""
+        """Choose class ids (B,), numbers (B,) or 1 for each label (B, num_labels), from logits (B, num_labels)."""
         return self._head.predict(logits)
 
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
@@ -127,7 +127,7 @@ class Text(Task):
     def blind(self) -> Tensor:
         if self.head != "multi_label":
             return torch.eye(self.num_labels)
-        # the most frequent label, the two most frequent, ...: what one set says best of all
+        # the most frequent label, the two most frequent, ...: the best that one set can do
         labels = torch.as_tensor(np.asarray(self._rows["validation"].with_format("numpy")["labels"][:]))
         answers = torch.zeros(self.num_labels, self.num_labels)
         answers[:, labels.sum(0).argsort(descending=True)] = torch.ones_like(answers).tril()
@@ -145,7 +145,7 @@ class Text(Task):
         return self._head.distance(output.logits, taught.logits, temperature)
 
     def predictions(self, output: Any, batch: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """See the heads in :mod:`tasks.heads`."""
+        """Return ``prediction`` and more, by head: see :mod:`tasks.heads`."""
         return self._head.predictions(output.logits, self._names)
 
     def named(self, label: Any) -> Any:
@@ -156,7 +156,7 @@ class Text(Task):
         return None if labels is None else self._head.strata(labels)
 
     def notes(self, part: str) -> list[str]:
-        """Labels that no row of the part has, or fewer than ``RARE``."""
+        """Note labels that no row of the part has, or fewer than ``RARE``."""
         labels = _labels_of(self._raw[part])
         rows = None if labels is None else self._head.rows_of(labels, self._names)
         if labels is None or rows is None:
@@ -166,8 +166,8 @@ class Text(Task):
         if not few:
             return []
         shown = ", ".join(few[:SHOWN]) + (f", and few of {len(few) - SHOWN} more" if len(few) > SHOWN else "")
-        means = "nothing is learned of them" if part == "train" else "what is measured on so few says little"
-        return [f"{self.split_of(part)}: its {len(labels):,} rows hold {shown}: {means}."]
+        effect = "nothing is learned of them" if part == "train" else "scores on so few rows say little"
+        return [f"{self.split_of(part)}: its {len(labels):,} rows hold {shown}: {effect}."]
 
     def example_texts(self, count: int) -> list[Any]:
         chosen = evenly(count, self._raw["validation"])
@@ -175,7 +175,7 @@ class Text(Task):
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:
-        """The columns of the texts, and ``labels`` where there are any."""
+        """Return the columns of the texts, and ``labels`` where there are any."""
         for name in self.text_columns:
             check_texts(rows, name, rejects)
         texts = rows.select_columns(self.text_columns).rename_columns({name: kept(name) for name in self.text_columns})
@@ -187,7 +187,7 @@ class Text(Task):
         return texts if labels is None else texts.add_column("labels", labels)
 
     def _infer(self, rows: Dataset, rejects: Rejects) -> list[str]:
-        """The labels that training rows have."""
+        """Find the labels that training rows have."""
         if self.head == "multi_label":
             return infer_set_names(rows, self.label_column, self.label_separator, rejects)
         return infer_label_names(rows, self.label_column, rejects)
@@ -213,7 +213,7 @@ class Text(Task):
         return [len(ids) for ids in encoded["input_ids"]]
 
     def _texts(self, rows: dict[str, list]) -> list[list[str]]:
-        """The tokenizer's arguments: texts, or the first and the second of pairs."""
+        """Make the tokenizer's arguments: texts, or the first and the second of pairs."""
         return [rows[kept(name)] for name in self.text_columns]
 
     def encoding(self) -> list[Any]:
@@ -221,5 +221,5 @@ class Text(Task):
 
 
 def _labels_of(rows: Dataset) -> np.ndarray | None:
-    """The labels of checked rows, (rows,) or (rows, C); ``None`` if they have none."""
+    """Read the labels of checked rows, (rows,) or (rows, C); ``None`` if they have none."""
     return np.asarray(rows.with_format("numpy")["labels"][:]) if "labels" in rows.column_names else None

@@ -1,1 +1,1 @@
-"""Looking into models: which tokens are given how much computation."""
+"""Analysis of models: which tokens get how much computation."""

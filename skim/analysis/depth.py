@@ -1,4 +1,4 @@
-"""How many layers tokens of each kind go through (Simoulin and Crabbe, 2021, Tables 2 to 4), for every method.
+"""Depth of tokens: mean layers by kind of token (Simoulin and Crabbe, 2021, Tables 2 to 4), for every method.
 
 Kinds are: all, [CLS], [SEP] and the other tokens of a text; tokens that were masked, replaced at random or chosen and
 kept, as masked language modelling corrupts them, beside those left alone; and the tokens of words by their tag. Words
@@ -21,25 +21,25 @@ from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from tasks.data import conll
 
-FILES = (".conllu", ".conll", ".iob", ".txt", ".tsv")  # of a name that ends so, that it is a file can be said
+FILES = (".conllu", ".conll", ".iob", ".txt", ".tsv")  # endings of files; other names are data sets
 CHOSEN = 0.15  # share of tokens that masked language modelling chooses; of those 8 in 10 are masked, 1 replaced, 1 kept
 
 
 @dataclass
 class Mean:
-    """A running mean and the number of values in it."""
+    """Running mean and the number of values in it."""
 
     total: float = 0.0
     count: int = 0
 
     def add(self, values: Tensor) -> None:
-        """Take in more values, of any shape."""
+        """Add more values, of any shape."""
         self.total += float(values.sum())
         self.count += values.numel()
 
     @property
     def mean(self) -> float:
-        """Zero if there are no values."""
+        """Mean of the values; 0 if there are none."""
         return self.total / self.count if self.count else 0.0
 
 
@@ -56,11 +56,11 @@ class Depths:
     kinds: dict[str, dict[str, Mean]] = field(default_factory=dict)
 
     def add(self, section: str, kind: str, values: Tensor) -> None:
-        """Take in the depths of some tokens."""
+        """Add the depths of some tokens."""
         self.kinds.setdefault(section, {}).setdefault(kind, Mean()).add(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types: ``{"layers": L, section: {kind: {"mean": ..., "count": ...}}}``."""
+        """Convert to JSON's types: ``{"layers": L, section: {kind: {"mean": ..., "count": ...}}}``."""
         found = {
             section: {kind: {"mean": mean.mean, "count": mean.count} for kind, mean in kinds.items() if mean.count}
             for section, kinds in self.kinds.items()
@@ -70,9 +70,9 @@ class Depths:
 
 @torch.no_grad()
 def survived(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Layers that each token went through, float32 on the CPU, in evaluation; ``(B, N)``, or as ``input_ids`` are.
+    """Count the layers that computed each token, float32 on the CPU, in evaluation; ``(B, N)``, or as ``input_ids``.
 
-    Only the encoder runs: the sentences of :func:`by_tag` may be none that the head takes, and options, ``(B, C, N)``,
+    Only the encoder runs: the head may not take the sentences of :func:`by_tag`, and options, ``(B, C, N)``,
     are sequences of their own.
     """
     walk = walk_of(model)
@@ -83,7 +83,7 @@ def survived(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 
 def by_token(model: nn.Module, tokenizer: Any, batches: Iterable[dict[str, Tensor]], depths: Depths) -> None:
-    """Depths of all tokens, of special ones and of the others, as the texts are."""
+    """Add the depths of all tokens, of special ones and of the others, of texts as they are."""
     specials = {"[CLS]": tokenizer.cls_token_id, "[SEP]": tokenizer.sep_token_id}
     for batch in batches:
         ids, real = batch["input_ids"], batch["attention_mask"].bool()
@@ -100,7 +100,7 @@ def by_token(model: nn.Module, tokenizer: Any, batches: Iterable[dict[str, Tenso
 def by_corruption(
     model: nn.Module, tokenizer: Any, batches: Iterable[dict[str, Tensor]], depths: Depths, seed: int = 0
 ) -> None:
-    """Depths of masked, random, kept and untouched tokens, special ones left out; nothing without a mask token."""
+    """Add the depths of masked, random, kept and untouched tokens, special ones left out; none without a mask token."""
     if tokenizer.mask_token_id is None:
         return
     generator = torch.Generator().manual_seed(seed)
@@ -131,13 +131,13 @@ def by_tag(
     batch_size: int = 32,
     max_length: int = 128,
 ) -> None:
-    """Depths of words by tag; words that were cut off are left out.
+    """Add the depths of words by tag; words that were cut off are left out.
 
     Args:
         model: a compressed model.
         tokenizer: a fast one, which knows the word that each token is of.
         sentences: words and as many tags.
-        depths: what is added to.
+        depths: they are added to it.
         batch_size: sentences per forward.
         max_length: tokens of a sentence.
     """
@@ -164,7 +164,7 @@ def by_tag(
 
 
 def tagged(source: str, config: str | None, split: str, words: str, tags: str) -> list[tuple[list[str], list[str]]]:
-    """Sentences as words and tags, from a data set or from a file.
+    """Read sentences as words and tags, from a data set or from a file.
 
     Args:
         source: a hub id, or a file: CoNLL-U, or two columns (word, tag) with an empty line between sentences.

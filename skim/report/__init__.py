@@ -1,4 +1,4 @@
-"""What came of a run, for people: shaded sentences, tables, pages, curves. Reads traces and ``results.json``.
+"""Reports of runs: shaded sentences, tables, pages, curves. Reads traces and ``results.json``.
 
 python -m skim.report runs/      # every results.json below, aggregated over seeds, and the accuracy-cost curves
 """

@@ -16,7 +16,7 @@ from skim.report.runs import collect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m skim.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="searched for results.json, with all that is below them")
     parser.add_argument("--out", type=Path, help="where the curves go; the first folder if not given")

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of each class, and what was taken for what: for terminals and as HTML."""
+"""Precision, recall and F1 of each class, and the confusion matrix: for terminals and as HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Group
 from skim.report.fitted import Column, Fitted, Naming
 
 Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.base.Head.table
-MOST = 20  # classes of which a table says what was taken for what
+MOST = 20  # classes of which the confusion matrix is shown
 LONG = 14  # characters of a class's name in a table's head
 STYLE = """
 .classes{margin-bottom:1rem}
@@ -20,21 +20,21 @@ STYLE = """
 
 
 class Grid(NamedTuple):
-    """A table: titles of its columns, and rows of cells, the first of which names the row."""
+    """Table: titles of its columns, and rows of cells, the first of which names the row."""
 
     titles: list[str]
     rows: list[list[str]]
 
 
 def grids(classes: Classes) -> list[Grid]:
-    """Scores of each class; and of few classes, how many rows of each were said to be of which."""
+    """Lay out the scores of each class and, of few classes, the confusion matrix."""
     names: list[str] = classes["names"]
     titles = ["class" if classes["kind"] == "classes" else "label", "precision", "recall", "F1", "rows"]
     scores = [
         [name, *(f"{classes[score][i]:.4f}" for score in ("precision", "recall", "f1")), f"{classes['rows'][i]:,}"]
         for i, name in enumerate(names)
     ]
-    if classes["kind"] == "labels":  # each has a matrix of its own: not given and not said, ...
+    if classes["kind"] == "labels":  # each has a matrix of its own: neither given nor predicted, ...
         for row, ((_, wrong), (missed, right)) in zip(scores, classes["confusion"], strict=True):
             row += [f"{count:,}" for count in (right, missed, wrong)]
         return [Grid([*titles, "right", "missed", "wrong"], scores)]
@@ -42,7 +42,7 @@ def grids(classes: Classes) -> list[Grid]:
     if len(names) <= MOST:
         heads = [name if len(name) <= LONG else name[: LONG - 1] + "…" for name in names]
         counts = [[name, *(f"{n:,}" for n in row)] for name, row in zip(names, classes["confusion"], strict=True)]
-        found.append(Grid(["rows of \\ said to be", *heads], counts))
+        found.append(Grid(["true \\ predicted", *heads], counts))
     return found
 
 
@@ -50,14 +50,14 @@ def notes(classes: Classes) -> list[str]:
     """Notes for a reader of the tables."""
     found = [] if classes["positive"] is None else [f"f1, as one number, is that of '{classes['positive']}'"]
     if classes["kind"] == "labels":
-        found.append("right: has the label and is said to; missed: has it and is not; wrong: is said to and has it not")
+        found.append("right: has the label and is predicted to; missed: has it and is not; wrong: is predicted to and has it not")
     elif len(classes["names"]) > MOST:
-        found.append(f"of more than {MOST} classes, what was taken for what is in the file alone: classes.confusion")
+        found.append(f"of more than {MOST} classes, the confusion matrix is in the file alone: classes.confusion")
     return found
 
 
 def class_tables(classes: Classes) -> Group:
-    """For a terminal."""
+    """Make the tables for a terminal."""
     parts: list[Any] = []
     for titles, rows in grids(classes):
         first, *others = (
@@ -68,7 +68,7 @@ def class_tables(classes: Classes) -> Group:
 
 
 def class_html(classes: Classes) -> str:
-    """For a page; needs :data:`STYLE` and that of tables."""
+    """Make the tables of a page; needs :data:`STYLE` and that of tables."""
     parts = []
     for titles, rows in grids(classes):
         head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)

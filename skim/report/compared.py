@@ -9,10 +9,10 @@ from skim.report.runs import BASELINES, Results, Setting, Spread, aggregate
 
 
 def runs_table(results: Sequence[Results]) -> Fitted:
-    """One line per setting, mean ± standard deviation where it has several seeds.
+    """Make a table of one line per setting, mean ± standard deviation where it has several seeds.
 
     Speedup is measured: the median time of the packed dense model, or of padded Hugging Face, over the median time of
-    the model, at a batch size. Where what tells settings apart leaves no room for numbers, it stands in a key below.
+    the model, at a batch size. Where names leave no room for numbers, the differences of settings stand in a key below.
     """
     settings = aggregate(results)
     numbers = [Column(title, [cell(setting) for setting in settings]) for title, cell in _numbers(settings).items()]
@@ -22,7 +22,7 @@ def runs_table(results: Sequence[Results]) -> Fitted:
 
 
 def _namings(settings: list[Setting]) -> list[Naming]:
-    """Ways to name the rows: by name; with what tells settings of a method apart in a key; by letters alone."""
+    """List ways to name the rows: by name; by method, with the differences in a key; by letters alone."""
     seeds = {setting.seeds for setting in settings}
     differ = {
         name: [getattr(setting, name) for setting in settings]
@@ -41,17 +41,17 @@ def _namings(settings: list[Setting]) -> list[Naming]:
     rows = letters(len(settings))
     facts = [[*(values[row] for values in differ.values()), s.name] for row, s in enumerate(settings)]
     if after:
-        for told, seeds_of in zip(facts, after[0].cells, strict=True):
-            told.append(f"seeds {seeds_of}")
+        for fact, seeds_of in zip(facts, after[0].cells, strict=True):
+            fact.append(f"seeds {seeds_of}")
     return [
         Naming([*before, whole, *after], {}),
         *([Naming([*before, short, Column("", named), *after], key)] if key else []),
-        Naming([Column("", rows)], {short: ", ".join(told) for short, told in zip(rows, facts, strict=True)}),
+        Naming([Column("", rows)], {short: ", ".join(fact) for short, fact in zip(rows, facts, strict=True)}),
     ]
 
 
 def _numbers(settings: list[Setting]) -> dict[str, Callable[[Setting], str]]:
-    """Columns of what was measured: their titles, and what stands in their cells."""
+    """Make the columns of measurements: titles, and functions from a setting to its cell."""
     columns: dict[str, Callable[[Setting], str]] = {}
     monitors = {setting.monitor for setting in settings}
     if len(monitors) == 1:

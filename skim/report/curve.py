@@ -1,4 +1,4 @@
-"""The curve of quality against cost: relative FLOPs on one side, measured time on the other."""
+"""Curve of quality against cost: relative FLOPs on one side, measured time on the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from skim.report.runs import Results, Setting, Spread, aggregate, load_curve
 
 DENSE = "#4a5568"
-# ten that are told apart without red and green alone, and each with a marker of its own; then the lines' dashes change
+# ten that differ not by red and green alone, and each with a marker of its own; then the lines' dashes change
 COLORS = (
     *("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a"),
     *("#17a2b8", "#8c4a2f", "#e377c2", "#8f9a1a", "#14213d"),
@@ -22,7 +22,7 @@ LEGEND = 34  # characters of a line in the legend; longer ones are broken
 
 
 def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
-    """One figure per task, as ``curve-<task>.png`` and ``.svg``.
+    """Write one figure per task, as ``curve-<task>.png`` and ``.svg``.
 
     Returns:
         The files written.
@@ -38,13 +38,13 @@ def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
 
 
 def write_curve(path: Path) -> list[Path]:
-    """The points of one ``curve.json`` as ``curve.png`` and ``.svg`` beside it.
+    """Draw the points of one ``curve.json`` as ``curve.png`` and ``.svg`` beside it.
 
     Returns:
         The files written.
 
     Raises:
-        SkimError: a file that is no ``curve.json`` of this version.
+        SkimError: a file that is not a ``curve.json`` of this version.
     """
     return _save(draw(aggregate(load_curve(path))), path.parent, path.stem)
 
@@ -57,11 +57,10 @@ def _save(figure: Any, folder: Path, name: str) -> list[Path]:
 
 
 def draw(settings: Sequence[Setting]) -> Any:
-    """The settings of one task: a panel for relative FLOPs, and one per batch size at which time was measured.
+    """Draw the settings of one task: a panel for relative FLOPs, and one per batch size at which time was measured.
 
     Points of one method, backbone and variant are joined in the order of their cost; bars are standard deviations
-    over seeds.
-    The dense model is a star with a dashed line at its height. Which is which stands beside the panels.
+    over seeds. The dense model is a star with a dashed line at its height. A legend stands beside the panels.
     """
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen, and nothing is left open
 
@@ -93,7 +92,7 @@ def draw(settings: Sequence[Setting]) -> Any:
 
 
 class Look(NamedTuple):
-    """Marker, color and dash by which a line is told from the others."""
+    """Marker, color and dash that distinguish a line from the others."""
 
     marker: str
     color: str
@@ -109,25 +108,25 @@ class Look(NamedTuple):
 
 
 def _places(lines: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[bool]]:
-    """The place of each line among the dense ones or among the others, and whether it is dense."""
+    """Count each line's place among the dense ones or among the others; returns also whether it is dense."""
     dense = [method == "dense" for method, *_ in lines]
     return [dense[:i].count(one) for i, one in enumerate(dense)], dense
 
 
 def _labels(lines: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Labels of the legend: what the lines do not share, broken into lines of text."""
+    """Write the labels of the legend: the lines' differences, broken into lines of text."""
     several = len({backbone for *_, backbone in lines}) > 1
     labels = [", ".join(filter(None, (method, variant, backbone * several))) for method, variant, backbone in lines]
     return [textwrap.fill(label, LEGEND, subsequent_indent="  ", break_on_hyphens=False) for label in labels]
 
 
 def _longest(labels: Sequence[str]) -> int:
-    """Characters of the longest line of text."""
+    """Count the characters of the longest line of text."""
     return max(len(line) for label in labels for line in label.splitlines())
 
 
 def _line(setting: Setting) -> tuple[str, str, str]:
-    """Settings of equal lines are joined."""
+    """Name a setting's line: settings of equal lines are joined."""
     return setting.method, setting.variant, setting.backbone
 
 

@@ -14,7 +14,7 @@ WIDTH = 20  # characters of the longest bar
 
 
 def rows(depth: dict[str, Any]) -> list[tuple[str, str, float, int]]:
-    """Section, kind, mean and count; tags by falling mean, the rest as they come."""
+    """List section, kind, mean and count; tags by falling mean, the rest as they come."""
     found = []
     for section in SECTIONS:
         kinds = depth.get(section, {})
@@ -24,7 +24,7 @@ def rows(depth: dict[str, Any]) -> list[tuple[str, str, float, int]]:
 
 
 def depth_table(depth: dict[str, Any]) -> Table:
-    """One line per kind of token: mean layers, a bar, and how many there were."""
+    """Make a table of one line per kind of token: mean layers, a bar, and the count."""
     table = plain(f"layers that tokens went through, of {depth['layers']}; a word's is the mean over its tokens")
     for name, justify in (("tokens", "left"), ("layers", "right"), ("", "left"), ("count", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def depth_table(depth: dict[str, Any]) -> Table:
 
 
 def write_depth(depth: dict[str, Any], folder: Path) -> list[Path]:
-    """The bar chart as ``depth.png`` and ``depth.svg``.
+    """Draw the bar chart as ``depth.png`` and ``depth.svg``.
 
     Returns:
         The files written.

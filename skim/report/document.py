@@ -1,4 +1,4 @@
-"""The sheet that every HTML report is printed on: one file, no scripts, nothing fetched, light and dark."""
+"""Frame of every HTML report: one file, no scripts, nothing fetched, light and dark."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ h2{font-size:1.1rem;margin:2.5rem 0 .75rem;padding-bottom:.3rem;border-bottom:1p
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """A whole page.
+    """Make a whole page.
 
     Args:
         title: plain text; escaped here.
         body: HTML whose texts are escaped already.
-        style: CSS after the sheet's own.
+        style: CSS after the frame's own.
     """
     return f"""<!doctype html>
 <html lang="en">

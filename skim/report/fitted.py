@@ -1,4 +1,4 @@
-"""Tables that show every number at any width: names give way, and what is still too wide goes on below."""
+"""Tables that show every number at any width: names are shortened first, then columns go on in a table below."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ WIDE = 100_000  # characters: at which nothing is folded
 
 
 class Column(NamedTuple):
-    """A title, which may have two lines, and a cell for each row."""
+    """Column of a table: a title, which may have two lines, and a cell for each row."""
 
     title: str
     cells: list[str]
 
 
 class Naming(NamedTuple):
-    """One way to name the rows.
+    """Way to name the rows.
 
     Attributes:
         columns: at the left of the table.
-        key: what is said below it of what the columns abbreviate, by abbreviation.
+        key: explanations below it, by abbreviation.
     """
 
     columns: list[Column]
@@ -33,7 +33,7 @@ class Naming(NamedTuple):
 
 
 class Fitted:
-    """Numbers by row, which are never cut or left out: a ``rich`` renderable.
+    """Table of numbers that are never cut or left out: a ``rich`` renderable.
 
     Args:
         namings: ways to name the rows, the most telling first; the first that leaves room for all numbers is taken. If
@@ -79,7 +79,7 @@ class Fitted:
 
 
 def keyed(key: dict[str, str]) -> Table:
-    """Lay out what abbreviations stand for, a line or more each, the text indented behind them."""
+    """Explain abbreviations, a line or more each, the text indented behind them."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -101,7 +101,7 @@ def letters(count: int) -> list[str]:
 
 
 def plain(caption: str | None = None) -> Table:
-    """An empty table in the look of all of them."""
+    """Make an empty table in the style of all of them."""
     return Table(
         caption=caption, box=SIMPLE_HEAD, caption_justify="left", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
     )

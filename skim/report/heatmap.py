@@ -1,6 +1,6 @@
-"""A sentence with each token shaded by the layers that computed it: on a terminal and as HTML.
+"""Sentences with each token shaded by the layers that computed it: on a terminal and as HTML.
 
-A :class:`SkimmedText` is what one forward did to one text; :func:`read` makes them from a compressed model, and every
+A :class:`SkimmedText` records one forward of one text; :func:`read` makes them from a compressed model, and every
 picture is a pure function of them. SVG, for pages that take no styles of their own, is in :mod:`skim.report.svg`.
 """
 
@@ -27,7 +27,7 @@ MARKS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class SkimmedText:
-    """What a model did to one text.
+    """Record of one text in a compressed model.
 
     Attributes:
         tokens: as BERT writes them, whatever the tokenizer: ``##`` joins a piece to the one before it.
@@ -45,15 +45,15 @@ class SkimmedText:
 
     @property
     def layers(self) -> int:
-        """Layers of the model, L."""
+        """Number of layers of the model, L."""
         return len(self.rows)
 
     def size(self) -> str:
-        """How many tokens there are, and whether those are all, in words."""
+        """Count the tokens, in words that also say whether the text was cut."""
         return f"{'cut at ' if self.truncated else ''}{len(self.tokens)} tokens"
 
     def words(self) -> list[list[tuple[str, int]]]:
-        """Pieces of each word with the layers they took part in; what cannot be printed is a dot."""
+        """List the pieces of each word with the layers they took part in; characters that do not print are dots."""
         words: list[list[tuple[str, int]]] = []
         for token, survived in zip(self.tokens, self.survived, strict=True):
             joined = token.startswith("##") and len(token) > 2 and bool(words)
@@ -65,7 +65,7 @@ class SkimmedText:
         return words
 
     def fate(self, survived: int) -> str:
-        """What became of a token, in words that are true of retired, halted, merged and left ones."""
+        """Describe a token's computation, in words that are true of retired, halted, merged and exited ones."""
         return f"computed in {survived} of {self.layers} layers"
 
 
@@ -124,20 +124,20 @@ def read(
 
 
 def _predictions(output: Any, names: Any, several: bool) -> list[str] | None:
-    """One answer per sequence from logits ``(B, C)``, or ``several`` labels; ``None`` for any other output."""
+    """Read one answer per sequence from logits ``(B, C)``, or ``several`` labels; ``None`` for any other output."""
     logits = getattr(output, "logits", None)
     if logits is None or logits.dim() != 2 or getattr(output, "start_logits", None) is not None:
         return None
     if logits.shape[1] == 1:
         return [f"{value:.3f}" for value in logits[:, 0].tolist()]
     if several:
-        said = [[str(names[i]) for i, yes in enumerate(row) if yes] for row in (logits > 0).tolist()]
-        return [", ".join(labels) or "none of the labels" for labels in said]
+        found = [[str(names[i]) for i, yes in enumerate(row) if yes] for row in (logits > 0).tolist()]
+        return [", ".join(labels) or "none of the labels" for labels in found]
     return [str(names[label]) for label in logits.argmax(1).tolist()]
 
 
 def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Tokens in BERT's notation, whether a tokenizer marks continued words (``##``) or begun ones (``Ġ``, ``▁``)."""
+    """Write tokens in BERT's notation, be it continued words (``##``) that are marked or begun ones (``Ġ``, ``▁``)."""
     tokens = tokenizer.convert_ids_to_tokens(ids)
     vocabulary = tokenizer.get_vocab()
     mark = next((mark for mark in ("Ġ", "▁") if mark in vocabulary), None)
@@ -148,7 +148,7 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     for token in tokens:
         special = token in tokenizer.all_special_tokens
         begins = begins or special or token.startswith(mark)
-        # bytes of non-ASCII letters are told apart only by the tokenizer itself
+        # only the tokenizer itself knows the bytes of non-ASCII letters
         plain = token if special else tokenizer.convert_tokens_to_string([token]).strip() if mark == "Ġ" else token
         pieces.append(("" if begins else "##") + plain.removeprefix(mark))
         begins = special
@@ -156,10 +156,10 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def terminal(text: SkimmedText, marks: bool = False) -> Text:
-    """One text for a terminal.
+    """Shade one text for a terminal.
 
     Args:
-        text: what to show.
+        text: to be shown.
         marks: write the layers a token took part in behind it, for terminals without colour.
     """
     line = Text()
@@ -213,7 +213,7 @@ STYLE = """
 
 
 def figure(text: SkimmedText) -> str:
-    """One text as an HTML fragment: the words, what was predicted, and a bar of rows per layer."""
+    """Draw one text as an HTML fragment: the words, the prediction, and a bar of rows per layer."""
     words = []
     for word in text.words():
         pieces = (
@@ -233,13 +233,13 @@ def figure(text: SkimmedText) -> str:
 
 
 def legend(layers: int) -> str:
-    """The ramp of an L-layer model as an HTML fragment."""
+    """Draw the ramp of an L-layer model as an HTML fragment."""
     steps = "".join(f'<span class="s{step(i, layers)}">{i}</span>' for i in range(layers + 1))
     return f'<p class="legend">layers a token took part in: <i>{steps}</i> computed to the end</p>'
 
 
 def fragment(texts: Sequence[SkimmedText]) -> str:
-    """Texts under one legend; needs :data:`STYLE`."""
+    """Draw texts under one legend; needs :data:`STYLE`."""
     legends = [legend(layers) for layers in sorted({text.layers for text in texts})]
     return "\n".join([*legends, *map(figure, texts)])
 

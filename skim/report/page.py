@@ -1,4 +1,4 @@
-"""``report.html`` of a run: the headline numbers, where the tokens went, what that bought on the clock, the config."""
+"""Page of a run, ``report.html``: the headline numbers, tokens alive in each layer, measured time, the config."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_page(path: Path, results: Results, texts: Sequence[SkimmedText] = ()) 
 
 
 def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
-    """A run as one HTML page that needs nothing beside itself.
+    """Make a run's HTML page, which needs nothing beside itself.
 
     Args:
         results: a ``results.json``.
@@ -90,7 +90,7 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
 
 
 def cards(results: Results) -> str:
-    """The headline numbers."""
+    """Lay out the headline numbers."""
     shown = [(f"{value:.4f}", name) for name, value in results["metrics"].items()]
     shown.sort(key=lambda card: card[1] != results["monitor"])
     shown.append((f"{results['relative_flops']:.3f}", "relative FLOPs (dense = 1)"))
@@ -106,7 +106,7 @@ def cards(results: Results) -> str:
 
 
 def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
-    """Keep ratio per layer as bars, inline SVG."""
+    """Draw the keep ratio per layer as bars, inline SVG."""
     pitch = 34.0
     bars = []
     for layer, kept in enumerate(keep_ratio, 1):
@@ -126,14 +126,14 @@ def keep_plot(keep_ratio: Sequence[float], height: float = 150) -> str:
 
 
 def latency_grid(latency: Latency) -> str:
-    """Measured times as an HTML table."""
+    """Lay out measured times as an HTML table."""
     heads = ("batch", "model", "median ms", "min - max", "runs", *(f"time / {name}" for name in BASELINES.values()))
     about = "Measured in turns on the same batches, one pass over all of them per run; ratios are of medians."
     return grid(heads, latency_rows(latency), about)
 
 
 def grid(heads: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> str:
-    """An HTML table with a line below it."""
+    """Make an HTML table with a line below it."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
     cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in lines)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
@@ -141,7 +141,7 @@ def grid(heads: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> st
 
 
 def provenance(results: Results) -> str:
-    """Command, versions and config; all of it text of the user's, and escaped."""
+    """List command, versions and config; all of it text of the user's, and escaped."""
     facts = {"git commit": results["git_commit"], "wall time": f"{results['wall_seconds']:.0f} s"}
     facts |= {f"{name} samples": count for name, count in results["samples"].items()} | results["versions"]
     line = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)

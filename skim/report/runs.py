@@ -1,4 +1,4 @@
-"""Results of runs: find them, and put the seeds of one setting together."""
+"""Results of runs: found in folders, and averaged over the seeds of one setting."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from skim.errors import SkimError
 from skim.results import SCHEMA
 
 OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
-BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # what it was timed beside, and how that is called
+BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # baselines that were timed beside it, and their names
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
 MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
-# of a run's config: what two runs of one setting may differ in
+# of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
 DECIDING = ("callbacks.patience", "callbacks.export")  # of these all the same: which weights were measured
 
@@ -35,11 +35,11 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of at least one value."""
+        """Compute the spread of at least one value."""
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, digits: int = 3) -> str:
-        """``0.912`` of one value, ``0.912±.003`` of more."""
+        """Write ``0.912`` of one value, ``0.912±.003`` of more."""
         spread = "" if self.std is None else "±" + f"{self.std:.{digits}f}".removeprefix("0")
         return f"{self.mean:.{digits}f}{spread}"
 
@@ -50,7 +50,7 @@ class Setting:
 
     Attributes:
         moved: what was added to the shift that the run was saved with, for a point of a grid of shifts.
-        variant: what tells it from other settings of this task, method and backbone; empty where the target does.
+        variant: difference from other settings of this task, method and backbone; empty where the target does.
         seeds: of the runs, one each; a seed that stands here twice was run twice.
         monitor: the task metric that counts, and ``metric`` its values.
         keep_ratio: mean over layers.
@@ -75,7 +75,7 @@ class Setting:
 
     @property
     def asked(self) -> str:
-        """The method, with its target or shift if it has one: ``transkimmer 0.45``."""
+        """Method, with its target or shift if it has one: ``transkimmer 0.45``."""
         name = self.method if self.target is None else f"{self.method} {self.target:g}"
         return name if self.moved is None else f"{name} shift {self.moved:+g}"
 
@@ -86,7 +86,7 @@ class Setting:
 
 
 def aggregate(results: Sequence[Results]) -> list[Setting]:
-    """Mean and spread over seeds, for equal settings; runs that failed are left out.
+    """Average equal settings over seeds; runs that failed are left out.
 
     Returns:
         By task and backbone, dense first, then by method and falling cost.
@@ -103,12 +103,12 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
 
 
 def _line(run: Results) -> tuple[Any, ...]:
-    """What runs at several targets share, whatever their configuration."""
+    """Return the names that runs at several targets share, whatever their configuration."""
     return run["task"], run["method"], run["backbone"], run.get(SHIFTED)
 
 
 def _config(run: Results) -> dict[str, Any]:
-    """The configuration that makes a setting, flat: ``method.bottleneck`` -> 32."""
+    """Flatten the configuration that makes a setting: ``method.bottleneck`` -> 32."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, values: dict[str, Any]) -> None:
@@ -123,9 +123,9 @@ def _config(run: Results) -> dict[str, Any]:
 
 
 def _variants(runs: list[Results]) -> list[str]:
-    """For one run of each setting, what its name needs besides method and target to be no other's.
+    """Name the differences of settings, one run each, beyond method and target.
 
-    A key that tells two settings apart is named in all that could stand on one line of a figure with them.
+    A key in which two settings differ is named in all that could stand on one line of a figure with them.
     """
     keys: dict[tuple[Any, ...], set[str]] = {}
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -174,7 +174,7 @@ def _setting(runs: list[Results], variant: str) -> Setting:
 
 
 def speedups(run: Results) -> dict[tuple[int, str], float]:
-    """Ratios of medians of one run by (batch size, baseline); empty if latency was not measured."""
+    """Compute ratios of medians of one run by (batch size, baseline); empty if latency was not measured."""
     found = {}
     for batch_size, timings in (run["latency"] or {}).items():
         for own in filter(timings.get, OWN):
@@ -184,7 +184,7 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
 
 
 def collect(folders: Sequence[Path], curves: bool = False) -> list[Results]:
-    """Every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
+    """Load every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
 
     Raises:
         SkimError: a folder that is not there, a file that cannot be read, or none found.
@@ -206,15 +206,15 @@ def collect(folders: Sequence[Path], curves: bool = False) -> list[Results]:
 
 
 def load(path: Path) -> Results:
-    """One ``results.json``; a SkimError if it is none, or of a schema that this version does not read."""
+    """Load one ``results.json``; a SkimError for another file, or a schema that this version does not read."""
     return _checked(_json(path), path)
 
 
 def load_curve(path: Path) -> list[Results]:
-    """The points of one ``curve.json``, marked with the target that their model was trained for."""
+    """Load the points of one ``curve.json``, marked with the target that their model was trained for."""
     points = _json(path)
     if not isinstance(points, list):
-        raise SkimError(f"{path} is no list of results.")
+        raise SkimError(f"{path} is not a list of results.")
     marked = []
     for point in points:
         trained = _checked(point, path)["config"]["method"].get("target")

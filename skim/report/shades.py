@@ -1,4 +1,4 @@
-"""One colour ramp for every picture: pale tokens retired early, strong ones are alive to the end."""
+"""Colour ramp of every picture: pale tokens retired early, strong ones are alive to the end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ INKS: tuple[Color, Color] = ((255, 255, 255), (0, 0, 0))  # anything less than b
 def step(survived: int, layers: int) -> int:
     """Place on the ramp, 0 to ``STEPS``, of a token that took part in ``survived`` of ``layers`` layers.
 
-    The last fifth is for tokens that are alive to the end: whether a token made it is what one looks for first.
+    The last fifth is for tokens that are alive to the end: whether a token made it is the first question of a reader.
     """
     return STEPS if survived >= layers else round(0.8 * STEPS * survived / layers)
 
 
 def colors(place: int, ramp: tuple[Color, Color] = LIGHT) -> tuple[str, str]:
-    """Background and ink at a place on the ramp, as ``#rrggbb``; the ink is the one of higher contrast."""
+    """Choose background and ink at a place on the ramp, as ``#rrggbb``; the ink is the one of higher contrast."""
     share = place / STEPS
     pale, strong = ramp
     background = tuple(round(a + (b - a) * share) for a, b in zip(pale, strong, strict=True))

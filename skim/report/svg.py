@@ -25,7 +25,7 @@ STYLE = (
 
 
 def sentence(text: SkimmedText, width: float = 820) -> str:
-    """The words of a text, shaded and wrapped to ``width`` pixels, with a legend under them."""
+    """Draw the words of a text, shaded and wrapped to ``width`` pixels, with a legend under them."""
     parts, x, y = [], MARGIN, MARGIN
     for word in text.words():
         x += PAD
@@ -55,7 +55,7 @@ def sentence(text: SkimmedText, width: float = 820) -> str:
 
 
 def grid(text: SkimmedText, cell: float = 20) -> str:
-    """Layers down, tokens across, rows behind; a filled cell is a token that this layer computes, alone or merged."""
+    """Draw layers down, tokens across, rows behind; a filled cell is a token that is computed, alone or merged."""
     pieces = [piece for word in text.words() for piece, _ in word]
     top = MARGIN + ADVANCE * min(max((cell_len(piece) for piece in pieces), default=0), 24) + 6
     left = MARGIN + ADVANCE * len("layer 00")
@@ -77,12 +77,12 @@ def grid(text: SkimmedText, cell: float = 20) -> str:
 
 
 def write_svg(path: Path, drawing: str) -> None:
-    """Write what :func:`sentence` or :func:`grid` drew."""
+    """Write a drawing of :func:`sentence` or :func:`grid`."""
     Path(path).write_text(drawing, encoding="utf-8")
 
 
 def _token(x: float, y: float, piece: str, place: int, fate: str, left: float, right: float) -> str:
-    """A piece of a word on its shade, the text from ``x`` on; with colours as attributes too, for viewers of no CSS."""
+    """Draw a piece of a word on its shade, its text from ``x`` on; colours are attributes too, for want of CSS."""
     background, ink = colors(place)
     length = cell_len(piece) * ADVANCE
     return (

@@ -1,4 +1,4 @@
-"""Tables for terminals: layers, latencies, curves, and what a run came to. Every number is read from its results."""
+"""Tables for terminals: layers, latencies, curves, and a run's results. Every number is read from its results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNTED = {"skipped": "bad rows skipped", "left_out": "rows left out by length",
 
 
 def layers_table(keep_ratio: Sequence[float]) -> Table:
-    """Keep ratio layer by layer, with a bar each."""
+    """Make a table of the keep ratio layer by layer, with a bar each."""
     table = plain()
     table.add_column("layer", justify="right")
     table.add_column("keep ratio", justify="right")
@@ -37,7 +37,7 @@ def layers_table(keep_ratio: Sequence[float]) -> Table:
 
 
 def latency_table(latency: Latency) -> Table:
-    """Measured times: every candidate at every batch size, as milliseconds and as a ratio to the two baselines."""
+    """Make a table of times: every candidate at every batch size, in milliseconds and as ratios to two baselines."""
     table = plain(caption="one pass over the same batches, in turns; ratios are of medians")
     for name in ("batch", "model", "median ms", "min - max", "runs", "time /\ndense", "time /\npadded"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
@@ -47,7 +47,7 @@ def latency_table(latency: Latency) -> Table:
 
 
 def latency_rows(latency: Latency) -> list[list[str]]:
-    """The cells of :func:`latency_table`: batch size, model, median, range, runs, and time over either baseline."""
+    """List the cells of :func:`latency_table`: batch size, model, median, range, runs, time over either baseline."""
     rows = []
     for batch_size, timings in sorted(latency.items(), key=lambda item: int(item[0])):
         for name in filter(timings.get, CANDIDATES):
@@ -64,7 +64,7 @@ TRAINING_HEADS = ("training", "samples\n/ s", "/ padded", "median ms", "min - ma
 
 
 def training_rows(training: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Training side by side: samples per second, as a ratio to padded Hugging Face too, and the time of one pass.
+    """List speeds of training: samples per second, their ratio to padded Hugging Face, and the time of one pass.
 
     Args:
         training: of a ``results.json``; see :func:`skim.lightning.looks.timing.throughput`.
@@ -82,13 +82,13 @@ def training_rows(training: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def training_about(training: dict[str, Any]) -> str:
-    """Caption that says how training was measured."""
+    """Describe how training was measured."""
     size, samples = training["batch_size"], training["samples"]
     return f"{samples} samples per pass in batches of {size}, in turns; ratios are of medians"
 
 
 def training_table(training: dict[str, Any]) -> Table:
-    """:func:`training_rows` for a terminal."""
+    """Make a table of :func:`training_rows` for a terminal."""
     table = plain(caption=training_about(training))
     for name in TRAINING_HEADS:
         table.add_column(name, justify="left" if name == "training" else "right", no_wrap=True)
@@ -98,7 +98,7 @@ def training_table(training: dict[str, Any]) -> Table:
 
 
 def curve_table(points: Sequence[Results]) -> Fitted:
-    """One trained model at several budgets, a line each, with times where they were measured.
+    """Make a table of one trained model at several budgets, a line each, with times where they were measured.
 
     Args:
         points: of one ``curve.json``, at least one.
@@ -133,7 +133,7 @@ def print_run(
     console: Console | None = None,
     files: Sequence[str] = ("results.json", "report.html"),
 ) -> None:
-    """Print what a run came to, and the files of its folder that hold it."""
+    """Print a run's results, and the files of its folder that hold them."""
     console = console or Console()
     console.print()
     if results["status"] == "done":
@@ -148,10 +148,10 @@ def print_run(
     positive = (results.get("classes") or {}).get("positive")
     if positive is not None and "f1" in results["metrics"]:
         console.print(Text(f"f1 is that of '{positive}'", style="dim"))
-    for name, what in COUNTED.items():
+    for name, title in COUNTED.items():
         if results.get(name):
             counts = ", ".join(f"{count:,} ({part})" for part, count in results[name].items())
-            console.print(Text(f"{what}: {counts}", style="dim"))
+            console.print(Text(f"{title}: {counts}", style="dim"))
     leak = masked_gap(results)
     if leak is not None:
         console.print(Text(f"masked execution - packed execution: {leak:+.4f} {results['monitor']}", style="dim"))
@@ -169,7 +169,7 @@ def print_run(
 
 
 def ending(results: Results) -> list[str]:
-    """Lines that say where training stopped early, and which of its weights were exported."""
+    """Write lines on where training stopped early, and which of its weights were exported."""
     lines, monitor = [], results["monitor"]
     stopped, checkpoints = results.get("stopped_early"), results.get("checkpoints") or {}
     if stopped:
@@ -178,13 +178,13 @@ def ending(results: Results) -> list[str]:
             f"{stopped['patience']} evaluation{'s' if stopped['patience'] > 1 else ''}"
         )
     if len(checkpoints) > 1:
-        told = (f"{name} (step {one['step']:,}) {one['metric']:.4f}" for name, one in checkpoints.items())
-        lines.append(f"exported: {results['exported']}.ckpt; {monitor} of {', of '.join(told)}")
+        steps = (f"{name} (step {one['step']:,}) {one['metric']:.4f}" for name, one in checkpoints.items())
+        lines.append(f"exported: {results['exported']}.ckpt; {monitor} of {', of '.join(steps)}")
     return lines
 
 
 def masked_gap(results: Results) -> float | None:
-    """The monitored metric in masked execution minus the same as it runs; 0 where nothing leaks past the mask."""
+    """Subtract the monitored metric from the same in masked execution; 0 where nothing leaks past the mask."""
     masked, monitor = results["masked_metrics"] or {}, results["monitor"]
     if monitor not in masked or monitor not in results["metrics"]:
         return None

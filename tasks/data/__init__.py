@@ -1,1 +1,1 @@
-"""From files and data sets to batches: reading, checking, labels, masks, and the built-in grammar."""
+"""Data of tasks, from files and data sets to batches: reading, checks, labels, masks, and the built-in grammar."""

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMS = "{text: [...], answer_start: [...]}, a list of {text, answer_start}, a text, or a list of texts"
-NO_START = "answer_start is {} and no character's number"
+NO_START = "answer_start is {}, not the number of a character"
 COUNTED = "Characters are counted from 0."
 
 
 class Given(NamedTuple):
-    """The answers of some rows, laid out.
+    """Answers of some rows, laid out.
 
     Attributes:
         texts: of all rows, one after the other.
@@ -36,14 +36,14 @@ class Given(NamedTuple):
 
 
 def given(column: pa.ChunkedArray, where: str) -> Given:
-    """A column of answers in one of the forms.
+    """Lay out a column of answers, whichever form it has.
 
     Args:
         column: of a split.
         where: file or split and column, for errors.
 
     Raises:
-        SkimError: it has none of the forms.
+        SkimError: it has another form.
     """
     import pyarrow as pa
     import pyarrow.types as kinds
@@ -81,7 +81,7 @@ def _without_starts(texts: pa.Array, counts: np.ndarray) -> Given:
 
 
 def _fields(array: pa.StructArray) -> dict[str, pa.Array]:
-    """Fields by name, null where the whole is."""
+    """Split a column of structs into fields by name, null where the struct is."""
     return {field.name: values for field, values in zip(array.type, array.flatten(), strict=True)}
 
 
@@ -92,7 +92,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _laid_out(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Values and how many each row has: those of lists, or the one that is there."""
+    """Split a column into values and how many each row has: those of its list, or the one that is there."""
     import pyarrow.compute as pc
 
     if not _is_list(array.type):
@@ -102,7 +102,7 @@ def _laid_out(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def golds(answers: Given) -> pa.Array:
-    """Lists of the texts of each row that say something, (rows,)."""
+    """List the texts of each row that are not blank, (rows,)."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -126,25 +126,28 @@ def places(contexts: pa.ChunkedArray, answers: Given) -> Iterator[tuple[int, int
         starts = iter([] if answers.starts is None else answers.starts.slice(start, begun).to_pylist())
         lists = zip(contexts.slice(row, len(some)).to_pylist(), counts.tolist(), start_counts.tolist(), strict=True)
         for context, many, begins in lists:
-            said = list(islice(texts, many))
-            yield place(context or "", said, None if begins < 0 else list(islice(starts, begins)))
+            answers_here = list(islice(texts, many))
+            yield place(context or "", answers_here, None if begins < 0 else list(islice(starts, begins)))
         row, text, start = row + len(some), text + int(counts.sum()), start + int(begun)
 
 
 def place(context: str, texts: list[Any], starts: list[Any] | None) -> tuple[int, int] | str:
-    """Where the first answer stands, first and last character (exclusive), (-1, -1) without any; or what is wrong.
+    """Find the first answer in its text.
 
     Args:
         context: the text.
         texts: the answers.
         starts: their first characters; ``None``: each stands where it first occurs.
+
+    Returns:
+        Its first and last character (exclusive), (-1, -1) without any answer; or what is wrong.
     """
     if starts is not None and len(starts) != len(texts):
         return f"{len(texts)} answers have {len(starts)} answer_start"
     found = (-1, -1)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            return f"{shown(text)} is no answer"
+            return f"{shown(text)} is not an answer"
         bare = text.strip()
         if not bare:  # as some say that there is none
             continue
@@ -163,5 +166,5 @@ def place(context: str, texts: list[Any], starts: list[Any] | None) -> tuple[int
 
 
 def shortened(text: str) -> str:
-    """A text for an error."""
+    """Shorten a text for an error."""
     return repr(text if len(text) <= 40 else f"{text[:37]}...")

@@ -1,4 +1,4 @@
-"""From tokenised rows to padded batches of similar length, shared out over ranks.
+"""Batches of tokenised rows: padded, of similar length, shared out over ranks.
 
 ``LengthBatches`` decides which rows go together, ``Rows`` turns a list of row numbers into tensors. A loader is
 ``DataLoader(Rows(...), sampler=LengthBatches(...), batch_size=None)``: the sampler yields whole batches. It is the
@@ -92,7 +92,7 @@ class LengthBatches(Sampler[list[int]]):
             yield (step[self.rank] + first).tolist()
 
     def _steps(self, epoch: int) -> list[list[np.ndarray]]:
-        """An epoch's batches on all ranks, ``[step][rank]``."""
+        """Share out an epoch's batches over all ranks, ``[step][rank]``."""
         if not self.shuffle:
             return self._cut(np.argsort(-self.lengths, kind="stable"))
         rng = np.random.default_rng([self.seed, epoch])
@@ -131,12 +131,12 @@ class Rows(torch.utils.data.Dataset):
         return len(self.table)
 
     def __getitem__(self, rows: list[int]) -> dict[str, Tensor]:
-        """The batch of these rows, in this order; with ``row`` (B,) and ``attention_mask`` (B, N), 1 on real tokens."""
+        """Pad rows to a batch, in this order; with ``row`` (B,) and ``attention_mask`` (B, N), 1 on real tokens."""
         return {"row": torch.tensor(rows), **laid_out(self.table[rows], self.fill, self.left)}
 
 
 def laid_out(table: Any, fill: dict[str, int], left: bool = False) -> dict[str, Tensor]:
-    """The padded batch of some tokenised rows, an Arrow table; see :class:`Rows`."""
+    """Pad some tokenised rows, an Arrow table, to a batch; see :class:`Rows`."""
     batch = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
@@ -155,13 +155,13 @@ def laid_out(table: Any, fill: dict[str, int], left: bool = False) -> dict[str, 
 
 
 def _real(lengths: np.ndarray, left: bool) -> np.ndarray:
-    """Where the tokens go, (B, N) bool with N the longest."""
+    """Mask the places that tokens take, (B, N) bool with N the longest."""
     place = np.arange(lengths.max())
     return place >= place.size - lengths[:, None] if left else place < lengths[:, None]
 
 
 def _pad(values: np.ndarray, real: np.ndarray, fill: int) -> Tensor:
-    """Lay the concatenated rows out, (B, N); integers become int64, which is what models take."""
+    """Lay the concatenated rows out, (B, N); integers become int64, as models take them."""
     dtype = np.int64 if np.issubdtype(values.dtype, np.integer) else values.dtype
     out = np.full(real.shape, fill, dtype=dtype)
     out[real] = values

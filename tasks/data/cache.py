@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENCODING = 1  # counted up whenever the same rows and tokenizer shall give other columns; old caches are then left alone
 
-# the rows of a file, and what is wrong with them
+# the rows of a file, and their problems
 Parsed: TypeAlias = "tuple[pa.Table | pa.RecordBatchReader, list[Problem]]"
 
 
@@ -25,7 +25,7 @@ def cached(key: str, make: Callable[[], Parsed]) -> Dataset:
 
     Args:
         key: a hash of all that the table depends on; becomes its fingerprint.
-        make: gives the table, and what is wrong with its rows.
+        make: gives the table, and the problems of its rows.
     """
     import datasets
     from filelock import FileLock

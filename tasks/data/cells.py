@@ -1,7 +1,7 @@
-"""From a user's cells to Arrow columns: a column has one type, and what does not fit it is noted, row by row.
+"""Arrow columns of a user's cells: a column has one type, and each cell that does not fit it is a problem of its row.
 
-What a csv or tsv file holds is text, and stays so: types that are guessed from a file's rows would differ between the
-files of a task. Who wants a number reads it from the text.
+Cells of a csv or tsv file are texts, and stay so: types that are guessed from a file's rows would differ between the
+files of a task. A task that needs a number reads it from the text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false
 
 
 class Problem(NamedTuple):
-    """What is wrong with a row as a whole, or with one of its cells; such cells are null in the table."""
+    """Fault of a row as a whole, or of one of its cells; such cells are null in the table."""
 
     row: int  # from 0
     column: str | None  # None: the row cannot be used, whatever the task reads of it
@@ -30,7 +30,7 @@ class Problem(NamedTuple):
 
 
 class Columns:
-    """Rows become columns, ``CHUNK`` rows at a time: only one chunk is ever held as Python objects.
+    """Columns made of rows, ``CHUNK`` rows at a time: only one chunk is ever held as Python objects.
 
     A column takes the kind of most of its cells (texts, numbers, ...). The others become null and a problem each: they
     matter only if the task reads that column.
@@ -46,7 +46,7 @@ class Columns:
         self._parts: dict[str, list[dict[str, pa.Array]]] = {}
 
     def take(self, rows: Iterable[list[Any] | Problem], names: list[str]) -> None:
-        """Add rows of a table whose header is known: a value for each name, or what is wrong with the row."""
+        """Add rows of a table whose header is known: a value for each name, or the row's problem."""
         unusable = [None] * len(names)
         for chunk in chunks(rows):
             usable = [unusable if isinstance(row, Problem) else row for row in chunk]
@@ -62,7 +62,7 @@ class Columns:
             self._add({name: [row.get(name) for row in usable] for name in names}, len(chunk))
 
     def table(self) -> pa.Table:
-        """All rows."""
+        """Make the table of all rows."""
         import pyarrow as pa
 
         return pa.table({name: self._column(name, parts) for name, parts in self._parts.items()})
@@ -82,7 +82,7 @@ class Columns:
         self._sizes.append(count)
 
     def _array(self, name: str, values: list[Any], start: int) -> pa.Array:
-        """Cells of one kind; those that Arrow cannot hold, or not beside the others, become null and a problem."""
+        """Make an array of cells of one kind; those that Arrow cannot hold become null and a problem."""
         import pyarrow as pa
 
         try:
@@ -130,14 +130,14 @@ class Columns:
 
 
 def chunks(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    """Lists of ``CHUNK`` rows."""
+    """Yield lists of ``CHUNK`` rows."""
     rows = iter(rows)
     while chunk := list(islice(rows, CHUNK)):
         yield chunk
 
 
 def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """The type that holds both; an ArrowException if there is none."""
+    """Find the type that holds both; an ArrowException if there is none."""
     import pyarrow as pa
 
     if one == other:
@@ -147,7 +147,7 @@ def merged(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def mergeable(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether the first holds the other's values as well."""
+    """Tell whether the first type holds the other's values as well."""
     import pyarrow as pa
 
     try:
@@ -157,7 +157,7 @@ def mergeable(one: pa.DataType, other: pa.DataType) -> bool:
 
 
 def cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The same values in a wider type."""
+    """Convert values to a wider type."""
     import pyarrow as pa
 
     if array.type == kind:
@@ -167,7 +167,7 @@ def cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def reason(value: Any, error: Exception) -> tuple[str, str]:
-    """Why a value cannot be held, and what to do, in a few words."""
+    """Explain, in a few words, why a value cannot be held, and what to do."""
     if isinstance(value, str):
         for place, letter in enumerate(value, 1):
             if 0xDC80 <= ord(letter) <= 0xDCFF:  # how Python marks a byte that does not decode
@@ -178,6 +178,6 @@ def reason(value: Any, error: Exception) -> tuple[str, str]:
 
 
 def shown(value: Any) -> str:
-    """A value as one would write it, cut to some length."""
+    """Write a value as a user would, cut to some length."""
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -21,19 +21,19 @@ BLANK = re.compile("_+")  # in a question: what the option is to be put in place
 
 
 def put(question: str | None, option: str) -> str:
-    """A question with an option in its blank, or behind it if it has none; the option, where nothing is asked."""
+    """Put an option in a question's blank, or behind it if it has none; the option alone, where nothing is asked."""
     if question is None:
         return option
     return BLANK.sub(lambda _: option, question) if "_" in question else f"{question} {option}"
 
 
 def check_options(rows: Dataset, name: str, rejects: Rejects) -> int:
-    """Lists of texts, as many in each row as in most; returns how many.
+    """Check that each row has a list of texts, as many as most rows; returns how many.
 
     Args:
         rows: the split.
         name: of the column.
-        rejects: what rows with more options or fewer, or with one that is no text, go to.
+        rejects: takes rows with more options or fewer, or with one that is not a text.
     """
     check_column(rows, name, "column of options", OPTIONS, rejects.where)
     column = column_of(rows, name)
@@ -48,12 +48,12 @@ def check_options(rows: Dataset, name: str, rejects: Rejects) -> int:
     for row in np.flatnonzero(options.counts != usual).tolist():
         rejects.add(row, name, f"{options.counts[row]} options, and other rows have {usual}")
     for row, place in options.first_of(options.values.is_null().to_numpy(zero_copy_only=False)):
-        rejects.add(row, name, f"option {place + 1} is no text")
+        rejects.add(row, name, f"option {place + 1} is not a text")
     return usual
 
 
 def option_of(answer: str, options: list[str]) -> int | None:
-    """Place of the right option, of its text or its number; a number is a text where options are numbers."""
+    """Find the right option's place by its text or its number; a number is a text where options are numbers."""
     for spelling in (answer, answer.lower()) if answer in ("True", "False") else (answer,):
         if spelling in options:
             return options.index(spelling)

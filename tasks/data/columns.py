@@ -1,7 +1,7 @@
 """Checks of columns before anything is tokenised; every error names the file or split, row and column.
 
-Rows are counted from 1, a csv file's header not among them. Columns are looked at as a whole, in Arrow: a check of
-67,000 rows costs milliseconds and is made at every start.
+Rows are counted from 1, without a csv file's header. Columns are checked as a whole, in Arrow: a check of 67,000 rows
+costs milliseconds and is made at every start.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Rejects:
     Args:
         where: the file or split, for errors.
         skip: whether they are left out.
-        problems: what the reading of the file found.
+        problems: found when the file was read.
 
     Attributes:
         bad: row numbers from 0, of the table that is checked.
-        first: what is wrong with the one that was found first.
+        first: the fault of the row that was found first.
         lost: how many rows were left out before, because nothing of them could be read.
     """
 
@@ -52,7 +52,7 @@ class Rejects:
 
         Args:
             row: its number from 0.
-            column: of what is wrong.
+            column: that is wrong.
             why: ends in no full stop.
             advice: what to do about it, for the error.
         """
@@ -66,13 +66,13 @@ class Rejects:
         self.bad.add(row)
 
     def strict(self) -> Rejects:
-        """The same, with the rows that are bad so far, but that the next one is an error."""
+        """Copy these rejects, with the rows that are bad so far; the next one is an error."""
         other = copy.copy(self)
         other.skip = False
         return other
 
     def readable(self, rows: Dataset) -> Dataset:
-        """Those of a file's rows of which something could be read; before any check."""
+        """Keep those of a file's rows of which something could be read; before any check."""
         unusable = sorted(row for row, column in self._known if column is None)
         for row in unusable:
             problem = self._known[row, None]
@@ -84,11 +84,11 @@ class Rejects:
         return self._left(rows, self._numbers)
 
     def numbers(self, count: int) -> np.ndarray:
-        """Numbers in the file, from 1, of those of ``count`` checked rows that :meth:`without` leaves."""
+        """Number, as in the file, from 1, those of ``count`` checked rows that :meth:`without` leaves."""
         return np.delete(self._in_file(count), sorted(self.bad)) + 1
 
     def unread(self, column: str, count: int) -> list[Problem]:
-        """Cells of a column that could not be read, which are null; ``row`` is that of the ``count`` checked rows."""
+        """List the null cells of a column that could not be read; ``row`` is among the ``count`` checked rows."""
         numbers = self._in_file(count)
         cells = [problem for problem in self._known.values() if problem.column == column]
         rows = np.searchsorted(numbers, [problem.row for problem in cells]).tolist()
@@ -99,21 +99,21 @@ class Rejects:
         ]
 
     def without(self, rows: Dataset) -> Dataset:
-        """The rows that are left.
+        """Leave the bad rows out.
 
         Raises:
-            SkimError: none is.
+            SkimError: no row is left.
         """
         return self._left(rows, np.delete(np.arange(len(rows)), sorted(self.bad))) if self.bad else rows
 
     def _in_file(self, count: int) -> np.ndarray:
-        """Numbers in the file, from 0, of ``count`` checked rows."""
+        """Number ``count`` checked rows as in the file, from 0."""
         return np.arange(count) if self._numbers is None else self._numbers
 
-    def _refuse(self, said: str, advice: str) -> None:
+    def _refuse(self, why: str, advice: str) -> None:
         if not self.skip:
-            raise SkimError("\n".join(line for line in (said, advice, SKIPPING) if line))
-        self.first = self.first or said
+            raise SkimError("\n".join(line for line in (why, advice, SKIPPING) if line))
+        self.first = self.first or why
 
     def _left(self, rows: Dataset, numbers: np.ndarray) -> Dataset:
         if not len(numbers):
@@ -128,14 +128,14 @@ SKIPPING = "task.on_bad_row=skip leaves such rows out, and counts them."
 
 
 def as_list(value: Any, option: str) -> list[Any]:
-    """A list that a user has given, which may be OmegaConf's; a plain text would be a list of its letters."""
+    """Make a list of a user's, which may be OmegaConf's; a plain text, which would be a list of letters, is refused."""
     if isinstance(value, str):
         raise SkimError(f"{option}={value} must be a list; write {option}=[{value}].")
     return list(value)
 
 
 def as_names(value: Any, option: str = "task.label_names") -> list[str]:
-    """Labels' names that a user has given; numbers and booleans are names by their text."""
+    """Make names of labels that a user has given; numbers and booleans are names by their text."""
     names = [str(name).strip() for name in as_list(value, option)]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -144,12 +144,12 @@ def as_names(value: Any, option: str = "task.label_names") -> list[str]:
 
 
 def kept(name: str) -> str:
-    """What a column of texts is called beside the task's own ``labels``."""
+    """Name a column of texts beside the task's own ``labels``."""
     return f"{name} (text)" if name == "labels" else name
 
 
 def column_of(rows: Dataset, name: str) -> ChunkedArray:
-    """One column, as it lies on disk; texts of Arrow's newer layouts, and coded ones, as plain texts."""
+    """Read one column as it lies on disk; texts of Arrow's newer layouts, and coded ones, as plain texts."""
     import pyarrow as pa
 
     column = rows.select_columns([name]).with_format("arrow")[:].column(name)
@@ -159,17 +159,17 @@ def column_of(rows: Dataset, name: str) -> ChunkedArray:
 
 
 def rows_of(column: ChunkedArray, wrong: Callable[[Any], bool]) -> list[int]:
-    """Numbers, from 0, of the rows whose value is wrong."""
+    """List the numbers, from 0, of the rows whose value is wrong."""
     return [row for row, value in enumerate(column.to_pylist()) if wrong(value)]
 
 
 def check_column(rows: Dataset, name: str, what: str, option: str, where: str) -> None:
-    """A column of this name must be there.
+    """Refuse a table without a column of this name.
 
     Args:
         rows: the split.
         name: of the column.
-        what: it is, for the error: ``text column``.
+        what: kind of column, for the error: ``text column``.
         option: by which the user chooses it: ``task.text_columns=[<column>]``.
         where: the file or split, for errors.
     """
@@ -178,7 +178,7 @@ def check_column(rows: Dataset, name: str, what: str, option: str, where: str) -
         raise SkimError(
             f"{where} has no {what} '{name}'. Its columns: {', '.join(rows.column_names)}.\nChoose with {option}."
             + (
-                "\nIf the first line is no header, name the columns: task.file_columns=[label,text]."
+                "\nIf the first line is not a header, name the columns: task.file_columns=[label,text]."
                 if headless
                 else ""
             )
@@ -186,7 +186,7 @@ def check_column(rows: Dataset, name: str, what: str, option: str, where: str) -
 
 
 def check_texts(rows: Dataset, name: str, rejects: Rejects, option: str = TEXTS) -> None:
-    """A text in every row; it may be empty."""
+    """Check that every row has a text; it may be empty."""
     import pyarrow as pa
     import pyarrow.types as kinds
 
@@ -209,5 +209,5 @@ def check_texts(rows: Dataset, name: str, rejects: Rejects, option: str = TEXTS)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a cell is empty."""
+    """Tell whether a cell is empty."""
     return value is None or (isinstance(value, str) and not value.strip())

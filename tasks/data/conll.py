@@ -39,7 +39,7 @@ class Sentence(NamedTuple):
 
 
 def reader(columns: Sequence[int] | None, words: str, tags: str) -> Reader:
-    """For :func:`tasks.data.files.read`: a row for each sentence, with its lists of words and tags, and ``line``.
+    """Make a reader for :func:`tasks.data.files.read`: a row for each sentence, with lists of words, tags and lines.
 
     Args:
         columns: see :func:`sentences`.
@@ -59,13 +59,13 @@ def reader(columns: Sequence[int] | None, words: str, tags: str) -> Reader:
             )
             for some in chunks(sentences(path, columns))
         ]
-        return pa.Table.from_batches(parts, schema), []  # words that cannot be read are null, and told by their line
+        return pa.Table.from_batches(parts, schema), []  # words that cannot be read are null, and named by their line
 
     return Reader(FILES, parse, ["columns", columns and list(columns), words, tags])
 
 
 def sentences(path: Path, columns: Sequence[int] | None = None) -> Iterator[Sentence]:
-    """The sentences of a file.
+    """Yield the sentences of a file.
 
     Args:
         path: ``.conllu``, or anything else for other files of columns; may be gzipped.
@@ -73,7 +73,7 @@ def sentences(path: Path, columns: Sequence[int] | None = None) -> Iterator[Sent
             last, in CoNLL-U the second and the fourth.
 
     Raises:
-        SkimError: columns that are none, or that the file has not.
+        SkimError: columns that cannot be, or that the file lacks.
     """
     universal = kind_of(path) == UNIVERSAL
     word, tag = columns_of(columns or (FORM_AND_UPOS if universal else FIRST_AND_LAST))
@@ -107,7 +107,7 @@ def sentences(path: Path, columns: Sequence[int] | None = None) -> Iterator[Sent
 
 
 def columns_of(columns: Sequence[int]) -> tuple[int, int]:
-    """Places of word and tag in a line's list of columns."""
+    """Turn the user's columns of word and tag into places in a line's list."""
     if len(columns) != 2 or 0 in columns or any(type(column) is not int for column in columns):
         raise SkimError(
             f"task.columns={list(columns)}: name the column of the word and that of the tag, from 1, or from the last "
@@ -118,7 +118,7 @@ def columns_of(columns: Sequence[int]) -> tuple[int, int]:
 
 
 def is_text(text: str) -> bool:
-    """Whether it was UTF-8; other bytes have become surrogates, which are no characters."""
+    """Tell whether a text was UTF-8; other bytes have become surrogates, which cannot be encoded."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -127,7 +127,7 @@ def is_text(text: str) -> bool:
 
 
 def split(line: str) -> list[str]:
-    """A line's columns; none, if it is empty."""
+    """Split a line into its columns; an empty one has none."""
     line = line.strip(" \t\r\n")
     if not line:
         return []
@@ -137,6 +137,6 @@ def split(line: str) -> list[str]:
 
 
 def usual_width(lines: Iterable[str]) -> int:
-    """Columns of the first line that is a word's for sure."""
+    """Count the columns of the first line that surely holds a word."""
     sure = (line for line in lines if line.strip(" \t\r\n") and not line.startswith(("#", "-DOCSTART-")))
     return len(split(next(sure, "")))

@@ -1,8 +1,9 @@
 """A user's own file as a ``datasets.Dataset``, memory-mapped and cached by content: the one door for all kinds.
 
 Kinds are csv, tsv, json, jsonl, parquet, and those that a task reads in its own way, see :class:`Reader`. A row that
-cannot be read stops nothing here: it becomes a row of nulls, and :func:`problems` says what is wrong. So the number of
-a row in the table is its number in the file, and :class:`tasks.data.columns.Rejects` decides what happens.
+cannot be read stops nothing here: it becomes a row of nulls, and :func:`tasks.data.cache.problems` has
+its fault. So the number of a row in the table is its number in the file, and :class:`tasks.data.columns.Rejects`
+decides whether that is an error.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ KINDS = (*SEPARATED, ".json", ".jsonl", PARQUET)
 
 
 class Reader(NamedTuple):
-    """How a task reads some kinds of files in its own way.
+    """Reading of some kinds of files in a task's own way.
 
     Attributes:
         suffixes: of these files, without ``.gz``.
-        parse: gives a file's table and what is wrong with its rows; ``None``: it is to be read as any other.
+        parse: gives a file's table and the problems of its rows; ``None``: it is to be read as any other.
         key: what ``parse`` depends on besides the file; keys the cache.
     """
 
@@ -48,7 +49,7 @@ class Reader(NamedTuple):
 
 
 def read(path: str, columns: Sequence[str] | None = None, reader: Reader | None = None) -> Dataset:
-    """All rows of one file, which may be gzipped (``.csv.gz``), but for parquet.
+    """Read all rows of one file, which may be gzipped (``.csv.gz``), but for parquet.
 
     Args:
         path: csv and tsv files have a header line, and their cells are texts; json files hold one object per line, a
@@ -96,18 +97,18 @@ def read(path: str, columns: Sequence[str] | None = None, reader: Reader | None 
 
 
 def kind_of(file: Path) -> str:
-    """The suffix that says how to read it: that before ``.gz``."""
+    """Return the suffix that decides how to read a file: that before ``.gz``."""
     return Path(file.stem if file.suffix.lower() == ".gz" else file.name).suffix.lower()
 
 
 def opened(file: Path) -> IO[str]:
-    """The file's text; bytes that are not UTF-8 are marked in it, as surrogates: :mod:`tasks.data.cells` finds them."""
+    """Open a file's text; bytes that are not UTF-8 become surrogates, which :mod:`tasks.data.cells` finds."""
     opener: Any = gzip.open if file.suffix.lower() == ".gz" else open
     return opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def parse(file: Path, kind: str, names: Sequence[str] | None = None) -> Parsed:
-    """A file of one of ``KINDS``: its rows, and what is wrong with them."""
+    """Parse a file of one of ``KINDS``: its rows, and their problems."""
     if kind == PARQUET:
         return _parquet(file), []
     columns = Columns()
@@ -121,7 +122,7 @@ def parse(file: Path, kind: str, names: Sequence[str] | None = None) -> Parsed:
 
 
 def _key(file: Path, reading: list[Any]) -> str:
-    """What the table depends on: content and way of reading."""
+    """Hash all that the table depends on: content and way of reading."""
     digest = hashlib.blake2b(json.dumps(reading).encode(), digest_size=16)
     with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:  # type: ignore[operator]
         while block := stream.read(1 << 20):
@@ -130,7 +131,7 @@ def _key(file: Path, reading: list[Any]) -> str:
 
 
 def _parquet(file: Path) -> pa.RecordBatchReader:
-    """What ``datasets`` can hold of it: a column that it cannot must not refuse a file whose other columns are used."""
+    """Read the columns that ``datasets`` can hold: one that it cannot must not refuse a file whose others are used."""
     import pyarrow as pa
     from datasets import Features
     from pyarrow.parquet import ParquetFile

@@ -23,7 +23,7 @@ FLAGS = {"true": 1, "false": 0}
 
 
 class Sets(NamedTuple):
-    """A column of lists of labels, laid out.
+    """Column of lists of labels, laid out.
 
     Attributes:
         texts: that occur, ``None`` for a label that is null.
@@ -41,14 +41,14 @@ class Sets(NamedTuple):
 def label_sets(
     rows: Dataset, column: str | list[str], separator: str, names: list[str] | None, rejects: Rejects, needed: bool
 ) -> Array | None:
-    """Lists of 1 and 0 for each label (float32); ``None`` for a split without labels.
+    """Make lists of 1 and 0, one for each label (float32); ``None`` for a split without labels.
 
     Args:
         rows: the split.
         column: of lists or texts; or columns of 0 and 1, which then are the names.
         separator: between the labels of a text.
         names: by label id.
-        rejects: what bad rows go to.
+        rejects: takes bad rows.
         needed: whether a split without labels is an error.
     """
     import pyarrow as pa
@@ -70,7 +70,7 @@ def label_sets(
 
 
 def infer_set_names(rows: Dataset, column: str, separator: str, rejects: Rejects) -> list[str]:
-    """The labels of a column of lists or texts: a parquet file's own, or those that occur, in alphabetical order."""
+    """Find the labels of a column of lists or texts: a parquet file's own, or those that occur, by the alphabet."""
     check_column(rows, column, "label column", LABELS, rejects.where)
     named = tag_names(rows, column)
     if named is not None:
@@ -78,7 +78,7 @@ def infer_set_names(rows: Dataset, column: str, separator: str, rejects: Rejects
     found = {text for text in _sets_of(rows, column, separator, rejects.where).texts if text is not None}
     if len(found) < 2:
         raise SkimError(
-            f"{rejects.where}, column '{column}': there are no two labels; there is nothing to learn.\n"
+            f"{rejects.where}, column '{column}': there are fewer than two labels, so there is nothing to learn.\n"
             f"Texts are cut at task.label_separator='{separator}'; classes: task.head=classification."
         )
     figures = all(map(FIGURE.fullmatch, found))
@@ -86,7 +86,7 @@ def infer_set_names(rows: Dataset, column: str, separator: str, rejects: Rejects
 
 
 def _of_lists(rows: Dataset, column: str, separator: str, names: list[str], rejects: Rejects) -> np.ndarray:
-    """1 where a row has a label, (rows, C)."""
+    """Mark the labels of each row by 1, (rows, C)."""
     sets = _sets_of(rows, column, separator, rejects.where)
     for row in sets.missing:
         rejects.add(row, column, "there are no labels", "A text without any has an empty list, or an empty cell.")
@@ -94,7 +94,7 @@ def _of_lists(rows: Dataset, column: str, separator: str, names: list[str], reje
     for code, (text, one) in enumerate(zip(sets.texts, ids, strict=True)):
         if one is None:
             for row in np.unique(sets.rows[sets.codes == code]).tolist():
-                why = "a label is null" if text is None else f"{shown_label(text)} is no label of this task"
+                why = "a label is null" if text is None else f"{shown_label(text)} is not a label of this task"
                 rejects.add(row, column, why, "" if text is None else f"Labels: {', '.join(names)}.")
     found = np.zeros((len(rows), len(names)))
     known = np.asarray([-1 if one is None else one for one in ids], dtype=np.int64)[sets.codes]
@@ -103,13 +103,13 @@ def _of_lists(rows: Dataset, column: str, separator: str, names: list[str], reje
 
 
 def _flags(rows: Dataset, name: str, rejects: Rejects) -> np.ndarray:
-    """A column of 0 and 1, or of true and false."""
+    """Read a column of 0 and 1, or of true and false, (rows,)."""
     texts, codes = label_texts(rows, name)
     flags = [None if text is None else FLAGS.get(text.lower(), whole(text)) for text in texts]
     for code, (text, flag) in enumerate(zip(texts, flags, strict=True)):
         if flag not in (0, 1):
             for row in np.flatnonzero(codes == code).tolist():
-                why = "there is no label" if text is None else f"{shown_label(text)} is neither 0 nor 1"
+                why = "there is not a label" if text is None else f"{shown_label(text)} is neither 0 nor 1"
                 rejects.add(row, name, why)
     return np.asarray([flag if flag in (0, 1) else 0 for flag in flags])[codes]
 

@@ -1,6 +1,6 @@
 """Labels of a column of texts, numbers or class labels: which there are, and the id of each.
 
-What a cell says is taken as a text, in whatever kind of file it stands: so 1, 1.0, "1" and " 1 " are one label, and no
+A cell is taken as a text, whatever kind of file it is in: so 1, 1.0, "1" and " 1 " are one label, and no
 label's id depends on what else its file holds.
 """
 
@@ -34,7 +34,7 @@ WHOLE = re.compile(r"([+-]?(?:0|[1-9][0-9]*))(?:\.0*)?")
 
 
 def settings_of(label_names: Sequence[str]) -> dict[str, Any]:
-    """What a model's config says of its labels."""
+    """Return the settings of a model's config that name its labels."""
     return {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -43,14 +43,14 @@ def settings_of(label_names: Sequence[str]) -> dict[str, Any]:
 
 
 def known_labels(part: str, rejects: Rejects, read: Callable[[Rejects], Read | None]) -> Read | None:
-    """A part's labels, or ``None`` if it has none.
+    """Read a part's labels; ``None`` if it has none.
 
-    Rows are predicted whatever is said of them: a test part of which one label is missing or unknown counts as one
-    without any, and that is told.
+    Rows can be predicted whatever their labels: a test part of which one label is missing or unknown counts as one
+    without any, with a warning.
 
     Args:
         part: train, validation or test.
-        rejects: what rows without a label go to, except those of the test part.
+        rejects: takes rows without a label, except those of the test part.
         read: gives the labels.
     """
     if part != "test":
@@ -58,18 +58,18 @@ def known_labels(part: str, rejects: Rejects, read: Callable[[Rejects], Read | N
     try:
         return read(rejects.strict())
     except SkimError as error:
-        said = str(error).splitlines()[0]
-        log.warning("%s So no labels of this part are read: it can be predicted, and not be measured.", said)
+        why = str(error).splitlines()[0]
+        log.warning("%s So no labels of this part are read: it can be predicted, and not be measured.", why)
         return None
 
 
 def is_labeled(rows: Dataset, name: str, rejects: Rejects, needed: bool, option: str = LABELS) -> bool:
-    """Whether a split has labels; the hub marks those that are withheld with -1 in every row.
+    """Tell whether a split has labels; the hub marks labels that are withheld by -1 in every row.
 
     Args:
         rows: the split.
         name: of the label column.
-        rejects: what a row without a label goes to.
+        rejects: takes rows without a label.
         needed: whether a split without labels is an error.
         option: by which the user chooses the column.
     """
@@ -94,7 +94,7 @@ def is_labeled(rows: Dataset, name: str, rejects: Rejects, needed: bool, option:
         if not needed and all(map(is_missing, values)):
             return False
         for row in rows_of(column, is_missing):
-            rejects.add(row, name, "there is no label")
+            rejects.add(row, name, "there is not a label")
     withheld = all(whole(str(value).strip()) == -1 for value in values)
     if withheld and needed:
         raise SkimError(f"{where}: all labels are -1, which means withheld; it can be predicted and nothing else.")
@@ -102,13 +102,13 @@ def is_labeled(rows: Dataset, name: str, rejects: Rejects, needed: bool, option:
 
 
 def whole(text: str) -> int | None:
-    """The whole number that a text is: 3, -1, 2.0."""
+    """Return the whole number that a text is: 3, -1, 2.0; else ``None``."""
     found = WHOLE.fullmatch(text)
     return int(found[1]) if found else None
 
 
 def label_text(value: Any, named: Sequence[str] | None = None) -> str | None:
-    """A label as a text, without the spaces around it; ``None`` if there is none.
+    """Write a label as a text, without the spaces around it; ``None`` if there is none.
 
     Args:
         value: of a cell.
@@ -122,22 +122,22 @@ def label_text(value: Any, named: Sequence[str] | None = None) -> str | None:
 
 
 def label_texts(rows: Dataset, name: str) -> tuple[list[str | None], np.ndarray]:
-    """The labels that occur in a column, and of which each row is, (rows,)."""
+    """List the labels that occur in a column, and the number in that list of each row's, (rows,)."""
     coded = column_of(rows, name).combine_chunks().dictionary_encode(null_encoding="encode")
     named = getattr(rows.features[name], "names", None)
     return [label_text(value, named) for value in coded.dictionary.to_pylist()], coded.indices.to_numpy()
 
 
 def shown_label(text: str) -> str:
-    """A label for errors: a number as it is, anything else in quotation marks."""
+    """Write a label for errors: a number as it is, anything else in quotation marks."""
     return text if FIGURE.fullmatch(text) else repr(text)
 
 
 def finder(label_names: Sequence[str]) -> Callable[[str | None], int | None]:
-    """From a label's text to its id, or to ``None``.
+    """Make a function from a label's text to its id, or to ``None``.
 
     A name is looked up first. A number is an id only if no name is a number: of the names 1, 2, 3 and 5+, 1 is the
-    first, and 0 is none. True and False are the classes of these names, in any case, and no numbers.
+    first, and 0 is none. True and False are the classes of these names, in any case, and never numbers.
     """
     by_name = {label: i for i, label in enumerate(label_names)}
     by_number = {whole(label): i for i, label in enumerate(label_names) if FIGURE.fullmatch(label)}
@@ -155,7 +155,7 @@ def finder(label_names: Sequence[str]) -> Callable[[str | None], int | None]:
 
 
 def infer_label_names(rows: Dataset, name: str, rejects: Rejects) -> list[str]:
-    """The classes of a label column: a parquet file's own, names in alphabetical order, or numbers without a gap.
+    """Find the classes of a label column: a parquet file's own, names by the alphabet, or numbers without a gap.
 
     Numbers are 0, 1, 2, ... or 1, 2, 3, ... or -1 and 1; the name of a class is its number as a text. One word among
     numbers, or the reverse, is a mistake.
@@ -176,7 +176,7 @@ def infer_label_names(rows: Dataset, name: str, rejects: Rejects) -> list[str]:
         for row in np.flatnonzero(np.isin(codes, [i for i, text in enumerate(texts) if text in wrong])).tolist():
             rejects.add(row, name, f"{shown_label(str(texts[codes[row]]))} {why}", advice)
 
-    floating = pa.types.is_floating(column_of(rows, name).type)  # where nan and inf are no words
+    floating = pa.types.is_floating(column_of(rows, name).type)  # where nan and inf are numbers
     figures = {text for text in counts if floating or FIGURE.fullmatch(text)}
     words = set(counts) - figures
     if sum(counts[text] for text in words) > sum(counts[text] for text in figures):
@@ -193,12 +193,12 @@ def infer_label_names(rows: Dataset, name: str, rejects: Rejects) -> list[str]:
 
 
 def _numbered(figures: set[str], where: str, refuse: Callable[[set[str], str, str], None]) -> list[str]:
-    """The names of classes that are numbers."""
+    """Name classes that are numbers."""
     numbers = {text: whole(text) for text in figures}
     if set(numbers.values()) != {-1, 1}:
         wrong = {text for text, number in numbers.items() if number is None or number < 0}
         # some write -1 for a class, and some where there is none
-        refuse(wrong, "is no class (a name, or 0, 1, 2, ...)", f"{LISTED} {REGRESSION}")
+        refuse(wrong, "is not a class (a name, or 0, 1, 2, ...)", f"{LISTED} {REGRESSION}")
         numbers = {text: number for text, number in numbers.items() if text not in wrong}
     ids = sorted({number for number in numbers.values() if number is not None})
     if len(ids) > 1 and ids not in (list(range(len(ids))), list(range(1, len(ids) + 1)), [-1, 1]):
@@ -213,7 +213,7 @@ def _numbered(figures: set[str], where: str, refuse: Callable[[set[str], str, st
 
 
 def label_ids(rows: Dataset, name: str, label_names: list[str], rejects: Rejects) -> np.ndarray:
-    """Label ids, (rows,) int64, of a column of names, ids or class labels, see :func:`finder`; 0 for a bad row.
+    """Read label ids, (rows,) int64, of a column of names, ids or class labels, see :func:`finder`; 0 for a bad row.
 
     Class labels in another order than ours keep their names, not their numbers.
     """
@@ -225,12 +225,12 @@ def label_ids(rows: Dataset, name: str, label_names: list[str], rejects: Rejects
         known = ", ".join(label_names if numbered else (f"{i} ({label})" for i, label in enumerate(label_names)))
         for row in np.flatnonzero(np.isin(codes, unknown)).tolist():
             shown = shown_label(str(texts[codes[row]]))
-            rejects.add(row, name, f"{shown} is no label of this task", f"Labels: {known}.")
+            rejects.add(row, name, f"{shown} is not a label of this task", f"Labels: {known}.")
     return np.asarray([one or 0 for one in ids], dtype=np.int64)[codes]
 
 
 def numbers(rows: Dataset, name: str, rejects: Rejects) -> np.ndarray:
-    """Finite numbers, (rows,) float32; 0 for a bad row. In a csv file they are texts."""
+    """Read finite numbers, (rows,) float32; 0 for a bad row. In a csv file they are texts."""
     column = column_of(rows, name)
 
     def number(value: Any) -> float | None:
@@ -243,7 +243,7 @@ def numbers(rows: Dataset, name: str, rejects: Rejects) -> np.ndarray:
 
     if any(number(value) is None for value in column.unique().to_pylist()):
         for row in rows_of(column, lambda value: number(value) is None and not is_missing(value)):
-            rejects.add(row, name, f"{column[row].as_py()!r} is no number")
+            rejects.add(row, name, f"{column[row].as_py()!r} is not a number")
     coded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     found = np.asarray([number(value) or 0.0 for value in coded.dictionary.to_pylist()], dtype=np.float32)
     return found[coded.indices.to_numpy()]

@@ -24,12 +24,12 @@ NO_TAG = -1  # id of a word without a tag
 
 
 def parts_of(value: str | list[str]) -> list[str]:
-    """A row's list, of a list or a text."""
+    """Return a row's list, be it a list already or a text of parts between spaces."""
     return value if isinstance(value, list) else [part for part in value.split(" ") if part]
 
 
 class Lists(NamedTuple):
-    """A column of lists, laid out.
+    """Column of lists, laid out.
 
     Attributes:
         values: of all rows, one after the other.
@@ -42,7 +42,7 @@ class Lists(NamedTuple):
     counts: np.ndarray
 
     def first_of(self, wrong: np.ndarray) -> list[tuple[int, int]]:
-        """Row and place in it, both from 0, of each row's first value that is wrong, of a mask of the values."""
+        """Find each row's first value that a mask of the values marks: row and place in it, both from 0."""
         where = np.flatnonzero(wrong)
         rows, first = np.unique(self.rows[where], return_index=True)
         starts = np.cumsum(self.counts) - self.counts
@@ -50,7 +50,7 @@ class Lists(NamedTuple):
 
 
 def lists_of(rows: Dataset, name: str, where: str) -> Lists:
-    """One column of lists, or of texts: then of their parts.
+    """Lay out one column of lists, or of texts: then of their parts.
 
     Raises:
         SkimError: it holds neither.
@@ -76,14 +76,14 @@ def lists_of(rows: Dataset, name: str, where: str) -> Lists:
 
 
 def is_of_texts(values: Array | ChunkedArray) -> bool:
-    """Whether they are texts, or all null."""
+    """Tell whether values are texts, or all null."""
     import pyarrow.types as kinds
 
     return any(is_kind(values.type) for is_kind in (kinds.is_string, kinds.is_large_string, kinds.is_null))
 
 
 def check_words(rows: Dataset, name: str, rejects: Rejects) -> Lists:
-    """At least one word in every row."""
+    """Check that every row has at least one word."""
     words = lists_of(rows, name, rejects.where)
     if not is_of_texts(words.values):
         raise SkimError(f"{rejects.where}, column '{name}' holds lists of {words.values.type} and not of words.")
@@ -99,13 +99,13 @@ def check_words(rows: Dataset, name: str, rejects: Rejects) -> Lists:
 
 
 def line_of(rows: Dataset, row: int, place: int) -> int | None:
-    """The line of a word in a file of columns; other files may have a column of the same name."""
+    """Look up the line of a word in a file of columns; other files may have a column of the same name."""
     lines = rows[row]["line"] if "line" in rows.column_names else None
     return lines[place] if isinstance(lines, list) and place < len(lines) else None
 
 
 def tags_of(rows: Dataset, name: str, where: str) -> Lists:
-    """One column of tags: names, ids, or class labels."""
+    """Lay out one column of tags: names, ids, or class labels."""
     import pyarrow.types as kinds
 
     tags = lists_of(rows, name, where)
@@ -115,14 +115,14 @@ def tags_of(rows: Dataset, name: str, where: str) -> Lists:
 
 
 def tag_names(rows: Dataset, name: str) -> list[str] | None:
-    """The names of a column's class labels, if it has them."""
+    """Return the names of a column's class labels; ``None`` without."""
     feature = rows.features[name]
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) else None)
     return list(inner.names) if hasattr(inner, "names") else None
 
 
 def infer_tags(rows: Dataset, name: str, untagged: Collection[Any], where: str) -> list[str]:
-    """The labels of a column of tags: a parquet file's own, names with O first and then by the alphabet, or 0, 1, 2."""
+    """Find the labels of a column of tags: a parquet file's own, names (O first, then by the alphabet), or 0, 1, 2."""
     nothing = {label_text(value) for value in untagged}
     names = tag_names(rows, name)
     if names is None:
@@ -139,7 +139,7 @@ def infer_tags(rows: Dataset, name: str, untagged: Collection[Any], where: str) 
         names = sorted(texts, key=int if numbered else lambda value: (value != "O", value))
     names = [value for value in names if label_text(value) not in nothing]
     if len(names) < 2:
-        raise SkimError(f"{where}, column '{name}': there are no two tags; there is nothing to learn.")
+        raise SkimError(f"{where}, column '{name}': there are fewer than two tags, so there is nothing to learn.")
     return names
 
 
@@ -152,7 +152,7 @@ def tag_ids(
     other: int | None,
     rejects: Rejects,
 ) -> Array:
-    """Lists of label ids, one for each word, ``NO_TAG`` for a word that has none, of names, ids or class labels.
+    """Make lists of label ids, one for each word, ``NO_TAG`` for a word without, of names, ids or class labels.
 
     Texts are names, whatever they look like; numbers are names too, if there are such, and else ids.
 
@@ -161,9 +161,9 @@ def tag_ids(
         name: of the column of tags.
         words: the column of words.
         label_names: by label id.
-        untagged: what stands for no tag.
-        other: id of what is not among the labels; ``None`` if that is an error.
-        rejects: what bad rows go to.
+        untagged: tags that stand for none.
+        other: id of tags that are not among the labels; ``None`` if that is an error.
+        rejects: takes bad rows.
     """
     import pyarrow as pa
 
@@ -199,7 +199,7 @@ def tag_ids(
             rejects.add(row, name, why + "no tag", NONE if line_of(rows, row, place) is None else NO_COLUMN)
         else:
             some = ", ".join(label_names[:40]) + (", ..." if len(label_names) > 40 else "")
-            rejects.add(row, name, why + f"the tag {value!r}, which is no label of this task", f"Labels: {some}.")
+            rejects.add(row, name, why + f"the tag {value!r}, which is not a label of this task", f"Labels: {some}.")
     tagged = np.bincount(tags.rows[ids != NO_TAG], minlength=len(tags.counts))
     for row in np.flatnonzero((tagged == 0) & (tags.counts > 0)).tolist():
         rejects.add(row, name, "no word has a tag")
@@ -207,11 +207,11 @@ def tag_ids(
 
 
 NONE = "Words that have none: task.untagged=[null]."
-NO_COLUMN = "A line has as many columns as the file's first; task.columns=[<word>,<tag>] says which they are."
+NO_COLUMN = "A line has as many columns as the file's first; task.columns=[<word>,<tag>] names the two that are read."
 
 
 def shown_word(rows: Dataset, words: Lists, row: int, place: int) -> str:
-    """A word, for errors."""
+    """Write a word for errors."""
     if place >= words.counts[row]:
         return f"word {place + 1}"
     word = words.values[int(words.counts[:row].sum()) + place].as_py()

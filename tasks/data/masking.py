@@ -1,8 +1,8 @@
-"""Which tokens a masked language model has to guess: pure functions of numpy arrays, without a random state.
+"""Choice of the tokens that a masked language model has to guess: pure functions of numpy arrays, no random state.
 
-Every random number is a hash of what it is for: seed, epoch, row, position in the row, and purpose. So what is masked
-in a row depends neither on the rows beside it nor on batch size, workers or ranks, changes from epoch to epoch, and is
-the same in a run that goes on.
+Every random number is a hash of its use: seed, epoch, row, position in the row, and purpose. So the masks of a row
+depend neither on the rows beside it nor on batch size, workers or ranks; they change from epoch to epoch, and are the
+same in a run that goes on.
 
 Legend: B rows, N positions, W words of the row with most.
 """
@@ -15,14 +15,14 @@ import numpy as np
 
 from skim.errors import SkimError
 
-IGNORED = -100  # label of what is not to be guessed; transformers' losses leave it out
+IGNORED = -100  # label of tokens that are not to be guessed; transformers' losses leave it out
 
-# what a random number is for
+# uses of a random number
 ORDER, LENGTH, LAST, REPLACE, TOKEN, SAMPLE, SWAP = range(7)
 
 
 def mixed(numbers: np.ndarray) -> np.ndarray:
-    """The step and the finaliser of SplitMix64 (Steele, Lea and Flood 2014), uint64 to uint64: one to one."""
+    """Mix bits by step and finaliser of SplitMix64 (Steele, Lea and Flood 2014), uint64 to uint64: one to one."""
     x = numbers + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -30,7 +30,7 @@ def mixed(numbers: np.ndarray) -> np.ndarray:
 
 
 def uniform(*keys: int | np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1), float64, of the keys' common shape; the same keys give the same number anywhere.
+    """Hash keys to numbers in [0, 1), float64, of the keys' common shape; the same keys give the same number anywhere.
 
     Args:
         keys: whole numbers, or arrays of them that broadcast; at least one.
@@ -44,7 +44,7 @@ def uniform(*keys: int | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens of a batch stand in the whole training: what their random numbers hang on.
+    """Places of a batch's tokens in the whole training, which decide their random numbers.
 
     Attributes:
         seed: of each row, (B,).
@@ -59,18 +59,18 @@ class Places:
     column: np.ndarray
 
     def rows(self, purpose: int) -> np.ndarray:
-        """A number for each row, (B,)."""
+        """Draw a number for each row, (B,)."""
         return uniform(self.seed, self.epoch, self.row, purpose)
 
     def tokens(self, purpose: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """A number for each of some tokens, whose places in the batch are given like those of ``numpy.nonzero``."""
+        """Draw a number for each of some tokens, whose places in the batch are given as by ``numpy.nonzero``."""
         some = (self.seed[rows], self.epoch[rows], self.row[rows], self.column[rows, columns])
         return uniform(*some, purpose)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How to mask.
+    """Rules of masking.
 
     Attributes:
         rate: share of the tokens that are to be guessed.
@@ -80,7 +80,7 @@ class Masking:
         randomised: share of them that become any token; 0.1 in BERT. The rest stays as it is.
 
     Raises:
-        SkimError: shares that are none, or spans of no words.
+        SkimError: shares that cannot be, or spans without words.
     """
 
     rate: float = 0.15
@@ -101,7 +101,7 @@ class Masking:
             )
 
     def chosen(self, may: np.ndarray, begins: np.ndarray, places: Places) -> np.ndarray:
-        """The tokens that are to be guessed, (B, N) bool.
+        """Choose the tokens that are to be guessed, (B, N) bool.
 
         Of a row with n tokens that may be chosen, ``rate * n`` are on average, and at least one word.
 
@@ -138,14 +138,14 @@ class Masking:
         return may & np.take_along_axis(into, np.maximum(word, 0), 1)
 
     def lengths(self, drawn: np.ndarray) -> np.ndarray:
-        """Lengths of spans, 1 to ``n_gram``, from uniform numbers: p(k) = (1/k) / sum_j (1/j)."""
+        """Turn uniform numbers into lengths of spans, 1 to ``n_gram``: p(k) = (1/k) / sum_j (1/j)."""
         odds = np.cumsum(1 / np.arange(1, self.n_gram + 1))
         return np.searchsorted(odds / odds[-1], drawn, side="right") + 1
 
     def corrupted(
         self, ids: np.ndarray, chosen: np.ndarray, mask_id: int, ordinary: np.ndarray, places: Places
     ) -> np.ndarray:
-        """The tokens as the model sees them, (B, N): of the chosen ones some masked, some randomised, some as they are.
+        """Replace tokens for the model to see, (B, N): of the chosen ones some are masked, some randomised, some kept.
 
         Args:
             ids: (B, N).
@@ -164,7 +164,7 @@ class Masking:
 
 
 def spread(turn: np.ndarray, lengths: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Each word's turn if each word begins a span: the earliest of the turns of the spans that reach it; (B, W).
+    """Take for each word the earliest turn of the spans that reach it, where each word begins a span; (B, W).
 
     Args:
         turn: of the spans, by their first word, (B, W).

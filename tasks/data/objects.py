@@ -28,7 +28,7 @@ def take_objects(columns: Columns, file: Path, kind: str, stream: IO[str]) -> No
 
 
 def _is_lines(stream: IO[str]) -> bool:
-    """Whether a .json file holds an object per line, as a .jsonl file does; the stream is put back to its begin."""
+    """Tell whether a .json file holds an object per line, as a .jsonl file does; rewinds the stream."""
     filled = (line.strip() for line in stream)
     filled = (line for line in filled if line)
     first, second = next(filled, ""), next(filled, None)
@@ -37,7 +37,7 @@ def _is_lines(stream: IO[str]) -> bool:
 
 
 def _lines(stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
-    """An object per line; empty lines are none."""
+    """Yield an object per line; empty lines do not count."""
     row = 0
     for line in stream:
         if not line.strip():
@@ -46,39 +46,39 @@ def _lines(stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
             value = json.loads(line.strip())
         except (ValueError, RecursionError) as error:
             where = f" at character {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-            yield Problem(row, None, f"it is no JSON ({_why(error)}{where})", LINES)
+            yield Problem(row, None, f"it is not JSON ({_why(error)}{where})", LINES)
         else:
             yield _object(row, value)
         row += 1
 
 
 def _whole(file: Path, stream: IO[str]) -> Iterator[dict[str, Any] | Problem]:
-    """A list of objects, or an object with such a list."""
+    """Yield the objects of a list, or of an object with such a list."""
     text = stream.read()
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise SkimError(
-            f"{file}, row {_broken(text)}: it is no JSON ({_why(error)}{where}).\n"
-            "What follows cannot be told apart; in a file of one object per line (.jsonl) such rows can be skipped."
+            f"{file}, row {_broken(text)}: it is not JSON ({_why(error)}{where}).\n"
+            "The rows after it cannot be separated; in a file of one object per line (.jsonl) such rows can be skipped."
         ) from error
     if isinstance(value, dict):
         value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):
-        raise SkimError(f"{file} holds {shown(value)}, and no list of objects.")
+        raise SkimError(f"{file} holds {shown(value)}, not a list of objects.")
     for row, one in enumerate(value):
         yield _object(row, one)
 
 
 def _object(row: int, value: Any) -> dict[str, Any] | Problem:
     if not isinstance(value, dict):
-        return Problem(row, None, f"it is {shown(value)}, and no object with columns", LINES)
+        return Problem(row, None, f"it is {shown(value)}, not an object with columns", LINES)
     return Problem(row, None, "it is nested too deeply", LINES) if _is_deeper(value, DEPTH) else value
 
 
 def _is_deeper(value: dict[str, Any] | list[Any], depth: int) -> bool:
-    """Whether lists and objects hold each other so many times."""
+    """Tell whether lists and objects are nested deeper than that."""
     inner = value.values() if isinstance(value, dict) else value
     return not depth or any(isinstance(one, dict | list) and _is_deeper(one, depth - 1) for one in inner)
 
@@ -90,7 +90,7 @@ def _why(error: Exception) -> str:
 
 
 def _broken(text: str) -> int:
-    """The row, from 1, at which a list of objects breaks off."""
+    """Find the row, from 1, at which a list of objects breaks off."""
     decoder, space, row = json.JSONDecoder(), re.compile(r"[\s,]*"), 1
     place = text.find("[") + 1
     while True:

@@ -1,4 +1,4 @@
-"""Questions as a task reads them: texts and ids that are there, and answers that stand in their texts."""
+"""Checks of questions: every one has a text and an id, and its answer stands in the text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLACING = 1  # counted up whenever the same rows shall give another table of que
 
 
 class Findings(Rejects):
-    """Collects what is wrong, whatever is to be done about it."""
+    """Rejects that are collected, whatever is to be done about them."""
 
     def __init__(self, where: str) -> None:
         super().__init__(where)
@@ -53,7 +53,7 @@ class Questions:
     def check(self, rows: Dataset, rejects: Rejects, test: bool) -> Dataset:
         """Make columns ``id``, ``question``, ``context``; with answers ``golds``, ``begin`` and ``end`` of the first.
 
-        The table is cached with what is wrong: to find answers in a hundred thousand texts takes a while.
+        The table is cached with its problems: to find answers in a hundred thousand texts takes a while.
 
         Args:
             rows: the split.
@@ -83,71 +83,71 @@ class Questions:
         return table
 
     def _checked(
-        self, rows: Dataset, test: bool, numbers: np.ndarray, unread: list[Problem], noted: Findings
+        self, rows: Dataset, test: bool, numbers: np.ndarray, unread: list[Problem], findings: Findings
     ) -> Parsed:
-        """Make the table of :meth:`check`, and list what is wrong.
+        """Make the table of :meth:`check`, and list its problems.
 
         Args:
             rows: the split.
             test: whether it is to be predicted, with or without answers.
             numbers: of the rows in the file or split, from 1.
             unread: answers that are null because they could not be read, not because there are none.
-            noted: takes what is wrong.
+            findings: takes the problems.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         found: dict[str, Any] = {}
         for role, name in (("question", self.question), ("context", self.context)):
-            check_texts(rows, name, noted, f"task.{role}_column=<column>")
+            check_texts(rows, name, findings, f"task.{role}_column=<column>")
             texts = column_of(rows, name)
-            if noted.problems:  # bytes that are no text are none for Arrow's functions
-                known = np.isin(np.arange(len(rows)), [problem.row for problem in noted.problems])
+            if findings.problems:  # Arrow's functions refuse bytes that are not UTF-8
+                known = np.isin(np.arange(len(rows)), [problem.row for problem in findings.problems])
                 texts = pc.if_else(pa.array(known), None, texts)
             for row in np.flatnonzero(pc.or_(pc.utf8_is_space(texts), pc.equal(texts, "")).fill_null(False)).tolist():
-                noted.add(row, name, "there is no text")
+                findings.add(row, name, "there is no text")
             found[role] = texts
-        found["id"] = self._named(rows, test, numbers, noted)
+        found["id"] = self._named(rows, test, numbers, findings)
         if not test or self.answers in rows.column_names:
-            check_column(rows, self.answers, "answers column", "task.answers_column=<column>", noted.where)
-            where = f"{noted.where}, column '{self.answers}'"
+            check_column(rows, self.answers, "answers column", "task.answers_column=<column>", findings.where)
+            where = f"{findings.where}, column '{self.answers}'"
             answers = given(column_of(rows, self.answers), where)
             right = golds(answers)
-            noted.problems += unread
+            findings.problems += unread
             if not test or len(right.values):  # else they are withheld
-                placed = self._placed(found["context"], answers, noted)
-                wrong = any(problem.column == self.answers for problem in noted.problems)
+                placed = self._placed(found["context"], answers, findings)
+                wrong = any(problem.column == self.answers for problem in findings.problems)
                 if not (test and wrong):
                     found |= {"golds": right, "begin": placed[:, 0], "end": placed[:, 1]}
-        return pa.table(found), noted.problems
+        return pa.table(found), findings.problems
 
-    def _named(self, rows: Dataset, test: bool, numbers: np.ndarray, noted: Findings) -> list[str]:
+    def _named(self, rows: Dataset, test: bool, numbers: np.ndarray, findings: Findings) -> list[str]:
         """Read the ids, or number the rows; every row of the test part needs an id of its own."""
         ids = list(map(str, numbers.tolist()))
         if self.ids is None and "id" not in rows.column_names:
             return ids
         name = self.ids or "id"
-        check_column(rows, name, "column of ids", "task.id_column=<column>", noted.where)
+        check_column(rows, name, "column of ids", "task.id_column=<column>", findings.where)
         seen: set[str] = set()
         for row, value in enumerate(column_of(rows, name).to_pylist()):
             if value is not None and str(value).strip():
                 ids[row] = str(value)
                 if test and ids[row] in seen:
-                    noted.add(row, name, f"{ids[row]!r} is the id of an earlier row too")
+                    findings.add(row, name, f"{ids[row]!r} is the id of an earlier row too")
                 seen.add(ids[row])
             elif test:
-                noted.add(row, name, "there is no id")
+                findings.add(row, name, "there is no id")
         return ids
 
-    def _placed(self, contexts: Any, answers: Given, noted: Findings) -> np.ndarray:
+    def _placed(self, contexts: Any, answers: Given, findings: Findings) -> np.ndarray:
         """Find the first and last character (exclusive) of each row's first answer, (rows, 2); -1 for none."""
         found = np.full((len(contexts), 2), -1)
         for row, where in enumerate(places(contexts, answers)):
             if isinstance(where, str):
-                noted.add(row, self.answers, where, COUNTED)
+                findings.add(row, self.answers, where, COUNTED)
             elif where[0] < 0 and not self.no_answers:
                 advice = "For questions without one: task.no_answers=true."
-                noted.add(row, self.answers, "there is no answer", advice)
+                findings.add(row, self.answers, "there is not an answer", advice)
             else:
                 found[row] = where
         return found

@@ -54,7 +54,7 @@ def _header(file: Path, lines: Any) -> list[str]:
 
 
 def _separated(file: Path, lines: Any, names: list[str], by_option: bool) -> Iterator[list[str] | Problem]:
-    """Rows of cells; empty lines are none."""
+    """Yield rows of cells; empty lines do not count."""
     row, width = 0, len(names)
     while True:
         begin = lines.line_num + 1

@@ -1,4 +1,4 @@
-"""Where the rows of a task come from: a user's files, splits of a data set, built-in data, or a cut of the training."""
+"""Sources of a task's rows: a user's files, splits of a data set, built-in data, or a share of the training rows."""
 
 from __future__ import annotations
 

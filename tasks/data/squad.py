@@ -18,9 +18,9 @@ FORMAT = (
 
 
 def nested(file: Path) -> Parsed | None:
-    """The questions of a file as SQuAD is published: ``id``, ``context``, ``question`` and ``answers``, SQuAD's struct.
+    """Read the questions of a file as SQuAD is published: ``id``, ``context``, ``question``, ``answers`` (its struct).
 
-    What is missing or wrong is null, and a problem of its row. ``None`` if the file is of another kind.
+    Parts that are missing or wrong are null, and a problem of their row. ``None`` if the file is of another kind.
     """
     import pyarrow as pa
 
@@ -50,7 +50,7 @@ READER = Reader((".json",), nested, ["squad"])
 
 
 def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[Any, ...]]:
-    """A row for each question, and for each part of the file that cannot be read as questions."""
+    """Yield a row for each question, and for each part of the file that cannot be read as questions."""
     row = 0
 
     def bad(column: str | None, why: str, advice: str = FORMAT) -> None:
@@ -67,7 +67,7 @@ def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[A
         if value is None:
             bad(column, f"there is no {name}")
         elif not isinstance(value, str):
-            bad(column, f"{name} is {shown(value)} and no text")
+            bad(column, f"{name} is {shown(value)}, not a text")
         else:
             try:
                 value.encode()
@@ -80,7 +80,7 @@ def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[A
     def answers(of: dict[str, Any]) -> dict[str, list[Any]] | None:
         given = of.get("answers") or []  # none in a file to be predicted
         if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-            bad("answers", f"answers is {shown(given)} and no list of {{text, answer_start}}")
+            bad("answers", f"answers is {shown(given)}, not a list of {{text, answer_start}}")
             return None
         texts, starts = [text(one, "text", "answers") for one in given], [one.get("answer_start") for one in given]
         wrong = [start for start in starts if type(start) is not int or abs(start) >= 2**31]
@@ -105,6 +105,6 @@ def _questions(articles: list[Any], problems: list[Problem]) -> Iterator[tuple[A
                     name = str(name) if type(name) is int else text(one, "id", "id")
                     yield name, text(paragraph, "context", "context"), text(one, "question", "question"), answers(one)
                 else:
-                    bad(None, f"the question is {shown(one)} and no object")
+                    bad(None, f"the question is {shown(one)}, not an object")
                     yield nothing
                 row += 1

@@ -1,8 +1,9 @@
-"""Texts that do not fit, or are not to be fetched first: read, shuffled, tokenised and masked as they are trained on.
+"""Streams of texts, which need not fit or be fetched first: shuffled, tokenised and masked while they are read.
 
 A stream has no end: it goes through its data again and again, each time in another order. Documents are shuffled in a
-buffer by seed and pass, dealt out to the ranks, and tokenised in chunks; what a chunk leaves of a block is dropped. So
-pass, chunk and block say where a stream stands, and a run that goes on reads the same blocks with the same masks.
+buffer by seed and pass, dealt out to the ranks, and tokenised in chunks; the rest of a chunk that does not fill a
+block is dropped. So pass, chunk and block are a place in the stream, and a run that goes on reads the same blocks and
+masks.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ READERS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".json
 
 
 def opened(file: str, **options: Any) -> IterableDataset:
-    """A user's files as a stream of rows.
+    """Open a user's files as a stream of rows.
 
     Args:
         file: a path, or a pattern such as ``corpus/*.jsonl``; may be packed with gzip or zstd.
@@ -58,10 +59,10 @@ def opened(file: str, **options: Any) -> IterableDataset:
 
 
 def fetched(hub_id: str, config: str, split: str) -> IterableDataset:
-    """A split of a data set as a stream of rows: of the mirror, or read from the hub as it is needed.
+    """Open a split of a data set as a stream of rows: of the mirror, or read from the hub as it is needed.
 
     Raises:
-        SkimError: it can be had nowhere.
+        SkimError: it is neither in the mirror nor on the hub.
     """
     import datasets
 
@@ -78,7 +79,7 @@ def fetched(hub_id: str, config: str, split: str) -> IterableDataset:
 
 
 class Place(NamedTuple):
-    """Where a stream stands.
+    """Place in a stream.
 
     Attributes:
         turn: passes through the data that are done.
@@ -95,14 +96,14 @@ START = Place()
 
 
 class Stream(torch.utils.data.IterableDataset):
-    """Whole batches, without an end; ``DataLoader(Stream(...), batch_size=None)``.
+    """Stream of whole batches without an end; ``DataLoader(Stream(...), batch_size=None)``.
 
     Args:
         source: the rows, and where they are from, for errors.
         column: of the texts.
         encode: from some rows' columns to those of blocks, as :meth:`tasks.base.Task.encode`.
         full: tokens of a block, if shorter ones are to be dropped; 0 keeps all.
-        finish: from a padded batch and the epochs of its rows to what the model sees.
+        finish: from a padded batch and the epochs of its rows to the batch that the model sees.
         fill: padding of each list column.
         left: pad on the left.
         batch_size: blocks per batch and rank.
@@ -113,7 +114,7 @@ class Stream(torch.utils.data.IterableDataset):
         start: where to begin.
 
     Attributes:
-        places: by the number of the last batches, where the stream stood before them.
+        places: by the number of the last batches, the stream's place before them.
     """
 
     def __init__(
@@ -140,7 +141,7 @@ class Stream(torch.utils.data.IterableDataset):
         self.batch_size, self.seed, self.buffer, self.skip = batch_size, seed, buffer, skip
         self.number, self.start = number, start
         self.places = {number: start}
-        self.told = False  # that bad rows are skipped
+        self.warned = False  # that bad rows are skipped
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         import pyarrow as pa
@@ -161,7 +162,7 @@ class Stream(torch.utils.data.IterableDataset):
                 known = known[self.batch_size :]
 
     def _blocks(self) -> Iterator[tuple[Table, np.ndarray]]:
-        """Tokenised blocks, chunk by chunk: their columns, and of each turn, chunk and block, (blocks, 3)."""
+        """Yield tokenised blocks, chunk by chunk: their columns, and turn, chunk and block of each, (blocks, 3)."""
         import pyarrow as pa
 
         for turn in itertools.count(self.start.turn):
@@ -186,7 +187,7 @@ class Stream(torch.utils.data.IterableDataset):
                 )
 
     def _chunks(self, turn: int, first: int) -> Iterator[list[str]]:
-        """The texts of this rank in one pass, from a chunk on."""
+        """Yield the texts of this rank in one pass, from a chunk on."""
         import datasets
         import pyarrow as pa
         from datasets.distributed import split_dataset_by_node
@@ -197,12 +198,12 @@ class Stream(torch.utils.data.IterableDataset):
             for chunk in itertools.islice(split_dataset_by_node(rows, self.rank, self.ranks).iter(CHUNK), first, None):
                 texts = chunk[self.column]
                 bad = [text for text in texts if not isinstance(text, str)]
-                if bad and self.skip and not self.told:
-                    self.told = True
+                if bad and self.skip and not self.warned:
+                    self.warned = True
                     log.warning("%s: rows without a text are skipped, such as %r", self.where, bad[0])
                 if bad and not self.skip:
                     raise SkimError(
-                        f"{self.where}, column '{self.column}': a row holds {bad[0]!r} and no text.\n"
+                        f"{self.where}, column '{self.column}': a row holds {bad[0]!r}, not a text.\n"
                         "task.on_bad_row=skip leaves such rows out."
                     )
                 yield [text for text in texts if isinstance(text, str)]

@@ -11,8 +11,8 @@ import numpy as np
 def space_words(tokenizer: Any) -> None:
     """Let a byte-level tokenizer put a space ahead of each word, as its own training texts had.
 
-    RoBERTa's, and those like it, tell ``dog`` at the beginning of a text from the same after a space; words that come
-    one by one would all be beginnings. The option is theirs, ``add_prefix_space``, and is saved with them.
+    RoBERTa's, and those like it, have one token for ``dog`` at the beginning of a text and another after a space; words
+    that come one by one would all be beginnings. The option is theirs, ``add_prefix_space``, and is saved with them.
     """
     from tokenizers import pre_tokenizers
 
@@ -25,7 +25,7 @@ def space_words(tokenizer: Any) -> None:
 
 
 def tokenised(tokenizer: Any, words: list[list[str]], **settings: Any) -> Any:
-    """Tokens of sentences; a word that the tokenizer makes none of is read as its unknown token, if it has one."""
+    """Tokenise sentences; a word that gives no token is read as the unknown token, if there is one."""
     settings |= {"is_split_into_words": True, "return_attention_mask": False}
     encoded = tokenizer(words, **settings)
     pairs = zip(words, encoded.encodings, strict=True)
@@ -43,10 +43,10 @@ def tokenised(tokenizer: Any, words: list[list[str]], **settings: Any) -> Any:
 
 
 def first_tokens(encoded: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Of all tokens of all sentences, one after the other: the sentence, and the word of which it is the first, or -1.
+    """Find the sentence of each token, and the word of which it is the first, or -1; (T,), all sentences in one line.
 
     Args:
-        encoded: what :func:`tokenised` gave.
+        encoded: from :func:`tokenised`.
     """
     sizes = [len(ids) for ids in encoded["input_ids"]]
     sentence = np.repeat(np.arange(len(sizes)), sizes)

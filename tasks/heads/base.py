@@ -1,4 +1,4 @@
-"""A kind of answer to a text: how it is learned, measured and shown."""
+"""Contract of a kind of answer to a text: how it is learned, measured and shown."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ BALANCED = "balanced"
 
 
 class Head(ABC):
-    """A kind of answer. ``names`` are those of the labels, in the order of their ids; a number has none.
+    """Kind of answer. ``names`` are those of the labels, in the order of their ids; a number has none.
 
     Args:
         positive: the label that ``f1`` is of; ``None``: the second of two, the mean over more.
         weights: of labels in the training loss: ``balanced``, or a number for each; ``None``: all alike.
 
     Raises:
-        SkimError: what this kind has no use for.
+        SkimError: an option that this kind does not have.
     """
 
-    problem_type: ClassVar[str]  # what transformers calls it
+    problem_type: ClassVar[str]  # its name in transformers
     known: ClassVar[tuple[str, ...]]  # the metrics that there are
     standard: ClassVar[tuple[str, ...]]  # those that are reported if none are named; the first selects
 
@@ -41,11 +41,11 @@ class Head(ABC):
         for weight in self.weights or [] if not isinstance(self.weights, str) else []:
             number = isinstance(weight, int | float) and not isinstance(weight, bool)
             if not number or not math.isfinite(weight) or weight < 0:
-                raise SkimError(f"task.class_weights={self.weights}: {weight!r} is no number from 0.")
+                raise SkimError(f"task.class_weights={self.weights}: {weight!r} is not a number from 0 up.")
 
     @abstractmethod
     def metrics(self, names: list[str]) -> dict[str, Callable[[], Metric]]:
-        """Makers of all metrics in ``known``, by name, for these labels."""
+        """Return makers of all metrics in ``known``, by name, for these labels."""
 
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
@@ -53,22 +53,22 @@ class Head(ABC):
 
     @abstractmethod
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-        """From logits (B, C) to a teacher's, a scalar."""
+        """Measure how far logits (B, C) are from a teacher's, a scalar."""
 
     @abstractmethod
     def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
-        """Turn logits (B, C) into answers for people, one per row."""
+        """Turn logits (B, C) into answers to be read, one per row."""
 
     def named(self, label: Any, names: list[str]) -> Any:
-        """A row's label for people."""
+        """Return a row's label to be read."""
         return label
 
     def counts(self, names: list[str]) -> Metric | None:
-        """A fresh metric whose value :meth:`table` takes."""
+        """Make a fresh metric whose value :meth:`table` takes."""
         return None
 
     def table(self, counts: Tensor, names: list[str]) -> dict[str, Any] | None:
-        """Precision, recall, F1 and rows of each label, and what was taken for what; JSON's types."""
+        """Lay out precision, recall, F1 and rows of each label, and the confusion matrix; JSON's types."""
         return None
 
     def rows_of(self, labels: np.ndarray, names: list[str]) -> np.ndarray | None:
@@ -76,11 +76,11 @@ class Head(ABC):
         return None
 
     def strata(self, labels: np.ndarray) -> np.ndarray | None:
-        """Groups of rows, (rows,), from 0, that two parts shall have the same shares of."""
+        """Group rows, (rows,) from 0, so that two parts get the same share of each group; ``None`` for no groups."""
         return None
 
     def loss(self, labels: np.ndarray, names: list[str], smoothing: float) -> Loss | None:
-        """The training loss in place of the model's own; ``None`` where that will do.
+        """Make the training loss in place of the model's own; ``None`` where that will do.
 
         Args:
             labels: of all training rows.
@@ -88,7 +88,7 @@ class Head(ABC):
             smoothing: of labels, from 0 to below 1.
         """
         if smoothing:
-            raise SkimError(f"train.label_smoothing={smoothing}: a number to predict is no label. Set it to 0.")
+            raise SkimError(f"train.label_smoothing={smoothing}: a number to predict is not a label. Set it to 0.")
         return None
 
     def _given_weights(self, names: list[str]) -> Tensor | None:

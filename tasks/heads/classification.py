@@ -37,14 +37,14 @@ class Classification(Head):
         return names.index(self.positive)
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Class ids, (B,)."""
+        """Choose class ids, (B,)."""
         return logits.argmax(-1)
 
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
         return softened_divergence(logits, taught, temperature)
 
     def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
-        """``prediction``: the class's name; its ``probability``, and ``probabilities`` of all by name (softmax)."""
+        """Return ``prediction`` (the class's name), its ``probability``, and ``probabilities`` of all (softmax)."""
         rows = logits.float().softmax(-1).tolist()
         return [
             {
@@ -63,12 +63,12 @@ class Classification(Head):
 
     def table(self, counts: Tensor, names: list[str]) -> dict[str, Any]:
         positive = self._positive(names)
-        hits, labels, said = counts.diagonal(), counts.sum(1), counts.sum(0)
+        hits, labels, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
         return {
             "kind": "classes",
             "names": names,
             "positive": None if positive is None else names[positive],
-            **by_class(hits, labels, said),
+            **by_class(hits, labels, predicted),
             "confusion": counts.long().tolist(),
         }
 
@@ -79,7 +79,7 @@ class Classification(Head):
         return labels
 
     def loss(self, labels: np.ndarray, names: list[str], smoothing: float) -> Loss | None:
-        """Balanced weights: rows / (classes * rows of the class), King and Zeng, 2001."""
+        """Weigh classes; balanced: rows / (classes * rows of the class), King and Zeng, 2001."""
         weights = self._given_weights(names)
         if self.weights == BALANCED:
             rows = self.rows_of(labels, names)

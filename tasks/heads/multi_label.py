@@ -19,7 +19,7 @@ from tasks.metrics.scores import by_class
 
 
 class MultiLabel(Head):
-    """Any number of labels, by binary cross entropy; a label is said where its probability is above a half."""
+    """Any number of labels, by binary cross entropy; a label is predicted where its probability is above a half."""
 
     problem_type = "multi_label_classification"
     known = ("micro_f1", "macro_f1", "subset_accuracy")
@@ -39,7 +39,7 @@ class MultiLabel(Head):
         }
 
     def predict(self, logits: Tensor) -> Tensor:
-        """1 for each label that is said, (B, C)."""
+        """Mark each label that is predicted by 1, (B, C)."""
         return (logits > 0).long()
 
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
@@ -48,11 +48,11 @@ class MultiLabel(Head):
         return softened_divergence(found, wanted, temperature)
 
     def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
-        """``prediction``: the names of the labels that are said; ``probabilities`` of all by name."""
-        rows, said = logits.float().sigmoid().tolist(), self.predict(logits).tolist()
+        """Return ``prediction`` (the names of the labels), and ``probabilities`` of all by name."""
+        rows, found = logits.float().sigmoid().tolist(), self.predict(logits).tolist()
         return [
             {"prediction": self.named(labels, names), "probabilities": dict(zip(names, row, strict=True))}
-            for labels, row in zip(said, rows, strict=True)
+            for labels, row in zip(found, rows, strict=True)
         ]
 
     def named(self, label: Any, names: list[str]) -> Any:
@@ -62,8 +62,8 @@ class MultiLabel(Head):
         return MultilabelConfusionMatrix(len(names))
 
     def table(self, counts: Tensor, names: list[str]) -> dict[str, Any]:
-        hits, labels, said = counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)
-        shares = by_class(hits, labels, said)
+        hits, labels, predicted = counts[:, 1, 1], counts[:, 1].sum(-1), counts[:, :, 1].sum(-1)
+        shares = by_class(hits, labels, predicted)
         return {
             "kind": "labels",
             "names": names,
@@ -82,7 +82,7 @@ class MultiLabel(Head):
         return np.where(labels.any(1), rarest, labels.shape[1])
 
     def loss(self, labels: np.ndarray, names: list[str], smoothing: float) -> Loss | None:
-        """Balanced weights of a label's positive rows: other rows / positive rows."""
+        """Weigh the positive rows of labels; balanced: other rows / positive rows."""
         weights = self._given_weights(names)
         if self.weights == BALANCED:
             rows = self.rows_of(labels, names)

@@ -16,7 +16,7 @@ from tasks.metrics.scores import OfNumbers, pearson, spearman
 
 
 class Regression(Head):
-    """A number, by mean squared error."""
+    """Number to predict, by mean squared error."""
 
     problem_type = "regression"
     known = ("pearson", "spearman")
@@ -32,12 +32,12 @@ class Regression(Head):
         return {"pearson": partial(OfNumbers, pearson), "spearman": partial(OfNumbers, spearman)}
 
     def predict(self, logits: Tensor) -> Tensor:
-        """Numbers, (B,)."""
+        """Return numbers, (B,)."""
         return logits.squeeze(-1).float()
 
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
         return F.mse_loss(logits, taught)
 
     def predictions(self, logits: Tensor, names: list[str]) -> list[dict[str, Any]]:
-        """``prediction``: the number."""
+        """Return ``prediction``: the number."""
         return [{"prediction": number} for number in self.predict(logits).tolist()]

@@ -1,1 +1,1 @@
-"""Metrics of what tasks predict."""
+"""Metrics of predictions: classes and numbers, chunks of tags, spans of a text."""

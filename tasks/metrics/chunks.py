@@ -1,4 +1,4 @@
-"""How well tags are predicted: the share of right words, and of chunks (names, phrases) that are found whole.
+"""Scores of tags: the share of right words, and of chunks (names, phrases) that are found whole.
 
 Chunks are read off tags by the rules of conlleval (Tjong Kim Sang and Buchholz 2000, CoNLL-2000's script), which read
 any sequence: an I after an O begins a chunk, and so does one of another kind than the tag before it. They cover BIO,
@@ -21,23 +21,23 @@ TAG = re.compile(r"([BIESLU])-(.+)")
 
 
 def is_chunked(names: Sequence[str]) -> bool:
-    """Whether tags of these names mark chunks: all are ``O`` or a letter, a hyphen and a kind, as in ``B-NP``."""
+    """Tell whether tags of these names mark chunks: all are ``O`` or a letter, a hyphen and a kind, as in ``B-NP``."""
     return all(name == "O" or TAG.fullmatch(name) for name in names) and any(name != "O" for name in names)
 
 
 def parts(name: str) -> tuple[str, str]:
-    """A tag's letter and kind."""
+    """Split a tag into its letter and kind."""
     found = TAG.fullmatch(name)
     return (LETTERS.get(found[1], found[1]), found[2]) if found else OUTSIDE
 
 
 def begins(before: tuple[str, str], tag: tuple[str, str]) -> bool:
-    """Whether a chunk begins at a tag."""
+    """Tell whether a chunk begins at a tag."""
     return tag != OUTSIDE and (tag[0] in "BS" or before[0] in "ESO" or before[1] != tag[1])
 
 
 def ends(before: tuple[str, str], tag: tuple[str, str]) -> bool:
-    """Whether a chunk ends ahead of a tag."""
+    """Tell whether a chunk ends ahead of a tag."""
     return before != OUTSIDE and (before[0] in "ES" or tag[0] in "BSO" or before[1] != tag[1])
 
 
@@ -90,7 +90,7 @@ class TagScores(Metric):
             self._chunks(torch.nn.functional.pad(tags, (0, 1), value=self.outside)[counted])
             for tags in (predicted, target)
         )
-        # what the true chunk that begins there is, if one does
+        # end and kind of the true chunk that begins there, if one does
         true = end.new_full((int(counted.sum()),), -1)
         true[true_begin] = true_end * len(self.kinds) + true_kind
         self.true += len(true_begin)
@@ -98,7 +98,7 @@ class TagScores(Metric):
         self.found += (true[begin] == end * len(self.kinds) + kind).sum()
 
     def _chunks(self, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """First word of each chunk, the word after its last, and its kind, of tags (T,) that end outside of chunks."""
+        """Find each chunk's first word, the word after its last, and its kind, in tags (T,) that end outside."""
         tags = torch.where((tags >= 0) & (tags < self.outside), tags, self.outside)
         before = torch.cat([tags.new_tensor([self.outside]), tags[:-1]])
         begin = self.begins[before, tags].nonzero()[:, 0]
@@ -106,7 +106,7 @@ class TagScores(Metric):
         return begin, self.ends[before, tags].nonzero()[:, 0], self.kinds[tags[begin]]
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores by name, float64 scalars; 0 where there is nothing to divide by."""
+        """Compute the scores by name, float64 scalars; 0 where there is nothing to divide by."""
         pairs: dict[str, tuple[Any, Any]] = {
             "accuracy": (self.right, self.words),
             "precision": (self.found, self.predicted),

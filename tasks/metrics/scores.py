@@ -1,4 +1,4 @@
-"""Metrics of classes and of numbers, computed in float64 from all that was predicted: what scikit-learn and SciPy say.
+"""Metrics of classes and of numbers, computed in float64 from all predictions, as scikit-learn and SciPy do.
 
 torchmetrics' own compute in float32, and its Spearman adds an epsilon; scores that are to be compared with those of
 other programs differ by more than the rounding of a table then. States are summed, or gathered, over ranks.
@@ -21,7 +21,7 @@ def accuracy(counts: Tensor) -> Tensor:
 
 
 def confusion(counts: Tensor) -> Tensor:
-    """The matrix itself."""
+    """Confusion matrix itself."""
     return counts
 
 
@@ -32,19 +32,19 @@ def f1(counts: Tensor, positive: int | None = None) -> Tensor:
     return scores[seen > 0].mean() if positive is None else scores[positive]
 
 
-def by_class(hits: Tensor, labels: Tensor, said: Tensor) -> dict[str, list[Any]]:
-    """``precision``, ``recall`` and ``f1`` of each class, 0 where there is nothing to divide by, and its ``rows``.
+def by_class(hits: Tensor, labels: Tensor, predicted: Tensor) -> dict[str, list[Any]]:
+    """Compute ``precision``, ``recall`` and ``f1`` of each class, 0 where they are not defined, and its ``rows``.
 
     Args:
-        hits: rows that have the class and are said to, (C,).
+        hits: rows that have the class and are predicted to, (C,).
         labels: rows that have it, (C,).
-        said: rows that are said to, (C,).
+        predicted: rows that are predicted to, (C,).
     """
-    hits, labels, said = (count.double() for count in (hits, labels, said))
+    hits, labels, predicted = (count.double() for count in (hits, labels, predicted))
     return {
-        "precision": (hits / said.clamp_min(1)).tolist(),
+        "precision": (hits / predicted.clamp_min(1)).tolist(),
         "recall": (hits / labels.clamp_min(1)).tolist(),
-        "f1": (2 * hits / (labels + said).clamp_min(1)).tolist(),
+        "f1": (2 * hits / (labels + predicted).clamp_min(1)).tolist(),
         "rows": labels.long().tolist(),
     }
 
@@ -79,7 +79,7 @@ def ranks(values: Tensor) -> Tensor:
 
 
 class OfClasses(Metric):
-    """A score of the confusion matrix.
+    """Score of the confusion matrix.
 
     Args:
         labels: C.
@@ -101,12 +101,12 @@ class OfClasses(Metric):
         self.counts += torch.bincount(pairs, minlength=self.labels**2).view(self.labels, self.labels)
 
     def compute(self) -> Tensor:
-        """The score, a scalar in float64 on the CPU: not every device has that."""
+        """Compute the score, a scalar in float64 on the CPU: not every device has that."""
         return self.score(self.counts.cpu().double())
 
 
 class OfNumbers(Metric):
-    """A correlation of predicted and right numbers.
+    """Correlation of predicted and right numbers.
 
     Args:
         score: from both, ``(B,)`` float64.
@@ -129,6 +129,6 @@ class OfNumbers(Metric):
         self.wanted.append(wanted)
 
     def compute(self) -> Tensor:
-        """The correlation, a scalar in float64 on the CPU."""
+        """Compute the correlation, a scalar in float64 on the CPU."""
         found, wanted = (dim_zero_cat(state).cpu().double() for state in (self.found, self.wanted))
         return self.score(found, wanted)

@@ -19,7 +19,7 @@ LOWEST = -1e9  # the best span's score where there is none: finite, for files
 
 
 class Spans(NamedTuple):
-    """The best spans of each sequence, the best first; all (B, K)."""
+    """Best spans of each sequence, the best first; all (B, K)."""
 
     begins: Tensor  # character at which it begins; -1 where there is no further span
     ends: Tensor  # character before which it ends; -1 likewise
@@ -29,7 +29,7 @@ class Spans(NamedTuple):
 def best_spans(
     start_logits: Tensor, end_logits: Tensor, begins: Tensor, ends: Tensor, longest: int, count: int = 1
 ) -> Spans:
-    """The spans of context tokens with the highest sums of logits.
+    """Find the spans of context tokens with the highest sums of logits.
 
     Args:
         start_logits: (B, N).
@@ -43,7 +43,7 @@ def best_spans(
     start, end = (logits.float().masked_fill(outside, -INFINITY) for logits in (start_logits, end_logits))
     longest = min(longest, start.shape[1])
     padded = F.pad(end, (0, longest - 1), value=-INFINITY)
-    # the best spans begin at the tokens whose own best span is best: of N x L spans only K x L are looked at
+    # the best spans begin at the tokens whose own best span is best: of N x L spans only K x L are compared
     reached = F.max_pool1d(padded, longest, stride=1)
     _, first = (start + reached).topk(min(count, start.shape[1]), 1)
     last = first[..., None] + torch.arange(longest, device=first.device)  # (B, K, L)
@@ -58,7 +58,7 @@ def best_spans(
 
 
 def null_scores(start_logits: Tensor, end_logits: Tensor, cls: Tensor) -> Tensor:
-    """Sum of the logits at [CLS], (B,): that there is no answer here. ``cls`` (B,) says where it stands."""
+    """Sum the logits at [CLS], (B,): the score of no answer. ``cls`` (B,) is its position."""
     start, end = (logits.float().gather(1, cls[:, None])[:, 0] for logits in (start_logits, end_logits))
     return start + end
 
@@ -66,7 +66,7 @@ def null_scores(start_logits: Tensor, end_logits: Tensor, cls: Tensor) -> Tensor
 def ranked(
     context: str, spans: Sequence[tuple[int, int, float]], count: int, null: float | None = None
 ) -> list[dict[str, Any]]:
-    """The best different spans of all windows of a question, the best first.
+    """Rank the different spans of all windows of a question, the best first.
 
     Args:
         context: the text.

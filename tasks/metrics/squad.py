@@ -28,43 +28,43 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def words(text: str) -> list[str]:
-    """What of a text is compared: no case, no punctuation, no articles."""
+    """Split a text into the words to be compared: without case, punctuation and articles."""
     return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
 
 
-def f1(said: Sequence[str], gold: Sequence[str]) -> float:
+def f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
     """Harmonic mean of precision and recall of words; 1 if both are empty."""
-    if not said or not gold:
-        return float(said == gold)
-    common = sum((Counter(said) & Counter(gold)).values())
-    return 2 * common / (len(said) + len(gold))
+    if not predicted or not gold:
+        return float(predicted == gold)
+    common = sum((Counter(predicted) & Counter(gold)).values())
+    return 2 * common / (len(predicted) + len(gold))
 
 
-def score(said: str, golds: Sequence[str], no_answers: bool = False) -> tuple[float, float]:
+def score(answer: str, golds: Sequence[str], no_answers: bool = False) -> tuple[float, float]:
     """Exact match and F1 with the gold answer that is nearest.
 
     Args:
-        said: the answer; empty for none.
-        golds: right answers.
-        no_answers: SQuAD 2.0: golds of which nothing is left to be compared are none; where no other is, it is right
-            to say nothing.
+        answer: the prediction; empty for none.
+        golds: the right answers.
+        no_answers: SQuAD 2.0: golds without words to compare do not count; where there are no others, no answer is
+            right.
     """
     right = [words(gold) for gold in golds]
     if no_answers:
         right = [gold for gold in right if gold] or [[]]
-    told = words(said)
-    return max(float(told == gold) for gold in right), max(f1(told, gold) for gold in right)
+    found = words(answer)
+    return max(float(found == gold) for gold in right), max(f1(found, gold) for gold in right)
 
 
 def best_threshold(odds: np.ndarray, answered: np.ndarray, unanswered: np.ndarray) -> tuple[float, float]:
-    """The threshold on the odds, above which nothing is said, that makes the mean score highest; and that mean.
+    """Find the threshold on the odds, above which no answer is given, of the highest mean score; and that mean.
 
     Halfway between two questions' odds, so that rounding changes no answer.
 
     Args:
         odds: (Q,), score of no answer minus that of the best one.
         answered: (Q,), score of each question if it is answered.
-        unanswered: (Q,), score if nothing is said.
+        unanswered: (Q,), score if no answer is given.
     """
     order = np.argsort(odds)
     odds = odds[order]
@@ -79,7 +79,7 @@ class Answers(Metric):
     """Exact match and F1 of the best answer over all windows of each question.
 
     Keeps one span per window, not its logits. With ``no_answers``, a question's null score is the lowest of its
-    windows, and where it is above the best span's score by more than the threshold, nothing is said.
+    windows, and where it is above the best span's score by more than the threshold, no answer is given.
 
     Args:
         source: gives questions, with ``context`` and ``golds``, and the number of the question of each tokenised row.
@@ -123,7 +123,7 @@ class Answers(Metric):
         self.null.append(null_scores(start_logits, end_logits, batch["cls"]))
 
     def compute(self) -> dict[str, Tensor]:
-        """``em`` and ``f1``, shares from 0 to 1.
+        """Compute ``em`` and ``f1``, shares from 0 to 1.
 
         With ``no_answers`` at ``threshold``; also ``answerable_em``, ``answerable_f1`` and ``unanswerable_accuracy`` of
         the questions with and without an answer (``nan`` where there are none), and ``best_em`` and ``best_f1``, each
@@ -140,11 +140,11 @@ class Answers(Metric):
         best = order[at]
         chosen = questions[asked.tolist()]
         golds = chosen["golds"]
-        said = [
+        best_texts = [
             text[first:last].strip() if first >= 0 else ""
             for text, first, last in zip(chosen["context"], begin[best], end[best], strict=True)
         ]
-        scores = [score(one, right, self.no_answers) for one, right in zip(said, golds, strict=True)]
+        scores = [score(one, right, self.no_answers) for one, right in zip(best_texts, golds, strict=True)]
         em, f1 = np.array(scores).T
         values = {"em": em.mean(), "f1": f1.mean()}
         if self.no_answers:
@@ -154,7 +154,7 @@ class Answers(Metric):
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
 
     def _thresholded(self, odds: np.ndarray, em: np.ndarray, f1: np.ndarray, silent: np.ndarray) -> dict[str, Any]:
-        """All scores with a threshold; ``silent`` (Q,) is 1 where it is right to say nothing."""
+        """Compute all scores with a threshold; ``silent`` (Q,) is 1 where no answer is right."""
         best_em, (searched, best_f1) = best_threshold(odds, em, silent)[1], best_threshold(odds, f1, silent)
         threshold = searched if self.threshold is None else self.threshold
         em, f1 = (np.where(odds > threshold, silent, one) for one in (em, f1))

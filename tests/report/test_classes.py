@@ -46,7 +46,7 @@ def test_scores_of_each_class_and_what_was_taken_for_what():
     lines = printed({**CLASSES, "names": ["ham", "spam"], "positive": "spam"})
     assert lines[0] == "class precision recall F1 rows"
     assert lines[2:4] == ["ham 0.9800 0.9900 0.9850 1,195", "spam 0.8000 0.6667 0.7273 6"]
-    assert lines[4] == "rows of \\ said to be ham spam"
+    assert lines[4] == "true \\ predicted ham spam"
     assert lines[6:] == ["ham 1,193 2", "spam 1 4", "f1, as one number, is that of 'spam'"]
 
 

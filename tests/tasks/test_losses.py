@@ -87,8 +87,8 @@ def test_binary_cross_entropy_weighs_positive_rows() -> None:
     ("settings", "message"),
     [
         ({"class_weights": "balance"}, "Unknown task.class_weights 'balance'. Did you mean 'balanced'"),
-        ({"class_weights": [1, -1, 1]}, "-1 is no number from 0"),
-        ({"class_weights": [1, float("nan"), 1]}, "nan is no number from 0"),
+        ({"class_weights": [1, -1, 1]}, "-1 is not a number from 0 up"),
+        ({"class_weights": [1, float("nan"), 1]}, "nan is not a number from 0 up"),
         ({"class_weights": [1, 2]}, "2 numbers for 3 labels: 0, 1, 2"),
         ({"head": "regression", "class_weights": "balanced"}, "task.head=regression has no classes"),
         ({"head": "regression", "positive": "1"}, "task.head=regression has no classes"),

@@ -83,9 +83,13 @@ def test_every_way_to_write_labels(tmp_path: Path, tokenizer: Any, form: str) ->
     ("labels", "given", "message"),
     [
         ([["film"], None, [], ["soup"]], {}, "row 2, column 'label': there are no labels"),
-        ([["film"], ["x"], [], ["soup"]], {"label_names": ["film", "soup"]}, "row 2, .*'x' is no label of this task"),
+        (
+            [["film"], ["x"], [], ["soup"]],
+            {"label_names": ["film", "soup"]},
+            "row 2, .*'x' is not a label of this task",
+        ),
         ([["film"], ["soup", None], [], []], {}, "row 2, column 'label': a label is null"),
-        ([["film"], [], [], []], {}, "there are no two labels"),
+        ([["film"], [], [], []], {}, "there are fewer than two labels"),
         ([0, 1, 0, 1], {}, "holds int64: neither lists of labels nor texts"),
         (SETS, {"positive": "film"}, "with task.head=multi_label, every label is"),
         (SETS, {"metric_names": ["accuracy"]}, "Unknown metric of a multi_label 'accuracy'"),

@@ -167,7 +167,7 @@ WRONG = {
     ),
     "number beyond": ({"answer": [0, 1, 3]}, "row 3, column 'answer': 3 is none of the 3 options"),
     "no such text": ({"answer": ["good", "so", "soup"]}, "row 2, column 'answer': 'so' is none of"),
-    "no answer": ({"answer": ["A", None, "B"]}, "row 2, column 'answer': there is no label"),
+    "no answer": ({"answer": ["A", None, "B"]}, "row 2, column 'answer': there is not a label"),
     "fewer options": (
         {"options": [["a", "b", "c"], ["a", "b"], ["a", "b", "c"]]},
         "row 2, column 'options': 2 options, and other rows have 3",
@@ -182,7 +182,7 @@ WRONG = {
     ),
     "null option": (
         {"options": [["a", "b", "c"], ["a", None, "c"], ["a", "b", "c"]]},
-        "row 2, column 'options': option 2 is no text",
+        "row 2, column 'options': option 2 is not a text",
     ),
 }
 

@@ -75,7 +75,7 @@ def test_another_file_is_evaluated_with_the_models_labels(run: Path, tmp_path: P
     assert json.loads((run / "evaluation.json").read_text())["metrics"] == once["metrics"]
     other.write_text("\n".join(json.dumps({**row, "label": 0}) for row in rows))
     with pytest.raises(
-        SkimError, match=r"(?s)other\.jsonl.*0 is no label of this task.*Labels: 1, 2, 3\.|leaves no rows"
+        SkimError, match=r"(?s)other\.jsonl.*0 is not a label of this task.*Labels: 1, 2, 3\.|leaves no rows"
     ):
         look(run, "what=metrics", f"+overrides.task.files.validation={other}")
 

@@ -281,7 +281,7 @@ def test_blocks_as_long_as_the_backbone_takes(tmp_path: Path, tokenizer: Any, ca
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [(SentenceOrder, "tells two segments' order"), (ReplacedTokens, "ELECTRA's")]
+    ("kind", "says"), [(SentenceOrder, "a head for the order of two segments"), (ReplacedTokens, "ELECTRA's")]
 )
 def test_a_head_that_cannot_is_refused(kind: type, says: str, tokenizer: Any) -> None:
     config = transformers.RobertaConfig(vocab_size=20, **SIZES)

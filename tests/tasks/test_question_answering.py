@@ -244,16 +244,20 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "before": (row_of(answers={"text": ["Ada"], "answer_start": [-1]}), {}, "'Ada' does not stand .* character -1"),
     "nowhere": (row_of(answers={"text": ["Eve"]}), {}, "'Eve' does not stand in the context"),
     "uneven": (row_of(answers={"text": ["Ada"], "answer_start": [0, 3]}), {}, "1 answers have 2 answer_start"),
-    "none": (row_of(answers={"text": [], "answer_start": []}), {"no_answers": False}, "there is no answer"),
+    "none": (row_of(answers={"text": [], "answer_start": []}), {"no_answers": False}, "there is not an answer"),
     "no question": (row_of(question="  "), {}, "'question': there is no text"),
     "null context": (row_of(context=None), {}, "'context': there is no text"),
-    "blank answer": (row_of(answers={"text": [" "], "answer_start": [4]}), {"no_answers": False}, "there is no answer"),
+    "blank answer": (
+        row_of(answers={"text": [" "], "answer_start": [4]}),
+        {"no_answers": False},
+        "there is not an answer",
+    ),
     "a text for a start": (row_of(answers={"text": ["Ada"], "answer_start": ["0"]}), {}, "'answers': .* does not fit"),
     "no whole number": (row_of(answers={"text": ["Ada"], "answer_start": [0.5]}), {}, "answer_start is 0.5 and no"),
     "no number": (row_of(answers={"text": ["Ada"], "answer_start": [float("nan")]}), {}, "answer_start is NaN and no"),
     "no start": (row_of(answers={"text": ["Ada"], "answer_start": [None]}), {}, "answer_start is null and no"),
     "a number": (row_of(answers={"text": [7], "answer_start": [0]}), {}, "'answers': .* does not fit"),
-    "null answer": (row_of(answers={"text": [None], "answer_start": [0]}), {}, "null is no answer"),
+    "null answer": (row_of(answers={"text": [None], "answer_start": [0]}), {}, "null is not an answer"),
 }
 
 
@@ -288,8 +292,8 @@ def test_wrong_data_and_settings(tmp_path: Path, rows: list, settings: dict, mes
 
 PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
     "question": ({"question": None}, "column 'question': there is no question"),
-    "a number": ({"question": 5}, "column 'question': question is 5 and no text"),
-    "answers": ({"answers": "Ada"}, "column 'answers': answers is \"Ada\" and no list"),
+    "a number": ({"question": 5}, "column 'question': question is 5, not a text"),
+    "answers": ({"answers": "Ada"}, "column 'answers': answers is \"Ada\", not a list"),
     "text": ({"answers": [{"answer_start": 0}]}, "column 'answers': there is no text"),
     "start": ({"answers": [{"text": "Ada"}]}, "column 'answers': answer_start is null and no"),
     "half": ({"answers": [{"text": "Ada", "answer_start": 0.5}]}, "column 'answers': answer_start is 0.5 and no"),
@@ -341,7 +345,7 @@ def test_parts_of_the_published_json_that_hold_no_questions(tmp_path: Path) -> N
     assert [(problem.row, problem.why) for problem in problems(rows)] == [
         (0, "article 1 has no list of paragraphs"),
         (1, "paragraph 1 of article 2 has no list of qas"),
-        (3, "the question is null and no object"),
+        (3, "the question is null, not an object"),
         (6, "paragraph 4 of article 2 has no list of qas"),
         (7, "article 3 has no list of paragraphs"),
     ]
@@ -349,7 +353,7 @@ def test_parts_of_the_published_json_that_hold_no_questions(tmp_path: Path) -> N
     file.write_text(json.dumps({"data": ROWS[:2]}))  # and a list of rows is one
     assert read(str(file), reader=READER).to_list() == ROWS[:2]
     file.write_text('{"data": [{"paragraphs": [')
-    with pytest.raises(SkimError, match=r"published\.json, row 1: it is no JSON"):
+    with pytest.raises(SkimError, match=r"published\.json, row 1: it is not JSON"):
         read(str(file), reader=READER)
 
 
@@ -357,7 +361,7 @@ def test_answers_that_are_all_of_the_wrong_kind(tmp_path: Path) -> None:
     """Then no type of the column is at fault, but each row."""
     for answers, why in (
         ({"text": ["Ada"], "answer_start": ["0"]}, 'answer_start is "0" and no character'),
-        ({"text": [7], "answer_start": [0]}, "7 is no answer"),
+        ({"text": [7], "answer_start": [0]}, "7 is not an answer"),
     ):
         with pytest.raises(SkimError, match=f"row 1, column 'answers': {why}"):
             make(tmp_path, [row_of(answers=answers)] * 2)
@@ -378,7 +382,7 @@ def test_answers_are_placed_once(tmp_path: Path) -> None:
             make(tmp_path, [*ROWS[:3], bad])
     # but not where other answers are asked for
     make(tmp_path, ROWS[:4])
-    with pytest.raises(SkimError, match=r"row 4, column 'answers': there is no answer"):
+    with pytest.raises(SkimError, match=r"row 4, column 'answers': there is not an answer"):
         make(tmp_path, ROWS[:4], no_answers=False)
     with pytest.raises(SkimError, match=r"no answers column 'none'"):
         make(tmp_path, [*ROWS[:3], bad], answers_column="none")
@@ -406,8 +410,8 @@ def test_ids_are_as_written_or_the_rows_numbers_in_the_file(tmp_path: Path) -> N
     ("change", "why"),
     [
         ({"answers": {"text": ["Eve"], "answer_start": [0]}}, "the answer 'Eve' does not stand"),
-        ({"answers": {"text": [], "answer_start": []}}, "there is no answer"),
-        ({"answers": None}, "there is no answer"),
+        ({"answers": {"text": [], "answer_start": []}}, "there is not an answer"),
+        ({"answers": None}, "there is not an answer"),
     ],
 )
 def test_what_is_predicted_needs_no_answers(

@@ -132,7 +132,9 @@ def test_labels_from_one_are_names(tmp_path: Path, tokenizer: Any, kind: str) ->
     ids = [tuple(tokenizer(text).input_ids) for text in rows["text"]]
     assert all_rows(task.val_dataloader()) == dict(zip(ids, [0, 1, 2, 1], strict=True))
     zero = write(tmp_path / f"zero.{kind}", {"text": ["a", "good"], "label": [0, 1]})
-    with pytest.raises(SkimError, match=r"(?s)row 1, column 'label': 0 is no label of this task\.\nLabels: 1, 2, 3\."):
+    with pytest.raises(
+        SkimError, match=r"(?s)row 1, column 'label': 0 is not a label of this task\.\nLabels: 1, 2, 3\."
+    ):
         make(tmp_path, tokenizer, rows, kind=kind, files={"train": task.files["train"], "validation": zero})
 
 
@@ -203,7 +205,7 @@ def test_rows_that_were_changed_since_have_no_known_problems(tmp_path: Path) -> 
 def test_a_line_nested_too_deeply_is_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     for deep, why in (
-        ("[" * 100_000, "it is no JSON (it is nested too deeply)"),
+        ("[" * 100_000, "it is not JSON (it is nested too deeply)"),
         ("[" * 100 + "]" * 100, "it is nested too deeply"),
         ('{"b": ' * 900 + "1" + "}" * 900, "it is nested too deeply"),
     ):
@@ -212,13 +214,13 @@ def test_a_line_nested_too_deeply_is_a_bad_row(tmp_path: Path) -> None:
         assert rows["a"][:] == [[["b"]], None]
         assert [problem[:3] for problem in problems(rows)] == [(1, None, why)]
     (tmp_path / "rows.json").write_text('[{"a": 1}, {"a": ' + "[" * 100_000)
-    with pytest.raises(SkimError, match=r"rows\.json, row 2: it is no JSON \(it is nested too deeply\)"):
+    with pytest.raises(SkimError, match=r"rows\.json, row 2: it is not JSON \(it is nested too deeply\)"):
         read(str(tmp_path / "rows.json"))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "why"),
-    [("rows.jsonl", "text,label\ngood,1\n", "no JSON"), ("rows.json", "[1, 2]", "1, and no object with columns")],
+    [("rows.jsonl", "text,label\ngood,1\n", "not JSON"), ("rows.json", "[1, 2]", "1, not an object with columns")],
 )
 def test_where_no_row_can_be_read_the_first_tells_why(tmp_path: Path, name: str, content: str, why: str) -> None:
     for _ in range(2):

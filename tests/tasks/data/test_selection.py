@@ -64,7 +64,7 @@ def test_a_held_out_tenth_has_its_share_of_five_positives(
         numbers.append(task.numbers["validation"].tolist())
         assert not {*numbers[-1]} & {*task.numbers["train"].tolist()}
     assert numbers[0] == numbers[1], "the same rows for every seed"
-    note = "validation: its 20 rows hold 1 of 'spam': what is measured on so few says little."
+    note = "validation: its 20 rows hold 1 of 'spam': scores on so few rows say little."
     assert task.notes("validation") == [note]
     assert note in caplog.text
     assert task.notes("train") == []

@@ -133,7 +133,7 @@ def test_as_many_processes_as_before(tmp_path: Path, tokenizer: Any) -> None:
     task = make(tmp_path, tokenizer)
     task.load_state_dict({"places": [list(Place()), list(Place())]})
     task.resume_at(0, 3)
-    with pytest.raises(SkimError, match="where 2 processes stood in the stream, and now there are 1"):
+    with pytest.raises(SkimError, match="the checkpoint has places in the stream of 2 processes, and now there are 1"):
         task.train_dataloader()
 
 
@@ -153,7 +153,7 @@ def test_a_pattern_names_several_files(tmp_path: Path, tokenizer: Any) -> None:
         (TEXTS, {"shuffle_buffer": 0}, "task.shuffle_buffer=0"),
         (TEXTS, {"text_column": "words"}, "has no text column 'words'. Its columns: text"),
         (["a good", "film"], {}, "less text than one block of 16 tokens"),
-        (["a good film", None], {"pack": False}, "a row holds None and no text"),
+        (["a good film", None], {"pack": False}, "a row holds None, not a text"),
         (TEXTS, {"files": {"train": "none*.jsonl"}}, r"none\*.jsonl is not there"),
     ],
 )
