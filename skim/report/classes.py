@@ -50,7 +50,7 @@ def notes(classes: Classes) -> list[str]:
     """Notes for a reader of the tables."""
     found = [] if classes["positive"] is None else [f"f1, as one number, is that of '{classes['positive']}'"]
     if classes["kind"] == "labels":
-        found.append("right: has the label and is predicted to; missed: has it and is not; wrong: is predicted to and has it not")
+        found.append("right: predicted and true; missed: true and not predicted; wrong: predicted and not true")
     elif len(classes["names"]) > MOST:
         found.append(f"of more than {MOST} classes, the confusion matrix is in the file alone: classes.confusion")
     return found
