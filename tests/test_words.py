@@ -30,10 +30,10 @@ PENDING: tuple[str, ...] = (
     "skim/loading.py",
     "skim/methods",
     "skim/options",
-    
     "skim/resume.py",
     "skim/results.py",
     "skim/saving.py",
+    "skim/checkpoint.py",
     "skim/cli.py",
     "skim/registry.py",
 )
@@ -56,7 +56,7 @@ def texts(file: Path) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
 
 
 def first_word(text: str) -> str:
-    return re.match(r"\W*(\w*)", text)[1].lower()
+    return re.match(r"[\"'(]*(\w*)", text)[1].lower()
 
 
 def wrong(kind: int, refused: Callable[[str], object]) -> list[str]:
@@ -80,7 +80,7 @@ def test_messages_are_plain_english():
 
 def test_words_that_are_refused():
     assert first_word("Whether a file is there.") in REFUSED
-    assert first_word("``x`` of what is there.") not in REFUSED
+    assert first_word("``what=curve``: one model at several budgets.") not in REFUSED
     assert ODD.search("x.txt is no file.")
     assert ODD.search("sst2 is not to be had.")
     assert not ODD.search("There is no file x.txt, and x is no longer read.")

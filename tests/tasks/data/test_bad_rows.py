@@ -145,13 +145,13 @@ BAD_ROWS: dict[str, tuple[str, Any, dict[str, Any], str]] = {
         "parquet",
         parquet("x", float("nan"), pa.float64()),
         REGRESSION,
-        ", column 'label': nan is no num",
+        ", column 'label': nan is not a num",
     ),
     "parquet: inf": (
         "parquet",
         parquet("x", float("inf"), pa.float64()),
         REGRESSION,
-        ", column 'label': inf is no num",
+        ", column 'label': inf is not a num",
     ),
 }
 
