@@ -11,71 +11,39 @@ L layers.
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim.errors import SkimError
+__version__ = "0.1.0"
 
-if TYPE_CHECKING:  # what _PUBLIC finds at run time, for editors and type checkers
-    from skim.compression import compress, decompress, execution, uncompressed
-    from skim.lightning.budget import calibrate
-    from skim.loading import from_pretrained
-    from skim.methods import Method
-    from skim.methods.act import ACT
-    from skim.methods.dense import Dense
-    from skim.methods.early_exit import EarlyExit
-    from skim.methods.funnel import Funnel
-    from skim.methods.ltp import LTP
-    from skim.methods.threshold import Manual, Relative, Rising
-    from skim.methods.topk import TopK
-    from skim.methods.transkimmer import Transkimmer
-    from skim.saving import save_pretrained
+if TYPE_CHECKING:  # the public names, written once: for type checkers as they stand, and read below for everyone else
+    from skim.compression import compress as compress
+    from skim.compression import decompress as decompress
+    from skim.compression import execution as execution
+    from skim.compression import uncompressed as uncompressed
+    from skim.errors import SkimError as SkimError
+    from skim.lightning.budget import calibrate as calibrate
+    from skim.loading import from_pretrained as from_pretrained
+    from skim.methods import Method as Method
+    from skim.methods import register as register
+    from skim.methods.act import ACT as ACT
+    from skim.methods.dense import Dense as Dense
+    from skim.methods.early_exit import EarlyExit as EarlyExit
+    from skim.methods.funnel import Funnel as Funnel
+    from skim.methods.ltp import LTP as LTP
+    from skim.methods.threshold import Manual as Manual
+    from skim.methods.threshold import Relative as Relative
+    from skim.methods.threshold import Rising as Rising
+    from skim.methods.topk import TopK as TopK
+    from skim.methods.transkimmer import Transkimmer as Transkimmer
+    from skim.saving import save_pretrained as save_pretrained
 
-__version__ = "0.2.0"
+_IMPORT = re.compile(r"^    from ([\w.]+) import (\w+) as \2$", re.MULTILINE)
+_PUBLIC = {name: module for module, name in _IMPORT.findall(Path(__file__).read_text(encoding="utf-8"))}
 
-_PUBLIC = {
-    "compress": "skim.compression",
-    "decompress": "skim.compression",
-    "execution": "skim.compression",
-    "uncompressed": "skim.compression",
-    "calibrate": "skim.lightning.budget",
-    "save_pretrained": "skim.saving",
-    "from_pretrained": "skim.loading",
-    "Method": "skim.methods",
-    "Dense": "skim.methods.dense",
-    "Transkimmer": "skim.methods.transkimmer",
-    "LTP": "skim.methods.ltp",
-    "Manual": "skim.methods.threshold",
-    "Relative": "skim.methods.threshold",
-    "Rising": "skim.methods.threshold",
-    "TopK": "skim.methods.topk",
-    "ACT": "skim.methods.act",
-    "Funnel": "skim.methods.funnel",
-    "EarlyExit": "skim.methods.early_exit",
-}
-
-__all__ = [
-    "ACT",
-    "LTP",
-    "Dense",
-    "EarlyExit",
-    "Funnel",
-    "Manual",
-    "Method",
-    "Relative",
-    "Rising",
-    "SkimError",
-    "TopK",
-    "Transkimmer",
-    "__version__",
-    "calibrate",
-    "compress",
-    "decompress",
-    "execution",
-    "from_pretrained",
-    "save_pretrained",
-    "uncompressed",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

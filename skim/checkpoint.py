@@ -17,7 +17,7 @@ from torch import nn
 
 from skim.engine.walk import walk_of
 from skim.errors import SkimError, first_line
-from skim.methods import METHODS, Method, method_class
+from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
 FORMAT = 1  # of skim.json
 LEARNED = "method.safetensors"  # what the method has learned
@@ -51,16 +51,11 @@ def write_method(model: Any, folder: str | Path) -> None:
 def classes(method: Method, model: nn.Module) -> dict[str, str]:
     """Dotted paths of a method's and a model's class, where it is a user's own and not skim's or transformers'."""
     own = {}
-    if dotted(type(method)) != METHODS.get(method.name):
-        own["class"] = dotted(type(method))
+    if path_of(type(method)) != METHODS.get(method.name):
+        own["class"] = path_of(type(method))
     if getattr(transformers, type(model).__name__, None) is not type(model):
-        own["model_class"] = dotted(type(model))
+        own["model_class"] = path_of(type(model))
     return own
-
-
-def dotted(kind: type) -> str:
-    """The dotted path of a class."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def read_method(
@@ -131,7 +126,7 @@ def class_of_method(
         if given.name != name:
             raise SkimError(f"{folder} holds method '{name}', and method={given.__name__} is '{given.name}'.")
         return given
-    if own is None:
+    if own is None or (name in REGISTERED and path_of(REGISTERED[name]) == own):  # to register is to allow
         return method_class(name)
     kind = allowed(own, f"{folder} holds a method of your own, {own}", "method", trust_modules)
     if not issubclass(kind, Method):
