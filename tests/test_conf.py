@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import itertools
-import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,21 +35,6 @@ def test_every_file_opens_with_a_comment(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_method_options_are_the_constructor_arguments(name: str) -> None:
-    cfg = composed(f"method={name}").method
-    given = {key for key in cfg if not key.startswith("_")} - {"stages"}  # which are for the recipe
-    parameters = dict(inspect.signature(get_class(cfg._target_).__init__).parameters)
-    del parameters["self"]
-    assert given == set(parameters)
-    for key in given:
-        default = parameters[key].default
-        value = OmegaConf.to_container(cfg)[key]
-        assert value == (list(default) if isinstance(default, tuple) else default), (
-            f"{name}.{key} differs from the code"
-        )
-
-
-@pytest.mark.parametrize("name", METHODS)
 def test_stages_are_those_of_the_method_with_the_options_of_training(name: str) -> None:
     cfg = composed(f"method={name}")
     known = get_class(cfg.method._target_).stages
@@ -69,32 +51,3 @@ def test_ltp_in_halves_is_ltp_in_one_run() -> None:
     for name, left_out in (("ltp_soft", "hard"), ("ltp_hard", "soft")):
         half = OmegaConf.to_container(composed(f"method={name}").method)
         assert half == {**whole, "stages": {**whole["stages"], left_out: None}}
-
-
-def explained(path: Path) -> tuple[set[str], set[str]]:
-    """The options of a file, dotted, those with a comment right above them, or explained where the file starts from.
-
-    Stages have the same options, so one explanation does for all of them.
-    """
-    known: set[str] = set()
-    for parent in OmegaConf.load(path).get("defaults", []):
-        known |= explained(path.with_name(f"{parent}.yaml"))[1]
-    options = set()
-    above: list[str] = []
-    for before, line in itertools.pairwise(path.read_text().splitlines()):
-        key = re.match(r"( *)([a-z_]+):", line)
-        if key is None or line.startswith(("_", "defaults")):
-            continue
-        del above[len(key[1]) // 2 :]
-        above.append(key[2])
-        option = "stages.*." + key[2] if len(above) == 3 and above[0] == "stages" else ".".join(above)
-        options.add(option)
-        if before.strip().startswith("#"):
-            known.add(option)
-    return options, known
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_option_of_a_method_is_explained(name: str) -> None:
-    options, known = explained(CONF / "method" / f"{name}.yaml")
-    assert not options - known, "these have no comment above them"

@@ -93,23 +93,27 @@ def runs_on(total: Tensor, epsilon: float, temperature: float) -> Tensor:
 class ACT(Precise, Method):
     """Halting per token, over layers or over the runs of a shared one.
 
-    An option left at ``None`` is the preset's choice, written behind it as default / published.
-
     Args:
-        preset: ``default``, or ``tiny``, ``small``, ``base``: the published models of 6, 12 and 24 updates.
-        target: relative FLOPs at which training shall end, in (0, 1]; the weight of the penalty is steered there.
-            ``None`` uses ``tau`` as it is.
-        tau: weight of the ponder cost when there is no target; 1e-2 / 1e-3, 5e-4, 2.5e-4.
-        warmup: share of training over which tau (or, with ``gate``, the target) sets in; 0.3 / 0.
-        mix: ``gate`` or ``act``, see above; gate / act.
-        epsilon: a token halts when its probabilities sum up to more than 1 less this, in (0, 1).
-        temperature: of the relaxed decision of ``gate``, in units of probability.
-        ponder_reduction: of the ponder cost over a sequence's tokens: ``sum`` (longer inputs press harder) or ``mean``
-            over all real tokens; mean / sum.
-        final_remainder: who still runs after the last layer gets the remainder there, and with it a gradient;
-            ``act`` only; True / False.
-        bias_init: of the halting units; ``None`` lets half of the probability be spent over all layers / 0.
-        share_head: one halting unit for all layers, or one for each.
+        preset: ``default``, or ``tiny``, ``small``, ``base``: the published models of 6, 12 and 24 updates (backbone
+            albert_act_tiny, ...).
+        target: relative FLOPs at which training shall end: the weight of the ponder cost is steered there; ``None``
+            uses ``tau`` as it is.
+        tau: weight of the ponder cost, which is updates plus remainder per token, when there is no target; ``None`` is
+            the preset's (default 1e-2; tiny 1e-3, small 5e-4, base 2.5e-4).
+        warmup: share of training over which tau (or, with ``gate``, the target) sets in; ``None`` is the preset's
+            (default 0.3, published 0).
+        mix: ``gate``: a token's state is the layer's output until it halts, so training starts at the pretrained model;
+            ``act``: the published convex mix with the state before; ``None`` is the preset's (default gate, published
+            act).
+        epsilon: a token halts when its probabilities sum up to more than 1 less this.
+        temperature: temperature of the relaxed decision of ``gate`` in training, in units of probability.
+        ponder_reduction: reduction of the ponder cost over a sequence's tokens: ``sum`` (longer inputs press harder) or
+            ``mean`` over all real tokens; ``None`` is the preset's (default mean, published sum).
+        final_remainder: ``act`` only: a token that still runs after the last layer gets the remainder there, and with
+            it a gradient; ``None`` is the preset's (default True, published False).
+        bias_init: bias of the halting units at the start; ``None`` is the preset's (default: half of the probability is
+            spent over all layers; published 0, which halts most tokens after the third update).
+        share_head: one halting unit for all layers; False is one for each.
     """
 
     name = "act"

@@ -42,7 +42,7 @@ class Method(nn.Module):
     annotation says (:mod:`skim.methods.options`); every constructor checks its arguments by them.
 
     Args:
-        protect: special tokens that never retire, of ``cls`` (what the head reads) and ``sep``.
+        protect: special tokens that never retire: ``cls`` (what the head reads), ``sep``.
 
     Attributes:
         name: by which it is known; the class's, in small letters, unless it says another.

@@ -93,14 +93,17 @@ class EarlyExit(Precise, Method):
     """Ends a sequence at the layer whose answer is settled; the head's final answer is that layer's.
 
     Args:
-        halting: ``patience``, ``entropy`` or ``pondernet``.
-        patience: layers in a row, at least 1.
-        tolerance: of ``patience`` for a regression, in units of its labels.
-        threshold: of ``entropy``, in nats, above 0; ln C, for C classes, is no idea at all.
-        prior: of ``pondernet``: the rate of the geometric distribution, in (0, 1).
-        beta: of ``pondernet``: weight of the distance to it.
-        target: relative FLOPs on which the trained model's decisions are set, in (0, 1]; not for ``patience``, which
-            counts in whole layers.
+        halting: ``patience`` (PABEE, Zhou et al., NeurIPS 2020): the answer has not changed for some layers;
+            ``entropy`` (DeeBERT, Xin et al., ACL 2020): the predicted distribution is sharp; ``pondernet`` (PALBERT,
+            Balagansky and Gavrilov, NeurIPS 2022): a unit on [CLS] has learned when.
+        patience: ``patience``: layers in a row with the same answer.
+        tolerance: ``patience`` in a regression: numbers that are closer than this, in units of the labels, are the same
+            answer.
+        threshold: ``entropy``: below this, in nats, a sequence leaves; ln C is the most there is with C classes.
+        prior: ``pondernet``: share of those still running that leaves at each layer, if nothing is known.
+        beta: ``pondernet``: weight of the distance to that.
+        target: relative FLOPs on which the trained model's decisions are set, for ``entropy`` and ``pondernet``;
+            ``None`` leaves them.
     """
 
     name = "early_exit"

@@ -31,16 +31,17 @@ class Funnel(Method):
     """Merges windows of neighbours between blocks of layers; nothing is learned, so it trains packed.
 
     Args:
-        preset: ``default``, or ``paper``: windows are laid over pads as well, and average them in (masked execution
+        preset: ``default``, or ``paper``: windows are laid over pads as well and average them in (masked execution
             only; nothing gets cheaper by packing).
-        blocks: layers per block; ``None``: three blocks, as equal as can be, longer ones first.
-        stride: tokens per window, at least 2.
-        pooling: ``mean`` or ``max``.
-        pool_q_only: in a block's first layer only queries are pooled; ``None``: where the backbone can, else all three.
-        separate_cls: what the head reads is never merged.
-        truncate_seq: a sequence's last window is left out if it is not full; its tokens keep their last state.
-        residual: the first block's output is added where tokens are pulled apart again.
-        decoder_layers: layers at the end that run at full length, 0 to 2; not in ``blocks``.
+        blocks: layers per block; ``None`` is three blocks as equal as can be, longer ones first.
+        stride: tokens per window.
+        pooling: ``mean`` or ``max`` over a window.
+        pool_q_only: in a block's first layer only queries are pooled, keys and values are not; ``None``: where the
+            backbone can (DeBERTa and other narrowed families pool all three).
+        separate_cls: leave what the head reads unmerged.
+        truncate_seq: leave out a sequence's last window if it is not full: its tokens keep their last state.
+        residual: add the first block's output where tokens are pulled apart again, for heads that read every token.
+        decoder_layers: layers at the end that run at full length again; not counted in ``blocks``.
     """
 
     name = "funnel"

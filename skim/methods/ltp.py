@@ -65,21 +65,24 @@ def padded_mask_sum(trace: Trace) -> Tensor:
 class LTP(Pruner):
     """Thresholds learned in a soft stage, then frozen while the weights get used to hard decisions.
 
-    An option left at ``None`` is the preset's choice, written behind it as default / paper.
-
     Args:
-        preset: see :class:`~skim.methods.pruning.Pruner`; ``paper`` also has the published soft mask, regulariser and
-            temperature.
-        target: relative FLOPs at which training shall end, in (0, 1]: the ramp is scaled to it before training, the
-            soft stage's coefficient is steered to stay there, and so are the frozen thresholds in the hard stage.
-            ``None`` uses ``coefficient`` as it is.
-        coefficient: weight of the regulariser in the soft stage when there is no target (the paper's lambda).
-        warmup: share of the soft stage over which the coefficient sets in, if there is no target; 0.3 / 0.
-        final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score.
-        temperature: of the relaxed decisions, in units of the score, at the end of the soft stage; 5e-4 / 1e-3.
-        temperature_start: at its beginning, falling geometrically; four times / the same as ``temperature``.
-        score_norm: see :class:`~skim.methods.pruning.Pruner`; fixed / padded.
-        protect: special tokens that never retire; cls / none.
+        preset: ``default``, or ``paper`` for parity with the published code: scores divided by the padded length,
+            nothing protected, soft masks on the output with their regulariser and temperature, no annealing.
+        target: relative FLOPs at which training shall end: the ramp is scaled to it before training, the soft stage's
+            coefficient is steered to stay there, and so are the frozen thresholds in the hard stage; ``None`` uses
+            ``coefficient`` as it is.
+        coefficient: weight of the kept share in the soft stage when there is no target (the paper's lambda; it searched
+            0.01 to 0.2).
+        warmup: share of the soft stage over which the coefficient sets in, if there is no target; ``None`` is the
+            preset's (default 0.3, paper 0).
+        final_token_threshold: thresholds start on a ramp from 0 to this, less one step; in units of the score, whose
+            mean is 1/128.
+        temperature: temperature of the relaxed decisions at the end of the soft stage, in units of the score; ``None``
+            is the preset's (default 5e-4, paper 1e-3).
+        temperature_start: temperature at its beginning, falling geometrically; ``None`` is the preset's (default four
+            times ``temperature``, paper the same).
+        score_norm: see :class:`~skim.methods.pruning.Pruner`.
+        protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
     name = "ltp"

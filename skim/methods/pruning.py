@@ -38,10 +38,10 @@ class Pruner(Precise, Method):
         score_norm: what the attention received is divided by: ``fixed`` (128, so that the mean score is 1/128 at every
             length, as in the published runs, which pad to that), ``length`` (real tokens: the mean is 1 / length, so
             longer inputs are pruned harder), ``alive`` (tokens alive in this layer) or ``padded`` (positions of the
-            batch: a score then changes with the padding). ``None`` is ``fixed`` in the default preset, ``padded`` in
-            the paper's.
-        target: relative FLOPs at which training shall end, in (0, 1].
-        protect: special tokens that never retire, of ``cls`` and ``sep``; ``None`` is ``cls`` / none.
+            batch: a score then changes with the padding); ``None`` is the preset's (default fixed, paper padded).
+        target: relative FLOPs that decisions are moved to meet, before training and after; ``None`` leaves them.
+        protect: special tokens that never retire: ``cls`` (what the head reads), ``sep``; ``None`` is the preset's
+            (default [cls], paper none).
     """
 
     means = ("preset", "score_norm", "protect")

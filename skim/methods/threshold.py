@@ -16,10 +16,11 @@ class Manual(Pruner):
 
     Args:
         preset: see :class:`~skim.methods.pruning.Pruner`.
-        final_token_threshold: the ramp's end, which the last layer misses by one step; in units of the score.
+        final_token_threshold: end of the ramp of thresholds, which the last layer misses by one step; in units of the
+            score, whose mean is 1/128.
         score_norm: see :class:`~skim.methods.pruning.Pruner`.
-        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
-        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+        target: relative FLOPs that the thresholds are scaled to meet, before training and after; ``None`` leaves them.
+        protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
     name = "ltp_manual"
@@ -51,10 +52,11 @@ class Relative(Pruner):
     r"""Prunes what receives less than a share of the most attended token: :math:`s_j < \theta \max_k s_k`.
 
     Args:
-        preset: see :class:`~skim.methods.pruning.Pruner`.
-        token_threshold: the share, the same in every layer.
-        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
-        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+        preset: ``default``, or ``paper`` for parity with the published code: nothing protected, retired tokens computed
+            on without attention, a sequence may lose all.
+        token_threshold: share of the largest score, the same in every layer.
+        target: relative FLOPs that the share is scaled to meet, before training and after; ``None`` leaves it.
+        protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
     name = "ltp_relative"
@@ -86,10 +88,10 @@ class Rising(Relative):
     r"""As :class:`Relative`, with a share that rises with the layer: :math:`\theta_i = \theta\, i / L` for i from 0.
 
     Args:
-        preset: see :class:`~skim.methods.pruning.Pruner`.
-        final_token_threshold: the ramp's end, which the last layer misses by one step.
-        target: relative FLOPs in (0, 1]; the thresholds are scaled to meet it before training and after.
-        protect: special tokens that never retire; ``None`` is ``cls``, in the paper's preset none.
+        preset: see :class:`Relative`.
+        final_token_threshold: end of the ramp of shares, which the last layer misses by one step.
+        target: see :class:`Relative`.
+        protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
     name = "ltp_rising"

@@ -31,12 +31,14 @@ class TopK(Pruner):
     """A fixed number of tokens per layer and length; nothing is learned, so it trains packed from the first step.
 
     Args:
-        preset: see :class:`~skim.methods.pruning.Pruner`.
-        token_keep_rate: share of the input's tokens that enters the last feed-forward, -1 to 1; below 0 the schedule
-            falls faster and ends at 0.01.
-        start: the first layer that prunes; ``None`` is the published ``max(3, ceil(0.15 L))``.
-        target: relative FLOPs in (0, 1]; the rate is moved to meet it before training and after.
-        protect: special tokens that never retire, counted among the k; ``None`` is ``cls``, in the paper's preset none.
+        preset: ``default``, or ``paper`` for parity with the published code: nothing protected, retired tokens computed
+            on without attention, a sequence may lose all.
+        token_keep_rate: share of the input's tokens that leaves the last layer; below 0 the schedule falls faster and
+            ends at 0.01.
+        start: first layer that prunes, from 0; ``None`` is max(3, ceil(0.15 L)), as published.
+        target: relative FLOPs that the rate is moved to meet, before training and after; ``None`` leaves it.
+        protect: special tokens that never retire, counted among the k: ``cls`` (what the head reads), ``sep``; ``None``
+            is the preset's (default [cls], paper none).
     """
 
     name = "topk"

@@ -27,7 +27,7 @@ from skim.options.words import described
 
 
 def comment(owner: type, name: str) -> str:
-    """Explain an option for people who write YAML: its meaning, its unit, and what it has to be.
+    """Explain an option to people who write YAML: its meaning, its unit, and what it has to be.
 
     Args:
         owner: the class whose option it is.
@@ -42,17 +42,18 @@ def comment(owner: type, name: str) -> str:
     text = re.sub(r":(?:class|meth|func|mod):`~?(?:[\w.]+\.)?(\w+)`", r"\1", text)
     text = re.sub(r"``(.+?)``", r"\1", text).rstrip(".")
     limits = said(declared(owner)[name].json_schema()) if name in declared(owner) else ""
-    return f"{text} ({limits})" if limits else text
+    return f"{text} [{limits}]" if limits else text
 
 
 def said(schema: dict[str, Any]) -> str:
-    """What a comment adds to an option's meaning: the kind and bounds of a number or list; names stand in the text."""
-    kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") in ("number", "integer", "array")]
-    return " or ".join(described(one) for one in kinds)
+    """Return what a comment adds to a meaning: kind and bounds of numbers and lists; names stand in the text."""
+    kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    numeric = all(one.get("type") in ("number", "integer", "array") for one in kinds)
+    return " or ".join(described(one) for one in kinds) if numeric else ""
 
 
 def meaning(owner: type, name: str) -> str:
-    """The text that explains an option of a class, on one line."""
+    """Return the text that explains an option of a class, on one line."""
     for kind in owner.__mro__:
         text = explained(kind).get(name)
         if text is not None and not text.startswith("see :class:"):
@@ -62,14 +63,14 @@ def meaning(owner: type, name: str) -> str:
 
 @functools.cache
 def explained(kind: type) -> dict[str, str]:
-    """The options that a class explains itself, not its parents."""
+    """Return the meanings that a class states itself, by option; those of its parents are not among them."""
     if "__dataclass_fields__" in vars(kind):
         return field_texts(kind)
     return section(inspect.cleandoc(vars(kind).get("__doc__") or ""), "Args")
 
 
 def section(docstring: str, title: str) -> dict[str, str]:
-    """The entries of a section of a docstring in Google's style, each on one line."""
+    """Read the entries of a section of a docstring in Google's style, each on one line."""
     found = re.search(rf"^{title}:\n((?:[ ]+.*\n?|\n)+)", docstring, re.MULTILINE)
     if found is None:
         return {}
@@ -78,7 +79,7 @@ def section(docstring: str, title: str) -> dict[str, str]:
 
 
 def field_texts(kind: type) -> dict[str, str]:
-    """The strings below the fields of a dataclass, each on one line."""
+    """Read the strings below the fields of a dataclass, each on one line."""
     try:
         body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
     except (OSError, TypeError):  # made where there is no file
@@ -91,5 +92,5 @@ def field_texts(kind: type) -> dict[str, str]:
 
 
 def unexplained(owner: type) -> list[str]:
-    """The options of a class that nothing explains."""
+    """List the options of a class that nothing explains."""
     return [name for name in arguments(owner) if not any(name in explained(kind) for kind in owner.__mro__)]

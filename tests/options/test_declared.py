@@ -131,10 +131,10 @@ class Child(Parent):
 def test_meaning_stands_once_and_is_inherited() -> None:
     assert list(arguments(Child)) == ["target", "flag", "layers"]
     assert meaning(Child, "target") == "relative FLOPs, of two lines; ``None`` leaves it."
-    assert comment(Child, "target") == "relative FLOPs, of two lines; null leaves it (a number, above 0 and at most 1)"
-    assert comment(Child, "layers") == "of Thing, each true or false (a list of whole numbers, at least 1)"
+    assert comment(Child, "target") == "relative FLOPs, of two lines; null leaves it [a number, above 0 and at most 1]"
+    assert comment(Child, "layers") == "of Thing, each true or false [a list of whole numbers, at least 1]"
     assert unexplained(Child) == ["flag"]
-    assert comment(Longer, "length") == "tokens per sequence; null is not for this one (a whole number, at least 3)"
+    assert comment(Longer, "length") == "tokens per sequence; null is not for this one [a whole number, at least 3]"
     assert comment(Longer, "bad") == "a bad row: error or skip"
     assert unexplained(Longer) == ["pair"]
     with pytest.raises(KeyError):
