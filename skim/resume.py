@@ -18,15 +18,18 @@ from skim.options.tree import leaves
 from skim.options.words import quoted, shown, written
 
 LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
-GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks")
+GROUPS = ("backbone", "task", "method", "hardware", "trainer", "optimizer", "scheduler", "logger", "callbacks")
+MAKE = ("backbone", "task", "method")  # groups whose file names the run; of the others, all values are taken over
 # What neither a step of training nor the schedule depends on, or what is looked at when the checkpoint is loaded (how
 # long a run is, which batches come next), by the parts that know where it stands.
 FREE = re.compile(
     r"(hardware|logger|callbacks|benchmark|paths)\..*|formulas|execution|resume"
+    r"|trainer\.(?!gradient_clip|accumulate_grad_batches|limit_train_batches|overfit_batches).*"
     r"|train\.(epochs|max_steps|evals_per_epoch|eval_every|calibrate|gradient_checkpointing|method_after)"
     r"|task\.(batch_size|eval_batch_size|max_eval_samples|eval_split|test_split|files\.(validation|test))"
     r"|method\.stages\.\w+\.epochs"
 )
+FILLED = ("resume", "paths.run")  # anew in every run
 ABSENT = object()
 
 
@@ -63,10 +66,7 @@ def changes(cfg: DictConfig) -> list[str]:
     path = checkpoint_of(cfg.resume)
     folder = path.parent.parent
     old, new = flat(recorded(folder)), flat(cfg)
-    # an option that an older version did not have says nothing, but each entry of a model's config does
-    keys = [key for key in new if key in old or key.startswith("backbone.overrides.")]
-    keys += [key for key in old if key not in new]
-    differ = [key for key in keys if old.get(key) != new.get(key)]
+    differ = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     teaches = new.get("train.distill") and new.get("train.distill_from", "init") == "init"
     fixed = [key for key in differ if not FREE.fullmatch(key) and (key != "init_from" or teaches)]
     if fixed:
@@ -76,12 +76,12 @@ def changes(cfg: DictConfig) -> list[str]:
             f"resume={cfg.resume} goes on with what it began with, and cannot change {said}{more}.\n"
             f"Leave that away, or start a new run{f': init_from={folder}' if (folder / 'model').is_dir() else ''}."
         )
-    return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key != "resume"]
+    return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key not in FILLED]
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:
-    """Every option of a config by its dotted path."""
-    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    """Every option of a config by its dotted path; one that follows another says which, and not its value."""
+    tree: Any = OmegaConf.to_container(cfg, resolve=False)
     return dict(leaves(tree))
 
 
@@ -106,7 +106,7 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     if "," in named and not Path(named).exists():
         raise SkimError(f"resume={named}: runs go on one at a time, each by its own config. Type a command for each.")
     path = checkpoint_of(named)
-    before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=True)
+    before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=False)
     choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
     if "experiment" in choices:
         raise SkimError(
@@ -126,7 +126,7 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     values = [
         f"++{key}={written(value)}"
         for key, value in leaves(before)
-        if key.partition(".")[0] not in anew and key != "resume" and there.get(key, ABSENT) != value
+        if key.partition(".")[0] not in anew and key not in FILLED and there.get(key, ABSENT) != value
     ]
     kept = [f"{group}={file}" for group, file in files.items() if group not in choices]
     again = [f"{group}={choices[group]}" for group in files if group in choices and group not in anew]
@@ -146,7 +146,9 @@ def file_of(group: str, before: Mapping[str, Any]) -> str | None:
     for option in options:
         here = dict(leaves(content(loader.repository, group, option)))
         same = sum(old.get(key, ABSENT) == value for key, value in here.items())
-        if here.get("_target_") == old.get("_target_") and (best is None or (len(here) - same, -same) < best[:2]):
+        if group in MAKE and here.get("_target_") != old.get("_target_"):
+            continue
+        if best is None or (len(here) - same, -same) < best[:2]:
             best = (len(here) - same, -same, option)
     return best and best[2]
 

@@ -48,15 +48,9 @@ def looking(run: Path, *overrides: str) -> DictConfig:
 
 def watched_by(callback: pl.Callback, cfg: DictConfig, folder: Path) -> recipe.Run:
     """A run of the recipe with one more callback, ahead of its own."""
-    usual = recipe.trainer_of
-
-    def trainer_of(*arguments: Any) -> pl.Trainer:
-        trainer = usual(*arguments)
-        trainer.callbacks.insert(0, callback)
-        return trainer
-
+    usual = recipe.callbacks_of
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "trainer_of", trainer_of)
+        patch.setattr(recipe, "callbacks_of", lambda cfg: [callback, *usual(cfg)])
         return recipe.train(cfg, folder, "python train.py ...")
 
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from skim.lightning.stages import Stage
+from skim.stages import Stage
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks", "experiment")

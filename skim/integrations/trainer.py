@@ -26,9 +26,9 @@ from skim.engine.walk import Walk
 from skim.errors import SkimError, unknown
 from skim.integrations.rates import OwnRate
 from skim.lightning.budget import TOLERANCE, calibrate, look_after
-from skim.lightning.stages import Plan, Stage
 from skim.methods import Method
 from skim.saving import keep_method
+from skim.stages import Plan, Stage
 
 ROWS = 512  # inputs to calibrate on
 

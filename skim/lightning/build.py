@@ -23,13 +23,13 @@ from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.budget import Batches
 from skim.lightning.check import check, method_of
-from skim.lightning.stages import Stage, stages_of
+from skim.lightning.stages import stages_of
 from skim.lightning.start import backbone_config, continue_method, dense_folder, load_backbone
 from skim.methods import Method
-from skim.methods.funnel import Funnel
 from skim.options.check import typed
 from skim.published import ltp as published
 from skim.resume import recorded
+from skim.stages import Stage
 from tasks.base import Task
 
 NOISE = (
@@ -145,8 +145,9 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         model = compress(plain, method, cfg.execution)
     # a head that reads the first position must find a token there, whatever the tokenizer's config says
     tokenizer.padding_side = "left" if walk_of(model).head.place == "last" else "right"
-    if purpose == "fit" and isinstance(method, Funnel) and not method.merged_before:
-        raise SkimError("method=funnel with one block of layers merges nothing; use more blocks, or method=dense.")
+    if purpose == "fit":
+        with typed("method"):
+            method.check_fit()
     continued = purpose == "fit" and start is not None and continue_method(method, start)
     if purpose == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
         raise SkimError(

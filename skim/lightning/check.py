@@ -46,6 +46,15 @@ def check(cfg: DictConfig) -> None:
     board = OmegaConf.select(cfg, "logger.wandb")
     if board is not None and not isinstance(board, Mapping):
         raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")
+    check_optimizer(cfg)
+
+
+def check_optimizer(cfg: DictConfig) -> None:
+    """Refuse learning rates and weight decay beside those of ``train``, which every parameter group is given."""
+    rates = {"lr": "train.lr and train.method_lr", "weight_decay": "train.weight_decay and train.method_weight_decay"}
+    for name, options in rates.items():
+        if name in (cfg.get("optimizer") or {}):
+            raise SkimError(f"optimizer.{name} would change nothing, parameter groups have their own: set {options}.")
 
 
 def method_of(cfg: DictConfig) -> Method:

@@ -8,7 +8,6 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 
 from skim.methods import method_name
@@ -16,31 +15,60 @@ from skim.report.runs import speedups
 from skim.results import Results
 
 
-def wandb_logger(cfg: DictConfig, folder: Path) -> WandbLogger:
-    """One W&B run per job, with the composed config, tagged by task, method and backbone.
+class Dashboard(WandbLogger):
+    """One W&B run per job, tagged by task, method and backbone.
 
     Offline unless an API key is known: a run must not stop to ask for an account.
-    """
-    import wandb
 
-    settings = cfg.logger.wandb
-    offline = settings.offline
-    if offline is None and "WANDB_MODE" not in os.environ:
-        known = os.environ.get("WANDB_API_KEY") or wandb.api.api_key
-        offline = not known
-    wandb.finish()  # a job of a sweep must not write into the run of the job before it
-    method = method_name(cfg.method._target_)
-    return WandbLogger(
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or sweep() or cfg.task.name,
-        tags=[cfg.task.name, method, cfg.backbone.name],
-        name=f"{cfg.task.name}-{method}-{cfg.backbone.name}-{cfg.seed}",
-        save_dir=str(folder),
-        # not the logger's own `offline`: it sets a variable that wandb has read by now, and that the next job inherits
-        mode="offline" if offline else None,
-        config=OmegaConf.to_container(cfg, resolve=True),
-    )
+    Args:
+        project: on the dashboard.
+        entity: user or team; ``None``: the user's default.
+        group: of runs that are shown together; ``None``: those of the sweep that this job is of, or of the task.
+        offline: write locally only; ``None``: unless an API key is known.
+        save_dir: where to.
+        task: its name.
+        method: its class, by a dotted name.
+        backbone: its name.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        offline: bool | None,
+        save_dir: str,
+        task: str,
+        method: str,
+        backbone: str,
+        seed: int,
+    ) -> None:
+        import wandb
+
+        if offline is None and "WANDB_MODE" not in os.environ:
+            offline = not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+        wandb.finish()  # a job of a sweep must not write into the run of the job before it
+        name = method_name(method)
+        super().__init__(
+            project=project,
+            entity=entity,
+            group=group or sweep() or task,
+            tags=[task, name, backbone],
+            name=f"{task}-{name}-{backbone}-{seed}",
+            save_dir=save_dir,
+            # not the logger's own `offline`: it sets a variable that wandb has read by now, and the next job inherits
+            mode="offline" if offline else None,
+        )
+
+    def conclude(self, results: Results) -> None:
+        """End the job's run, as failed if the job has: its summary is what ``results.json`` says."""
+        import wandb
+
+        if wandb.run is None:  # another rank's affair, or the job came to an end before it began
+            return
+        wandb.run.summary.update(summary(results))
+        wandb.finish(exit_code=0 if results.status == "done" else 1)
 
 
 def sweep() -> str | None:
@@ -48,16 +76,6 @@ def sweep() -> str | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
-
-
-def conclude(results: Results) -> None:
-    """End the job's W&B run, as failed if the job has: its summary is what ``results.json`` says."""
-    import wandb
-
-    if wandb.run is None:  # another rank's affair, or the job came to an end before it began
-        return
-    wandb.run.summary.update(summary(results))
-    wandb.finish(exit_code=0 if results.status == "done" else 1)
 
 
 def summary(results: Results) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from skim.compression import walk_of
+from skim.compression import execution, walk_of
+from skim.lightning.assembly import part_of
 from skim.lightning.budget import HALVINGS, Batches, calibrate, spend
-from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation
+from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation, LastCheckpoint
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.module import SkimModule
 from skim.results import Results
@@ -42,8 +43,6 @@ class Landed:
 def land(
     trainer: pl.Trainer,
     module: SkimModule,
-    task: Task,
-    best: BestCheckpoint,
     inputs: Batches | None,
     export: str,
     console: Console,
@@ -56,8 +55,6 @@ def land(
     Args:
         trainer: after ``fit``.
         module: what it trained; holds the chosen weights afterwards.
-        task: evaluated on.
-        best: knows the best weights.
         inputs: to calibrate on; ``None``: decisions stay as training left them.
         export: ``best``, or ``last`` whatever was best.
         console: to show what takes a while.
@@ -65,15 +62,16 @@ def land(
     Returns:
         What was evaluated, the chosen one first.
     """
-    step = trainer.global_step
-    same = best.best is not None and best.best.step == step
+    step, end, best = trainer.global_step, part_of(trainer, LastCheckpoint), part_of(trainer, BestCheckpoint)
+    same = best is not None and best.best is not None and best.best.step == step
     calibration = calibrated(trainer, module, inputs, console)
     if calibration is not None:
-        trainer.save_checkpoint(best.path.with_name("last.ckpt"), weights_only=False)
-        if same:
+        if end is not None:
+            trainer.save_checkpoint(end.path, weights_only=False)
+        if best is not None and same:
             trainer.save_checkpoint(best.path, weights_only=True)
-    last = landed("last", step, trainer, module, task, calibration)
-    if export == "last" or best.best is None or same:
+    last = landed("last", step, trainer, module, calibration)
+    if export == "last" or best is None or best.best is None or same:
         return [last]
     kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     progress = module.method.progress
@@ -83,7 +81,7 @@ def land(
     calibration = calibrated(trainer, module, inputs, console)
     if calibration is not None and trainer.is_global_zero:
         torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
-    found = landed("best", best.best.step, trainer, module, task, calibration)
+    found = landed("best", best.best.step, trainer, module, calibration)
     target = module.method.target
     # the best is better, or training ends where it ended
     if last.evaluation.beats(found.evaluation, target) or not found.evaluation.beats(last.evaluation, target):
@@ -94,12 +92,12 @@ def land(
 
 
 def landed(
-    name: str, step: int, trainer: pl.Trainer, module: SkimModule, task: Task, calibration: dict[str, float] | None
+    name: str, step: int, trainer: pl.Trainer, module: SkimModule, calibration: dict[str, float] | None
 ) -> Landed:
     """Evaluate the present weights."""
-    values = evaluated(trainer, module, datamodule=task)
-    evaluation = Evaluation(step, values[f"val/{task.monitor}"], values["val/relative_flops"])
-    return Landed(name, step, values, evaluation, calibration, module.classes)
+    values = evaluated(trainer, module, datamodule=module.task)
+    evaluation = Evaluation(step, values[f"val/{module.task.monitor}"], values["val/relative_flops"])
+    return Landed(name, step, values, evaluation, calibration, module.scores.classes)
 
 
 def calibrated(
@@ -142,3 +140,22 @@ def elsewhere(trainer: pl.Trainer, module: SkimModule, task: Task) -> dict[str, 
         values = evaluated(trainer, module, dataloaders=other.val_dataloader())
         found |= {f"{metric}_{name}": score for metric, score in Results.metrics_of(values).items()}
     return found
+
+
+def measure(results: Results, values: dict[str, float], trainer: pl.Trainer, module: SkimModule) -> None:
+    """Evaluate elsewhere and in masked execution: that must agree with how it runs, and the report shows that it does.
+
+    Args:
+        results: to be filled.
+        values: of the evaluation as the model will run.
+        trainer: to run the others.
+        module: with the weights to be exported.
+    """
+    task = module.task
+    results.take(values, task.monitor)
+    results.metrics |= elsewhere(trainer, module, task)
+    results.notes += [note for part in ("train", "validation") for note in task.notes(part)]
+    if module.method.name != "dense":
+        with execution(module.model, "masked"):
+            masked = evaluated(trainer, module, datamodule=task)
+        results.masked_metrics = Results.metrics_of(masked)

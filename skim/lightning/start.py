@@ -13,19 +13,18 @@ from torch import nn
 from skim.checkpoint import described, read_method
 from skim.errors import SkimError
 from skim.methods import Method
-from skim.methods.ltp import LTP
 from skim.published import ltp as published
 from skim.resume import recorded
 from tasks.base import Task
 
 
 def continue_method(method: Method, folder: Path) -> bool:
-    """Take over what the same method has learned in the run that ``init_from`` names; False if it was another method.
+    """Take over the parameters of the same method from the run that ``init_from`` names; False for another.
 
-    Not its steering: a budget is steered anew. LTP also goes on from what its published code saved.
+    Not its steering: a budget is steered anew. Thresholds that published code saved are taken over as well.
     """
     if not (folder / "skim.json").is_file():
-        return isinstance(method, LTP) and published.take_thresholds(method, folder)
+        return published.take_thresholds(method, folder)
     if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
     before, state = read_method(folder, type(method))

@@ -112,6 +112,13 @@ class Method(nn.Module):
                 protect=self.protect,
             )
 
+    def check_fit(self) -> None:
+        """Refuse a training in which the method, as built, would do nothing; by default none is refused.
+
+        Raises:
+            SkimError: what to change.
+        """
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         """Before layer ``i``'s attention."""
         return tokens

@@ -92,6 +92,10 @@ class Funnel(Method):
         self.queries_only = spec.looks_apart if self.pool_q_only is None else self.pool_q_only
         self.merged_before = tuple(accumulate(blocks))[:-1]  # layers; none if there is one block
 
+    def check_fit(self) -> None:
+        if not self.merged_before:
+            raise self.refusal("with one block of layers merges nothing; use more blocks, or method=dense.")
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if i == self.decoder and self.merged_before:
             return tokens.unpool(self.restore(tokens)).carrying(None)

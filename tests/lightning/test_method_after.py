@@ -15,7 +15,7 @@ from torch import Tensor
 import skim
 from skim.errors import SkimError
 from skim.lightning import recipe
-from skim.lightning.stages import Plan, Stage
+from skim.stages import Plan, Stage
 from tests.families import batch_of, plain
 from tests.methods.table import METHODS
 from tests.ragged import assert_same, ragged

@@ -18,7 +18,7 @@ from skim.lightning.build import build
 from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
-from skim.lightning.stages import Stage
+from skim.stages import Stage
 from tasks.base import Task
 from tests.runs import composed, looking, small
 

@@ -20,7 +20,8 @@ from skim.lightning import recipe
 from skim.lightning.build import build
 from skim.lightning.check import check
 from skim.lightning.module import SkimModule
-from skim.lightning.stages import KINDS, Plan, Stage, check_bounds, stages_of
+from skim.lightning.stages import stages_of
+from skim.stages import KINDS, Plan, Stage, check_bounds
 from tests.runs import small, watched_by
 
 # ---- the plan ----

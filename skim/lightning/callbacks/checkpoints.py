@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from skim.errors import SkimError
 from skim.lightning.budget import TOLERANCE
 from skim.lightning.module import SkimModule
 
@@ -61,7 +62,6 @@ class BestCheckpoint(Callback):
 
     Args:
         folder: where to.
-        monitor: the task's metric.
 
     Attributes:
         best: the evaluation that it holds, ``None`` before there is one.
@@ -69,9 +69,8 @@ class BestCheckpoint(Callback):
         lost: the step of a best checkpoint that the run before had, and that is not there any more.
     """
 
-    def __init__(self, folder: Path, monitor: str) -> None:
-        self.path = folder / "best.ckpt"
-        self.monitor = monitor
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / "best.ckpt"
         self.best: Evaluation | None = None
         self.latest: Evaluation | None = None
         self.lost: int | None = None
@@ -83,7 +82,7 @@ class BestCheckpoint(Callback):
         self.latest = None
         if module.stage is not module.stages[-1] or not module.has_run:
             return
-        metric, spent = (float(values[f"val/{name}"]) for name in (self.monitor, "relative_flops"))
+        metric, spent = (float(values[f"val/{name}"]) for name in (module.task.monitor, "relative_flops"))
         self.latest = Evaluation(trainer.global_step, metric, spent)
         # whoever saves waits for all ranks, so they shall be of one mind
         if trainer.strategy.broadcast(self.latest.beats(self.best, module.method.target)):
@@ -117,23 +116,37 @@ class LastStageStopping(Callback):
     """Early stopping by the evaluations that may become the best: nothing before them, and nothing off the target.
 
     Args:
-        best: what judges them.
-        patience: evaluations in a row without a new best one, after which training ends.
+        patience: evaluations in a row without a new best one, after which training ends; ``None``: it never does.
 
     Attributes:
         step: at which it ended training, of ``of``; ``None`` if it did not.
     """
 
-    def __init__(self, best: BestCheckpoint, patience: int) -> None:
-        self.best, self.patience = best, patience
+    def __init__(self, patience: int | None = None) -> None:
+        self.patience = patience
+        self.best: BestCheckpoint | None = None  # which judges them
         self.waited = 0
         self.step: int | None = None
         self.of = 0
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the callback that judges evaluations.
+
+        Raises:
+            SkimError: it was switched off.
+        """
+        self.best = next((one for one in trainer.callbacks if isinstance(one, BestCheckpoint)), None)  # type: ignore[attr-defined]
+        if self.best is None and self.patience is not None:
+            raise SkimError(
+                f"callbacks.patience={self.patience} goes by the evaluations of callbacks.best_checkpoint, which is "
+                "null.\nLeave one of the two away."
+            )
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        latest, module = self.best.latest, cast(SkimModule, pl_module)
-        if trainer.state.fn != "fit" or latest is None:
+        module = cast(SkimModule, pl_module)
+        if trainer.state.fn != "fit" or self.patience is None or self.best is None or self.best.latest is None:
             return
+        latest = self.best.latest
         if latest is self.best.best:
             self.waited = 0
         elif latest.at_budget(module.method.target):
@@ -157,9 +170,9 @@ class LastCheckpoint(ModelCheckpoint):
         every: steps after which it is written in between; ``None`` for never.
     """
 
-    def __init__(self, folder: Path, every: int | None = None) -> None:
+    def __init__(self, folder: str | Path, every: int | None = None) -> None:
         super().__init__(folder, filename="last", enable_version_counter=False)
-        self.path = folder / "last.ckpt"
+        self.path = Path(folder) / "last.ckpt"
         self.every = every
         self._saved = 0  # the step of the last one in between
         self._put_off = False  # one is due as soon as the batches of this step are through

@@ -25,9 +25,15 @@ SHOWN = {"train/loss": "loss", "train/keep": "keep", "train/flops": "FLOPs"}
 HIDDEN = ("layer_", "gflops", "formula/")  # of an evaluation: too many to be read
 
 
-def progress_of(console: Console, folder: Path) -> Shown:
-    """Choose the progress callback that suits a console: a bar on a terminal, else lines."""
-    return Bar(console, folder) if console.is_terminal else Lines(console, folder)
+def progress_of(folder: str | Path, bar: bool = True) -> Shown:
+    """Choose how progress is shown: a bar on a terminal, else lines.
+
+    Args:
+        folder: the run's.
+        bar: False: lines on a terminal as well.
+    """
+    console = Console() if bar else Console(force_terminal=False)
+    return Bar(console, Path(folder)) if console.is_terminal else Lines(console, Path(folder))
 
 
 @contextmanager

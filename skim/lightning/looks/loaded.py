@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,21 @@ from skim.report.page import write_page
 from skim.results import write_json
 from skim.resume import recorded
 from tasks.data.source import HOLDOUT
+
+# options of a run that mean something once it has been trained
+READ = re.compile(
+    r"task\.(?!batch_size$).*|method\.(?!stages($|\.)).*|backbone\..*|trainer\.precision|hardware\.(precision|num_workers)"
+    r"|formulas|seed|train\.gradient_checkpointing"
+)
+SHOWN = ("task.*", "method.*", "backbone.*", "hardware.precision", "hardware.num_workers", "formulas", "seed")
+# those that evaluate.py has options of its own for
+OWN = {
+    "task.eval_batch_size": "batch_size",
+    "task.max_eval_samples": "max_samples",
+    "execution": "execution",
+    "hardware.accelerator": "hardware.accelerator",
+    "hardware.threads": "hardware.threads",
+}
 
 
 @dataclass
@@ -124,12 +140,21 @@ def run_of(path: Path) -> tuple[Path, Path | None]:
 
 
 def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> None:
-    """Refuse to change an option that the run has not."""
+    """Refuse to change an option that the run does not have, or that was for its training alone."""
     tree, asked = (cast(dict[str, Any], OmegaConf.to_container(config)) for config in (run, overrides))
     options = Chosen(tree, {}, tree)
     for key, _ in leaves(asked):
         if not exists(key, options):
             raise no_option(key, options, f"overrides of {folder}: ")
+        if key in OWN:
+            raise SkimError(
+                f"overrides.{key}: evaluate.py has an option of its own for this; write {OWN[key]}=<value>."
+            )
+        if not READ.fullmatch(key):
+            raise SkimError(
+                f"overrides.{key} would change nothing: it is for training, and the run has been trained.\n"
+                f"Options of a run that evaluation reads: {', '.join(SHOWN)}."
+            )
 
 
 def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
@@ -138,7 +163,7 @@ def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=loaded.cfg.hardware.precision if device.type == "cuda" else "32-true",
+        precision=loaded.cfg.trainer.precision if device.type == "cuda" else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

@@ -19,9 +19,9 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     """Evaluate a loaded run as the model is now."""
     model, task = loaded.parts.model, loaded.parts.task
     device = next(model.parameters()).device
-    module = SkimModule(model, task, formulas=loaded.cfg.get("formulas") or (), companion=loaded.parts.companion)
+    module = SkimModule(model, task, formulas=loaded.cfg.formulas, companion=loaded.parts.companion)
     values = evaluated(trainer, module, datamodule=task)
-    classes = module.classes
+    classes = module.scores.classes
     others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)

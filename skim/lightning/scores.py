@@ -1,15 +1,17 @@
-"""FLOPs and kept tokens of an evaluation, summed over batches and ranks."""
+"""Numbers of an evaluation, summed over batches and ranks: metrics, loss, FLOPs, kept tokens."""
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from skim.engine.trace import Trace
-from skim.flops import LayerCost
+from skim.flops import FORMULAS, LayerCost
+from tasks.base import Task
 
 
 class Spending(nn.Module):
@@ -60,4 +62,50 @@ class Spending(nn.Module):
         """Forget everything; called after each evaluation."""
         for metric in self.modules():
             if isinstance(metric, SumMetric):
+                metric.reset()
+
+
+class Scores(nn.Module):
+    """Sums over an evaluation: the task's metrics, its loss, counts by class, and what was spent.
+
+    Args:
+        task: knows its metrics and how to update them.
+        walk: of the model that is evaluated.
+        formulas: names of published FLOPs formulas to count by as well, see :data:`skim.flops.FORMULAS`.
+
+    Attributes:
+        classes: the last evaluation class by class, see :meth:`tasks.base.Task.table`; ``None`` without classes.
+    """
+
+    def __init__(self, task: Task, walk: Any, formulas: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.task = task
+        self.metrics = task.metrics()
+        self.counts = task.counts()
+        self.loss = MeanMetric()
+        self.spending = Spending(len(walk.costs), {name: FORMULAS[name](walk.base.config) for name in formulas})
+        self.classes: dict[str, Any] | None = None
+
+    def update(self, output: Any, batch: dict[str, Tensor], trace: Trace) -> None:
+        """Add one forward; rows without labels only count for what was spent."""
+        self.spending.update(trace)
+        labels = self.task.labelled(batch)
+        if not labels:
+            return
+        for metric in (self.metrics, self.counts):
+            if metric is not None:
+                self.task.update(metric, output, batch)
+        self.loss.update(output.loss, weight=labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every number by its name, and :attr:`classes`."""
+        if self.counts is not None:
+            self.classes = self.task.table(self.counts.compute().cpu())
+        values = {**self.metrics.compute(), "loss": self.loss.compute(), **self.spending.compute()}
+        return {name: value.float() for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget everything but :attr:`classes`; called after each evaluation."""
+        for metric in (self.metrics, self.counts, self.loss, self.spending):
+            if metric is not None:
                 metric.reset()

@@ -1,0 +1,124 @@
+"""Parts of a run that a config names by their classes: callbacks, loggers, optimizer, scheduler, Trainer.
+
+Each is instantiated by Hydra from ``_target_`` and its arguments. A part may come from a module of the user's, beside
+``train.py`` or in ``PYTHONPATH``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import pytorch_lightning as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from skim.errors import SkimError
+from skim.lightning.build import Parts
+from skim.lightning.distill import Distiller
+from skim.lightning.module import SkimModule
+from skim.loading import first_line
+
+Part = TypeVar("Part")
+FILLED = {"callbacks": "callbacks", "logger": "logger"}  # arguments of the Trainer that are groups of their own
+
+
+def made(cfg: DictConfig, path: str, **options: Any) -> Any:
+    """Instantiate the part that stands at a path of the config.
+
+    Raises:
+        SkimError: it cannot be imported, or does not take what it is given.
+    """
+    part = OmegaConf.select(cfg, path)
+    try:
+        return instantiate(part, _convert_="all", **options)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, SkimError):
+            raise cause from None
+        target = part.get("_target_")
+        if "Error locating target" not in str(error):
+            raise SkimError(f"{path} ({target}) cannot be made: {first_line(cause)}.") from error
+        raise SkimError(
+            f"{path}._target_={target} cannot be imported: {first_line(cause)}.\n"
+            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
+        ) from None
+
+
+def every(cfg: DictConfig, group: str, kind: Any) -> list[Any]:
+    """Instantiate the parts of a group, in its order; those that are null are left out.
+
+    Raises:
+        SkimError: one of them is something else than its group takes.
+    """
+    parts = []
+    for name, options in cfg[group].items():
+        if not OmegaConf.is_dict(options) or "_target_" not in options:
+            continue
+        part = made(cfg, f"{group}.{name}")
+        if not isinstance(part, kind):
+            raise SkimError(f"{group}.{name} ({options._target_}) makes a {type(part).__name__}, no {kind.__name__}.")
+        parts.append(part)
+    return parts
+
+
+def callbacks_of(cfg: DictConfig) -> list[Callback]:
+    """The callbacks of ``conf/callbacks``."""
+    return every(cfg, "callbacks", Callback)
+
+
+def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> pl.Trainer:
+    """Lightning's Trainer, with the loggers of ``conf/logger``.
+
+    Args:
+        cfg: of the run.
+        callbacks: from :func:`callbacks_of`.
+        epochs: of all stages; as many as there are steps for, if ``train.max_steps`` is given.
+
+    Raises:
+        SkimError: in Lightning's words, where it cannot be used so.
+    """
+    given = [name for name in FILLED if name in cfg.trainer]
+    if given:
+        group = FILLED[given[0]]
+        raise SkimError(f"trainer.{given[0]}: these are in a group of their own; add yours by {group}.<name>._target_=")
+    make = made(cfg, "trainer", _partial_=True)
+    interval = cfg.train.eval_every
+    follows = {
+        "max_epochs": epochs if make.keywords["max_steps"] < 0 else -1,
+        "val_check_interval": interval or 1.0 / cfg.train.evals_per_epoch,
+        "check_val_every_n_epoch": None if interval else 1,
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+    }
+    options = {name: value for name, value in follows.items() if name not in make.keywords}
+    try:
+        return make(callbacks=list(callbacks), logger=every(cfg, "logger", Logger) or False, **options)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise SkimError(f"trainer or hardware cannot be used as configured: {str(error).splitlines()[0]}") from error
+
+
+def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
+    """The LightningModule of a run."""
+    teaches = cfg.train.distill > 0
+    return SkimModule(
+        parts.model,
+        parts.task,
+        parts.stages,
+        method_after=cfg.train.method_after or 0.0,
+        optimizer=made(cfg, "optimizer", _partial_=True),
+        scheduler=made(cfg, "scheduler", _partial_=True),
+        distiller=Distiller(cfg.train.distill, cfg.train.distill_temperature, parts.teacher) if teaches else None,
+        calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,
+        formulas=cfg.formulas,
+        companion=parts.companion,
+        loss=parts.task.training_loss(cfg.train.label_smoothing),
+    )
+
+
+def part_of(trainer: pl.Trainer, kind: type[Part]) -> Part | None:
+    """The trainer's callback of a kind; ``None`` if it was switched off."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, kind)), None)  # type: ignore[attr-defined]

@@ -1,0 +1,106 @@
+"""Exact resume: a run that goes on from a checkpoint is, to the last bit, the run that was not interrupted."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+
+from skim.errors import SkimError
+from skim.stages import check_bounds
+
+
+def check_resumable(path: Path) -> None:
+    """Refuse a file that training cannot go on from.
+
+    Raises:
+        SkimError: it is no checkpoint, or one without the state of an optimizer, as ``best.ckpt``.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise SkimError(f"resume: {path} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}") from error
+    if "optimizer_states" not in checkpoint:
+        raise SkimError(
+            f"resume: {path} holds weights and no state of an optimizer to train them on with.\n"
+            "Use last.ckpt beside it, or start anew from its run: init_from=<run>."
+        )
+
+
+def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """Epoch and batch at which the training of a checkpoint goes on."""
+    fit = checkpoint["loops"]["fit_loop"]
+    batches, epochs = fit["epoch_loop.batch_progress"], fit["epoch_progress"]["current"]
+    closed = epochs["processed"] == epochs["started"]  # also by max_steps, in its middle
+    epoch = epochs["processed"] - closed
+    return (epoch + 1, 0) if batches["is_last_batch"] else (epoch, batches["current"]["processed"])
+
+
+class ExactResume(Callback):
+    """Give every batch its own random numbers, and go on with the very batch at which a checkpoint stands."""
+
+    def __init__(self) -> None:
+        self.bounds: list[int] = []  # of the plan
+        self.begin = 0  # first step of the method
+        self.before: tuple[list[int], int] | None = None  # both, in the checkpoint that is being resumed
+
+    def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
+        """Compare the plan with that of the checkpoint.
+
+        Raises:
+            SkimError: stages change, or the method begins, at another step.
+        """
+        plan = module.plan
+        self.bounds, self.begin = plan.bounds, plan.begin
+        if self.before is None:
+            return
+        bounds, begin = self.before
+        check_bounds(bounds, self.bounds)
+        if begin != self.begin:
+            raise SkimError(
+                f"resume: the method of the checkpoint begins at step {begin}, this run's at {self.begin}.\n"
+                f"Use train.method_after={begin / plan.steps:.6g}."
+            )
+        self.before = None
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        # dropout and noise of a batch follow from its place, and not from what was drawn before it
+        place = (module.task.seed, trainer.global_rank, trainer.current_epoch, index)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plan"] = {"bounds": self.bounds, "begin": self.begin}
+        checkpoint["order"] = order(trainer, module)
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Go on where the checkpoint stands.
+
+        Raises:
+            SkimError: it stands in the middle of an epoch, whose batches are others in this run.
+        """
+        self.before = checkpoint["plan"]["bounds"], checkpoint["plan"]["begin"]
+        epoch, batch = position(checkpoint)
+        before, now = checkpoint["order"], order(trainer, module)
+        if batch and (differs := [name for name in before if before[name] != now[name]]):
+            said = ", ".join(f"{name}={before[name]}, now {now[name]}" for name in differs)
+            raise SkimError(
+                f"resume: the checkpoint stands in the middle of an epoch, whose batches are others now: {said}.\n"
+                "Use what it was made with, or a checkpoint from the end of an epoch."
+            )
+        module.task.resume_at(epoch, batch)
+
+
+def order(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
+    """The numbers that the batches of an epoch follow from."""
+    task = module.task
+    return {
+        "seed": task.seed,
+        "task.batch_size": task.batch_size,
+        "training rows": task.training_rows,
+        "processes": trainer.world_size,
+    }

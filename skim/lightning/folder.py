@@ -1,0 +1,88 @@
+"""The folder of a run: emptied of the run before, with the config, and with a word on how a run has ended."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+
+from skim.results import Results
+from skim.resume import LAST
+
+LEFT_BEHIND = (
+    "results.json",
+    "report.html",
+    "evaluation.json",
+    "curve.json",
+    "curve.png",
+    "curve.svg",
+    "tokens.html",
+    "tokens.svg",
+    "model",
+    "checkpoints",
+)
+
+
+def begin(folder: Path, cfg: DictConfig) -> None:
+    """Make the folder; a run that replaces another must not be mistaken for it if it dies half way.
+
+    Interpolations are kept in ``config.yaml``: whoever changes ``hardware.devices`` later changes the trainer's too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in LEFT_BEHIND:
+        path = folder / name
+        if cfg.resume is not None and path.resolve() in Path(cfg.resume).resolve().parents:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
+
+
+@contextmanager
+def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any, started: float) -> Iterator[None]:
+    """Write ``results.json`` when a run fails, and let the loggers know how it has ended.
+
+    Args:
+        folder: of the run.
+        results: as far as they go.
+        resumed: the checkpoint that the run went on from.
+        trainer: of the run; a logger with a ``conclude(results)`` is told.
+        started: when, in seconds since the epoch.
+    """
+    loggers: list[Logger] = list(trainer.loggers)
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = f"interrupted{goes_on(folder, resumed)}" if interrupted else f"{type(error).__name__}: {error}"
+        if trainer.is_global_zero:
+            results.notes.append(said)
+            results.wall_seconds = time.time() - started
+            results.write(folder)
+        if interrupted:
+            raise KeyboardInterrupt(said) from None
+        raise
+    finally:
+        for logger in loggers:
+            if hasattr(logger, "conclude"):
+                logger.conclude(results)
+
+
+def goes_on(folder: Path, resumed: str | None) -> str:
+    """Say from where an interrupted run can go on: from a checkpoint of its own, or the one it began with."""
+    if not (folder / LAST).is_file():
+        if resumed is not None:
+            return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
+        return " before it wrote a checkpoint: start it anew (callbacks.save_every=<steps> writes one more often)"
+    step = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return f"; resume={here} goes on from step {step}"
