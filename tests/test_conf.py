@@ -13,7 +13,18 @@ from omegaconf import OmegaConf
 from skim.stages import Stage
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-GROUPS = ("backbone", "task", "method", "hardware", "logger", "callbacks", "experiment")
+GROUPS = (
+    "backbone",
+    "task",
+    "method",
+    "hardware",
+    "trainer",
+    "optimizer",
+    "scheduler",
+    "logger",
+    "callbacks",
+    "experiment",
+)
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if not p.stem.startswith("_")]
 METHODS = [o for g, o in OPTIONS if g == "method"]
 

@@ -30,7 +30,7 @@ def left(folder: Path, *overrides: str) -> DictConfig:
     cfg = composed(*overrides)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").touch()
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    OmegaConf.save(cfg, folder / "config.yaml")
     return cfg
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skim.errors import SkimError, unknown
-from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, names, no_option
+from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, listed, names, no_option
 from skim.options.words import quoted, written
 
 EXTRAS = ("experiment", "local")  # groups whose files change options and bring none
@@ -68,6 +68,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
     before: list[str] = []
     for setting in settings:
         chosen = composed(name, [*(f"{g}={c}" for g, c in setting.items()), *gone, *hydra])
+        chosen.targets |= targets_of(values)
         before = check_files(chosen)
         params = [parsed(param, parser) for param in chosen.params]
         for override in [*params, *values]:
@@ -77,7 +78,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         before += [renamed(param) for param in chosen.params]
         own = [*own, *parser.parse_overrides(["hydra.sweeper.params=null"])]
     lines = [(o.input_line or "").lstrip("+") for o in groups.values()]  # a group needs no sign
-    return [*before, *lines, *(line_of(o) for o in values), *(o.input_line or "" for o in own)]
+    return [*before, *lines, *(line_of(o, chosen) for o in values), *(o.input_line or "" for o in own)]
 
 
 def parsed(override: str, parser: Any) -> Any:
@@ -100,10 +101,22 @@ def parsed(override: str, parser: Any) -> Any:
         ) from None
 
 
-def line_of(override: Any) -> str:
-    """A value's override as Hydra takes it: what is open needs a sign in front of what is not there yet."""
+def line_of(override: Any, chosen: Chosen) -> str:
+    """A value's override as Hydra takes it: an option that no file has needs a sign in front of it."""
     line = str(override.input_line)
-    return f"++{line.lstrip('+')}" if override.key_or_group.startswith(tuple(f"{place}." for place in OPEN)) else line
+    return line if override.is_delete() or listed(override.key_or_group, chosen.tree) else f"++{line.lstrip('+')}"
+
+
+def targets_of(overrides: Sequence[Any]) -> dict[str, list[str]]:
+    """The classes that overrides name, by the dotted path of the part: ``optimizer._target_=torch.optim.SGD``."""
+    found: dict[str, list[str]] = {}
+    for override in overrides:
+        place, _, last = str(override.key_or_group).rpartition(".")
+        if last == "_target_" and not override.is_delete():
+            found[place] = choices_of(override)
+        elif not override.is_delete() and isinstance(value := override.value(), dict) and "_target_" in value:
+            found[str(override.key_or_group)] = [str(value["_target_"])]
+    return found
 
 
 def choices_of(override: Any) -> list[str]:
@@ -149,7 +162,11 @@ def composed(name: str, overrides: Sequence[str]) -> Chosen:
     if any(group in choices for group in EXTRAS):
         kept = [f"{group}={choice}" for group, choice in choices.items() if group not in EXTRAS]
         tree = tree_of(compose(name, [*kept, *(["~local"] if "local" in choices else []), *hydra]))
-    return Chosen(tree, choices, tree_of(files), [f"{key}={value}" for key, value in params.items()])
+    brought = tree_of(files)
+    named = {key: value for key, value in leaves(brought) if key.endswith("._target_")}
+    before = dict(leaves(tree))
+    targets = {key.removesuffix("._target_"): [str(v)] for key, v in named.items() if before.get(key) != v}
+    return Chosen(tree, choices, brought, [f"{key}={value}" for key, value in params.items()], targets)
 
 
 def check_files(chosen: Chosen) -> list[str]:

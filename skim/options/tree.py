@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,9 @@ ALIASES = {"method.lambda": "method.coefficient"}
 OPEN = ("backbone.overrides", "overrides")
 # what other projects call an option, where no likeness leads to it
 SYNONYMS = {"learning_rate": "lr", "device": "accelerator", "dataset": "task", "model": "backbone", "gpus": "devices"}
+# groups that take parts of the user's own: of any name, with a class
+PARTS = ("callbacks", "logger")
+HYDRA = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # its words about a part
 Tree = dict[str, Any]
 
 
@@ -28,12 +32,14 @@ class Chosen:
         choices: the file of each group.
         files: what ``conf/experiment`` and ``conf/local`` made of it; equal to ``tree`` without them.
         params: overrides that these files want swept over.
+        targets: classes that the user names, by the dotted path of the part; several where they are swept over.
     """
 
     tree: Tree
     choices: dict[str, str]
     files: Tree
     params: list[str] = field(default_factory=list)
+    targets: dict[str, list[str]] = field(default_factory=dict)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -75,30 +81,54 @@ def node_at(key: str, tree: Tree) -> Any:
     return node
 
 
-def exists(key: str, chosen: Chosen) -> bool:
-    """Tell whether an option exists, or could: in an open place, or as an argument of a user's own class."""
+def listed(key: str, tree: Tree) -> bool:
+    """Tell whether a tree has an option or a group at a path."""
     try:
-        node_at(key, chosen.tree)
-        return True
+        node_at(key, tree)
     except KeyError:
-        pass
+        return False
+    return True
+
+
+def exists(key: str, chosen: Chosen) -> bool:
+    """Tell whether an option exists, or could: in an open place, as a part of the user's, or as a class's argument."""
+    if listed(key, chosen.tree) or key in chosen.targets:
+        return True
     for place in OPEN:
         if key.startswith(f"{place}."):
             return exists(place, chosen)
-    group, _, option = key.partition(".")
-    target = str((chosen.tree.get(group) or {}).get("_target_", "")) if isinstance(chosen.tree.get(group), dict) else ""
-    return bool(target) and not target.startswith(("skim.", "tasks.")) and takes(target, option.partition(".")[0])
+    place, _, last = key.rpartition(".")
+    if last in HYDRA:
+        return place.rpartition(".")[0] in PARTS or (not listed(place, chosen.tree) and exists(place, chosen))
+    while place:
+        if targets := targets_at(place, chosen):
+            argument = key[len(place) + 1 :].partition(".")[0]
+            return any(argument in known or "**" in known for known in map(arguments, targets))
+        place = place.rpartition(".")[0]
+    return False
 
 
-def takes(target: str, argument: str) -> bool:
-    """Tell whether a class takes an argument; yes if it cannot be imported, which the run then says better."""
+def targets_at(place: str, chosen: Chosen) -> list[str]:
+    """The classes whose arguments stand below a path, the user's before the files'; none of those of this project.
+
+    The options of skim's own classes are all in their files.
+    """
+    if place in chosen.targets:
+        return chosen.targets[place]
+    node = node_at(place, chosen.tree) if listed(place, chosen.tree) else None
+    target = str(node.get("_target_", "")) if isinstance(node, dict) else ""
+    return [target] if target and not target.startswith(("skim.", "tasks.")) else []
+
+
+def arguments(target: str) -> list[str]:
+    """Names of a class's arguments, ``**`` for any: also if it cannot be imported, which the run then says better."""
     from hydra.utils import get_object
 
     try:
-        parameters = inspect.signature(get_object(target)).parameters
+        parameters = inspect.signature(get_object(target)).parameters.values()
     except Exception:
-        return True
-    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return ["**"]
+    return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
 
 
 def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
@@ -106,17 +136,21 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
     group = key.partition(".")[0]
     of = f" of {group}={chosen.choices[group]}" if "." in key and group in chosen.choices else ""
     alias = next((alias for alias, name in ALIASES.items() if name == key), None)
-    near = meant(key, chosen.tree)
-    hint = f" Did you mean {near}?" if near else ""
-    parent, groups = key.rpartition(".")[0], dict(branches(chosen.tree))
+    tree = copy.deepcopy(chosen.tree)
+    parent, groups = key.rpartition(".")[0], dict(branches(tree))
     while parent and parent not in groups:
         parent = parent.rpartition(".")[0]
-    known = names(groups[parent] if parent else chosen.tree)
-    listed = (
+    for target in targets_at(parent, chosen) if parent else ():
+        for argument in arguments(target):
+            groups[parent].setdefault(argument, None)  # as if its file had said so
+    near = meant(key, tree)
+    hint = f" Did you mean {near}?" if near else ""
+    known = names(groups[parent] if parent else tree)
+    here = (
         f"{f'{parent} has' if parent else 'There are'}: {', '.join(known)}." if known else f"{parent} has no options."
     )
     said = f"{key} (also called {alias})" if alias else key
-    return SkimError(f"{where}{said} is no option{of}.{hint}\n{listed}")
+    return SkimError(f"{where}{said} is no option{of}.{hint}\n{here}")
 
 
 def meant(key: str, tree: Tree) -> str | None:

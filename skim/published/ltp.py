@@ -18,8 +18,6 @@ from safetensors import safe_open
 from torch import Tensor
 
 from skim.errors import SkimError
-from skim.methods import Method
-from skim.methods.ltp import LTP
 
 MODEL_TYPE = "ltp"
 PREFIX, RENAMED = "ibert.", "roberta."
@@ -58,14 +56,14 @@ def is_threshold(name: str) -> bool:
     return name.endswith(".pruner.keep_threshold")
 
 
-def take_thresholds(method: Method, folder: Path) -> bool:
+def take_thresholds(method: Any, folder: Path) -> bool:
     """Take over the thresholds of a published checkpoint; False if the folder, or the method, has none.
 
     Raises:
         SkimError: they were learned for another ramp, in other units, or for another number of layers.
     """
     found = {name: tensor for name, tensor in weights(folder).items() if is_threshold(name)}
-    if not found or not isinstance(method, LTP):
+    if not found or method.name != MODEL_TYPE:
         return False
     ramp = json.loads((folder / "config.json").read_text()).get("final_token_threshold", 0.0)
     if method.final_token_threshold != ramp:

@@ -15,6 +15,7 @@ import skim
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
+from skim.lightning.distill import Distiller
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
 from tests.runs import small
@@ -40,17 +41,21 @@ class Watch(pl.Callback):
 
 
 class Pupil(SkimModule):
-    """Notes what it was taught, and what it said."""
-
-    def _taught(self, batch: dict[str, Tensor]) -> Any:
-        taught = super()._taught(batch)
-        self.target = None if taught is None else taught.logits
-        return taught
+    """Notes the logits of its last forward."""
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
         out = super().forward(batch)
         self.logits = out.logits
         return out
+
+
+class Noted(Distiller):
+    """Notes the logits that it taught."""
+
+    def teach(self, student: torch.nn.Module, batch: dict[str, Tensor], begun: bool) -> Any:
+        taught = super().teach(student, batch, begun)
+        self.target = taught.logits
+        return taught
 
 
 def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tuple[Pupil, Watch, dict[str, Tensor]]:
@@ -76,20 +81,20 @@ def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tup
 
 
 def test_the_teacher_is_the_model_itself_run_dense_and_without_dropout() -> None:
-    module, watch, batch = one_step(distill=1.0, distill_from="self")
+    module, watch, batch = one_step(distiller=Noted(1.0))
     inputs = inputs_of(batch)
     with torch.no_grad():
         wanted = skim.decompress(watch.before).eval()(**inputs).logits
-    assert torch.allclose(module.target, wanted, atol=1e-6)
+    assert torch.allclose(module.distiller.target, wanted, atol=1e-6)
     assert not torch.allclose(module.logits, wanted, atol=1e-3)
-    assert not module.target.requires_grad
+    assert not module.distiller.target.requires_grad
     assert watch.flops < 1, "the trace is the student's"
     assert watch.training, "and so is the dropout"
 
 
 def test_gradients_are_the_students_in_mixed_precision_too() -> None:
     """Autocast keeps the weights that it has cast; those of a teacher have no gradient to give."""
-    found = one_step("bf16-mixed", distill=0.5, distill_from="self")[1].grads
+    found = one_step("bf16-mixed", distiller=Distiller(0.5))[1].grads
     wanted = one_step("bf16-mixed")[1].grads
     assert set(found) == set(wanted)
     assert all(bool(found[name].any()) == bool(grad.any()) for name, grad in wanted.items())

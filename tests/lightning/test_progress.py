@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from skim.lightning import recipe
+from skim.lightning.callbacks import progress
 from skim.lightning.callbacks.progress import Lines, columns
 from tests.runs import small
 
@@ -34,7 +35,7 @@ class Clock:
 def test_a_log_tells_where_a_run_goes_how_far_it_is_and_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(recipe, "progress_of", lambda console, folder: Lines(console, folder, Clock()))
+    monkeypatch.setattr(progress, "progress_of", lambda folder, bar: Lines(Console(), Path(folder), Clock()))
     recipe.train(small(*LTP, *TIMED, "train.eval_every=2"), tmp_path, "")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "task=builtin, method=ltp, backbone=tiny: loading data and model"
@@ -78,7 +79,7 @@ def test_a_bar_is_one_line_of_80_columns() -> None:
 
 def test_a_terminal_shows_one_bar_over_all_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
-    monkeypatch.setattr(recipe, "Console", lambda **_: terminal)
+    monkeypatch.setattr(progress, "Console", lambda **_: terminal)
     overrides = ["method=transkimmer", "method.target=0.6", "train.epochs=2", "task.max_train_samples=64"]
     recipe.train(small(*overrides, "task.max_eval_samples=16", "train.calibrate=16"), tmp_path, "")
     assert isinstance(terminal.file, io.StringIO)

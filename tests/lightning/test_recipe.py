@@ -15,6 +15,7 @@ import transformers
 import skim
 from skim.errors import SkimError
 from skim.lightning.build import build
+from skim.lightning.distill import Distiller
 from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
@@ -165,7 +166,7 @@ def test_the_teacher_is_the_dense_model_and_stays_as_it_is(dense: Path, tmp_path
     parts = build(cfg)
     assert parts.teacher is not None
     assert not parts.teacher.training
-    module = SkimModule(parts.model, parts.task, distill=0.5, teacher=parts.teacher)
+    module = SkimModule(parts.model, parts.task, distiller=Distiller(0.5, teacher=parts.teacher))
     assert not any("teacher" in name for name, _ in module.named_parameters())
     train(cfg, tmp_path / "run", "python train.py ...")
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 import skim
@@ -355,14 +354,6 @@ def test_a_saved_model_knows_its_stage(whole: Whole, soft: Path) -> None:
 def test_what_was_learned_in_other_units_is_refused(soft: Path) -> None:
     with pytest.raises(SkimError, match=r"method\.score_norm=fixed, this run has length"):
         build(small("method=ltp_hard", "method.score_norm=length", f"init_from={soft}"))
-
-
-def test_runs_made_before_an_option_existed_are_read(soft: Path) -> None:
-    cfg = small("method=ltp_soft")
-    cfg = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "train"])
-    cfg.train = {"epochs": 1, "lr": 1e-4, "method_lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1}
-    (stage,) = stages_of(cfg, ("soft", "hard"))
-    assert stage.method_weight_decay == 0.0
 
 
 def test_the_methods_gradients_are_clipped_apart(soft: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from skim import cli
 from skim.errors import SkimError
 from skim.options.settle import check_value, composed, settle
-from skim.options.tree import ALIASES, OPEN, Chosen, leaves
+from skim.options.tree import ALIASES, OPEN, Chosen, leaves, node_at
 from skim.options.words import written
 from tests.runs import CONF
 from tests.test_conf import GROUPS, OPTIONS
@@ -73,6 +74,24 @@ def test_every_option_misspelled_is_refused_with_any_sign(group: str) -> None:
     assert seen or group == "experiment"  # whose files have no options of their own
 
 
+@pytest.mark.parametrize(
+    ("typed", "key", "value"),
+    [
+        (["trainer.limit_val_batches=5"], "trainer.limit_val_batches", 5),
+        (["trainer.profiler._target_=a.B", "trainer.profiler.c=1"], "trainer.profiler", {"_target_": "a.B", "c": 1}),
+        (["callbacks.mine._target_=a.B", "callbacks.mine.c=1"], "callbacks.mine", {"_target_": "a.B", "c": 1}),
+        (["callbacks.mine={_target_:a.B,c:1}"], "callbacks.mine", {"_target_": "a.B", "c": 1}),
+        (["callbacks.early_stopping=null"], "callbacks.early_stopping", None),
+        (["+logger.wandb._target_=a.B"], "logger.wandb", {"_target_": "a.B"}),
+        (["optimizer._target_=torch.optim.SGD", "optimizer.momentum=0.9"], "optimizer.momentum", 0.9),
+        (["optimizer=sgd", "optimizer.nesterov=true"], "optimizer.nesterov", True),
+    ],
+)
+def test_parts_of_ones_own_and_arguments_of_their_classes_need_no_sign(typed: list[str], key: str, value: Any) -> None:
+    cfg = OmegaConf.to_container(made(typed, "train"))
+    assert node_at(key, cfg) == value  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_every_option_that_exists_is_taken_with_the_value_that_it_has(name: str) -> None:
     whole = chosen_by([], name)
@@ -126,8 +145,13 @@ def test_what_there_is_stands_beside_it() -> None:
         ("task@other=sst2", "write task=sst2"),
         ("+task@other=sst2", "write task=sst2"),
         ("seed", "seed=<value>"),
-        ("optimizer=adam", "optimizer is no option"),
-        ("+optimizer@train=adam", "optimizer is no option"),
+        ("optimizr=adam", "optimizr is no option"),
+        ("+optimizr@train=adam", "optimizr is no option"),
+        ("optimizer=adam", "Unknown optimizer 'adam'. Did you mean 'adamw'?"),
+        ("trainer.limit_val_batch=5", "Did you mean trainer.limit_val_batches?"),
+        ("callbacks.mine.x=1", "callbacks.mine.x is no option"),
+        ("callbacks.early_stoping._target=x", "is no option"),
+        ("optimizer.momentum=0.9", "optimizer.momentum is no option"),
     ],
 )
 def test_what_hydra_would_take_and_no_run_could_use(override: str, says: str) -> None:
