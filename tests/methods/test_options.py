@@ -6,98 +6,22 @@ import math
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import skim
 from skim.engine.pooling import POOLINGS
 from skim.errors import SkimError
-from skim.methods import METHODS, Method, method_class
+from skim.methods import Method
 from skim.methods.funnel import Funnel
 from skim.methods.ltp import LTP
-from skim.methods.options import OptionError, arguments, declared
+from skim.methods.options import OptionError, declared
 from skim.methods.pruning import SCORE_NORMS, ScoreNorm
 from skim.methods.transkimmer import Transkimmer
-from skim.options.declared import valid
-from skim.options.words import described
-
-OPTIONS = [(name, option) for name in METHODS for option in arguments(method_class(name))]
-TEXTS = st.text(max_size=5).map(lambda text: f"{text}?")  # in no closed list
-NUMBERS = st.floats(allow_nan=True, allow_infinity=True) | st.integers()
-
-
-def schema_of(name: str, option: str) -> dict[str, Any]:
-    """What the option may be, but for ``None``, as a JSON schema."""
-    schema = declared(method_class(name))[option].json_schema()
-    kinds = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
-    assert len(kinds) == 1
-    return kinds[0]
-
-
-def beyond(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Numbers out of an option's bounds."""
-    found = []
-    if "minimum" in schema:
-        found.append(st.floats(max_value=schema["minimum"], exclude_max=True))
-    if "exclusiveMinimum" in schema:
-        found.append(st.floats(max_value=schema["exclusiveMinimum"]))
-    if "maximum" in schema:
-        found.append(st.floats(min_value=schema["maximum"], exclude_min=True))
-    if "exclusiveMaximum" in schema:
-        found.append(st.floats(min_value=schema["exclusiveMaximum"]))
-    return st.one_of(st.just(math.nan), st.just(math.inf), st.just(-math.inf), *found)
-
-
-def wrong(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values that an option of this kind may not have: of other types, and out of bounds."""
-    things = TEXTS | st.binary(max_size=2) | st.just({"a": 1})
-    if schema["type"] == "array":
-        return things | NUMBERS | st.booleans() | st.lists(wrong(schema["items"]), min_size=1, max_size=2)
-    things |= st.just([1]) | st.just(("cls",))
-    if schema["type"] == "boolean":
-        return things | NUMBERS
-    if schema["type"] == "string":
-        assert "enum" in schema, "an option that is a text is one of a closed list"
-        return things | NUMBERS | st.booleans()
-    outside = beyond(schema)
-    if schema["type"] == "integer":
-        outside = outside.map(lambda x: math.floor(x) if math.isfinite(x) else x) | st.floats(0.1, 0.9).map(
-            lambda x: 2 + x
-        )
-        outside = outside.filter(
-            lambda x: not (isinstance(x, int) and x >= schema["minimum"]) or x > schema.get("maximum", x)
-        )
-    return things | st.booleans() | outside
-
-
-@pytest.mark.parametrize(("name", "option"), OPTIONS)
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-def test_a_value_of_another_kind_or_out_of_bounds_is_refused(name: str, option: str, data: st.DataObject) -> None:
-    value = data.draw(wrong(schema_of(name, option)))
-    kind = method_class(name)
-    with pytest.raises(OptionError) as refused:
-        kind(**{option: value})
-    assert list(refused.value.given) == [option]
-    said, typed = str(refused.value), refused.value.typed("method")
-    assert said.startswith(f"{kind.__name__}({option}=")
-    assert typed.startswith(f"method.{option}=")
-    for words in (said, typed):
-        assert f" must be {described(schema_of(name, option))}." in words
-        assert words.count("\n") == 0
-
-
-@pytest.mark.parametrize(("name", "option"), OPTIONS)
-def test_every_option_is_declared_and_its_default_is_one(name: str, option: str) -> None:
-    kind = method_class(name)
-    adapter = declared(kind)[option]
-    default = arguments(kind)[option].default
-    assert valid(kind, option, default, adapter) == default
+from skim.options.words import enumerated
 
 
 def test_closed_lists_are_those_of_what_they_choose_from() -> None:
     assert get_args(ScoreNorm) == tuple(SCORE_NORMS)
-    assert tuple(schema_of("funnel", "pooling")["enum"]) == POOLINGS
+    assert tuple(enumerated(declared(Funnel)["pooling"].json_schema())) == POOLINGS
 
 
 def test_what_passes() -> None:
