@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from skim.errors import unknown
+from skim.options.kinds import Count
 from tasks.data.builtin import SIZES, tokenizer_of
 from tasks.data.columns import Rejects
 from tasks.data.grammar import examples
@@ -25,8 +26,10 @@ class Builtin(Text):
     """Classification of texts from the grammar. Batches also hold ``salient`` (B, N), bool: what decides."""
 
     name: str = "builtin"
-    train_rows: int = 4000  # texts to train on
-    eval_rows: int = 1000  # texts to evaluate on, and as many to test on
+    train_rows: Count = 4000
+    """texts to train on"""
+    eval_rows: Count = 1000
+    """texts to evaluate on, and as many to test on"""
     label_names: list[str] | None = field(init=False)
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
+from skim.options.kinds import Count
 from tasks.base import Task
 from tasks.data.columns import Rejects, check_texts, column_of
 from tasks.data.stream import Place, Stream, fetched, opened
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TEXT = "task.text_column=<column>"
-SAMPLED_BY = ("line", "paragraph")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -35,15 +35,22 @@ class Documents(Task):
     """
 
     text_column: str = "text"
-    documents: str = "line"  # what a document is in a .txt file: line, or paragraph (between blank lines)
-    pack: bool = True  # documents end to end, each block full; else a block for each, truncated to max_length
-    streaming: bool = False  # read the training texts as they are needed; see tasks/data/stream.py
-    shuffle_buffer: int = 10000  # documents that a stream shuffles together
+    """column of the texts"""
+    documents: Literal["line", "paragraph"] = "line"
+    """a document in a .txt file: line, or paragraph (between blank lines)"""
+    pack: bool = True
+    """true lays documents end to end, a thousand at a time, with [SEP] in between, and cuts blocks of max_length (the
+    last one of a thousand is shorter, and a stream drops it); false makes each a block of its own, truncated to
+    max_length"""
+    streaming: bool = False
+    """read the training texts as they are needed, for corpora that do not fit; files.train may then be a pattern such
+    as corpus/*.jsonl. Needs train.max_steps, train.eval_every, and a validation file or split, which is not streamed.
+    Bad rows that are skipped are not counted, and hardware.num_workers is not used"""
+    shuffle_buffer: Count = 10000
+    """documents that a stream shuffles together"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.documents not in SAMPLED_BY:
-            raise unknown("task.documents", self.documents, SAMPLED_BY)
         self._stream: Stream | None = None
         self._places: list[list[int]] | None = None  # of a run that goes on, by rank
         if self.streaming:
@@ -144,8 +151,6 @@ class Documents(Task):
                     f"task.{option}={getattr(self, option)} needs all training rows at once, and task.streaming reads "
                     f"them as they come.\nSet task.{option}=null, or task.streaming=false."
                 )
-        if self.shuffle_buffer < 1:
-            raise SkimError(f"task.shuffle_buffer={self.shuffle_buffer} is a number of documents: at least 1.")
 
     @property
     def endless(self) -> bool:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
 from skim.errors import SkimError
+from skim.options.kinds import Fraction, Positive
 from tasks.data.masking import IGNORED, SAMPLE
 from tasks.losses import softened_divergence
 from tasks.pretraining import MaskedLanguage, Masker
@@ -47,19 +49,16 @@ class ReplacedTokens(MaskedLanguage):
     FLOPs are the backbone's; the generator's are in neither side of relative FLOPs.
     """
 
-    generator_size: float = 0.25  # the generator's width as a share of the backbone's
-    detection_weight: float = 50.0  # how much the backbone's loss weighs, the generator's being 1
-    replaced: float = 0.85  # share of the hidden tokens that the generator sees as [MASK]; as the published code has it
-    randomised: float = 0.0  # and as any token
+    generator_size: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """the generator's width as a share of the backbone's; it is as deep"""
+    detection_weight: Positive = 50.0
+    """weight of the backbone's loss, the generator's being 1"""
+    replaced: Fraction = 0.85
+    """share of the hidden tokens that the generator sees as [MASK]; 0.85 in the published code, all in the paper"""
+    randomised: Fraction = 0.0
+    """share of them that it sees as any token"""
 
     single_texts: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.generator_size <= 1:
-            raise SkimError(f"task.generator_size={self.generator_size} is a share of the width: above 0, at most 1.")
-        if self.detection_weight <= 0:
-            raise SkimError(f"task.detection_weight={self.detection_weight} must be above 0.")
 
     @property
     def monitor(self) -> str:

@@ -6,12 +6,14 @@ import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from skim import hub
 from skim.errors import SkimError, unknown
 from tasks.base import Task
-from tasks.text import Text
+from tasks.text import Kind, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,8 +63,9 @@ class Glue(Text):
 
     hub_id: str | None = "nyu-mll/glue"
     config: str = field(init=False)
-    head: str = field(init=False)
-    text_columns: list[str] = field(default_factory=list)  # of own files, where they differ; empty: the hub's
+    head: Kind = field(init=False)
+    text_columns: Annotated[list[str], Field(max_length=2)] = field(default_factory=list)
+    """columns of the texts, where those of own files differ from the hub's; empty: the hub's"""
     label_names: list[str] = field(init=False)
     metric_names: list[str] = field(init=False)
 

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from skim.errors import SkimError
 from tasks.base import Task, evenly
 from tasks.data.choices import LETTERS, OPTIONS, check_options, option_of, put
-from tasks.data.columns import Rejects, as_list, check_texts, kept
+from tasks.data.columns import Rejects, check_texts, kept
 from tasks.data.labels import is_labeled, known_labels, label_texts, shown_label
 from tasks.losses import CrossEntropy, Loss, softened_divergence
 
@@ -38,19 +38,22 @@ class MultipleChoice(Task):
     themselves, the answer 2 is the option whose text is 2, and a number that is the text of none is an error.
     """
 
-    text_column: str = "article"  # what the question is about
-    question_column: str | None = "question"  # null: the options go on where the text ends
-    options_column: str = "options"  # lists of texts, as many in each row
-    option_columns: list[str] = field(default_factory=list)  # instead of the former: a column for each option, for csv
-    label_column: str = "answer"  # the right option: its letter, its text, or its number from 0
+    text_column: str = "article"
+    """column of the texts that questions are about"""
+    question_column: str | None = "question"
+    """column of the questions, with _ where an option is put in, or behind which it stands; null: the options go on
+    where the text ends"""
+    options_column: str = "options"
+    """column of the options: lists of texts, as many in each row"""
+    option_columns: list[str] = field(default_factory=list)
+    """instead of the former, a column for each option, for csv files: [a,b,c,d]"""
+    label_column: str = "answer"
+    """column of the right options: letters from A, the option's text, or numbers from 0"""
 
     single_texts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.option_columns = as_list(
-            self.option_columns, "task.option_columns"
-        )  # a plain list: it is part of a cache's key
         if len(self.option_columns) == 1:
             raise SkimError(f"task.option_columns={self.option_columns}: there is nothing to choose; name two or more.")
 

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.text import Perplexity
 
 from skim.errors import SkimError
+from skim.options.kinds import Between, Count, Fraction
 from tasks.base import write_lines
 from tasks.data.batches import Rows
 from tasks.data.masking import IGNORED, Masking, Places
@@ -92,11 +93,17 @@ class MaskedLanguage(Documents):
     A row of the data is a document. ``accuracy`` is that of the hidden tokens, and ``perplexity`` theirs as well.
     """
 
-    mask_rate: float = 0.15  # share of the tokens that are to be guessed
-    whole_words: bool = False  # words are masked with all of their tokens
-    n_gram: int = 1  # mask spans of 1 to that many words (tokens, without whole_words), p(k) ~ 1/k
-    replaced: float = 0.8  # share of the chosen tokens that become [MASK]
-    randomised: float = 0.1  # share of them that become any token; the rest stays as it is
+    mask_rate: Between = 0.15
+    """share of the tokens that are to be guessed"""
+    whole_words: bool = False
+    """mask words with all of their tokens (arXiv 1906.08101)"""
+    n_gram: Count = 1
+    """mask spans of 1 to that many words (tokens, without whole_words), p(k) ~ 1/k; ALBERT (arXiv 1909.11942): 3"""
+    replaced: Fraction = 0.8
+    """share of the chosen tokens that become [MASK] (BERT: 0.8); the rest stays as it is, but for those that are
+    randomised"""
+    randomised: Fraction = 0.1
+    """share of the chosen tokens that become any token (BERT: 0.1)"""
 
     draws: ClassVar[bool] = True
 

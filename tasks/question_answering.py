@@ -11,12 +11,14 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from skim.errors import SkimError
+from skim.options.kinds import Count, Number
 from tasks.base import Task, evenly
 from tasks.data.batches import Rows
 from tasks.data.columns import Rejects
@@ -51,27 +53,35 @@ class QuestionAnswering(Task):
     """
 
     question_column: str = "question"
+    """column of the questions"""
     context_column: str = "context"
+    """column of the texts"""
     answers_column: str = "answers"
-    id_column: str | None = None  # null: id if there is one, else the row's number
-    max_length: int = 384  # tokens of a window, the question and special ones included
-    # tokens that a window shares with the next; fewer than the longest question leaves of a window
-    stride: int = 128
-    max_question_length: int = 64  # tokens of a question, longer ones are cut; at most half a window
-    max_answer_length: int = 30  # tokens of an answer that is found
-    n_best: int = 20  # answers of each question that predictions list
-    no_answers: bool = False  # whether some questions have no answer, as in SQuAD 2.0
-    # say nothing where no answer scores higher than the best one by more than this many logits; null searches the
-    # threshold of the best F1 on the evaluation split
+    """column of the answers: {text: [...], answer_start: [...]} with characters from 0, or texts, which must occur"""
+    id_column: str | None = None
+    """column of the ids, for files of predictions; null is id if there is such a column, else the row's number, from
+    1"""
+    max_length: Annotated[int, Field(ge=3)] = 384
+    """tokens of a window: question, text and special tokens; longer texts are cut into windows, and nothing is lost"""
+    stride: Number = 128
+    """tokens that a window shares with the next one; fewer than a question of max_question_length leaves of a window"""
+    max_question_length: Count = 64
+    """tokens of a question, at most half of a window; longer ones are cut, and counted as truncated"""
+    max_answer_length: Count = 30
+    """tokens of an answer that is found, at most"""
+    n_best: Count = 20
+    """answers of each question in nbest_predictions.json"""
+    no_answers: bool = False
+    """true: some questions have no answer, as in SQuAD 2.0; false: that is an error"""
     no_answer_threshold: float | None = None
+    """with no_answers, give none where the score of no answer (the two logits at [CLS]) is above that of the best
+    answer by more than this; null searches the threshold of the best F1 on the evaluation split, and predict takes the
+    run's"""
 
     no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "first", "cut")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("stride", 0), ("max_question_length", 1), ("max_answer_length", 1), ("n_best", 1)):
-            if getattr(self, name) < low:
-                raise SkimError(f"task.{name}={getattr(self, name)} must be a whole number, at least {low}.")
         if self.no_answer_threshold is not None and not self.no_answers:
             raise SkimError("task.no_answer_threshold is for questions without an answer: set task.no_answers=true.")
         self.report["windows"] = {}

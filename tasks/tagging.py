@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
 from tasks.base import Task, evenly, write_lines
 from tasks.data import conll
-from tasks.data.columns import Rejects, as_list, as_names, check_column, column_of
+from tasks.data.columns import Name, Rejects, as_names, check_column, column_of
 from tasks.data.files import read
 from tasks.data.labels import known_labels, settings_of
 from tasks.data.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRICS = ("f1", "precision", "recall", "accuracy")  # the first three are of chunks
-ON_UNKNOWN_TAG = ("error", "wrong")
 WORDS, TAGS, COLUMNS = "task.token_column=<column>", "task.tag_column=<column>", "task.columns=[<word>,<tag>]"
 IGNORED = -100  # label that the models' loss passes over; in gold, a place without a word
 
@@ -48,28 +47,30 @@ class Tagging(Task):
     """
 
     token_column: str = "tokens"
+    """column of the words"""
     tag_column: str = "tags"
-    label_names: list[str] | None = None  # in the order of their ids; null takes them from the training rows
-    # the first selects the best checkpoint; null: all in METRICS for tags that mark chunks (B-NP), else accuracy
-    metric_names: list[str] | None = None
-    untagged: list[Any] = field(default_factory=list)  # tags of words that have none: neither learned nor counted
-    on_unknown_tag: str = "error"  # a tag that is not among the labels; wrong: it is not learned, and never predicted
-    columns: list[int] | None = None  # of word and tag in files of columns, see tasks/data/conll.py
+    """column of the tags: names, or ids from 0"""
+    label_names: list[Name] | None = None
+    """labels, in the order of their ids; null takes them from the training rows: names with O first, then by the
+    alphabet"""
+    metric_names: list[Literal["f1", "precision", "recall", "accuracy"]] | None = None
+    """f1, precision, recall (of chunks), accuracy (of words); the first one selects checkpoints; null: all that the
+    tags allow"""
+    untagged: list[Name | None] = field(default_factory=list)
+    """tags of words that have none, neither learned nor counted; null in the list stands for a missing one"""
+    on_unknown_tag: Literal["error", "wrong"] = "error"
+    """a tag that is not among the labels: error, or wrong, which counts the word as wrongly tagged (not of chunks)"""
+    columns: list[int] | None = None
+    """column of the word and column of the tag in files of columns, from 1, or from the last with -1; null is [1,-1],
+    and [2,4] (form and universal part of speech) of a .conllu file"""
 
     no_columns: ClassVar[tuple[str, ...]] = (*Task.no_columns, "cut")
     fills: ClassVar[dict[str, int]] = {"labels": IGNORED, "word": -1, "gold": IGNORED}
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in as_list(self.metric_names or (), "task.metric_names"):
-            if name not in METRICS:
-                raise unknown("metric of tags", name, METRICS)
-        if self.on_unknown_tag not in ON_UNKNOWN_TAG:
-            raise unknown("task.on_unknown_tag", self.on_unknown_tag, ON_UNKNOWN_TAG)
         if self.columns is not None:
-            self.columns = as_list(self.columns, "task.columns")
             conll.columns_of(self.columns)
-        self.untagged = as_list(self.untagged, "task.untagged")
         if self.label_names is not None:
             self._take(as_names(self.label_names))
 

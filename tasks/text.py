@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError, unknown
+from skim.options.kinds import NotNegative
 from tasks.base import Task, evenly
-from tasks.data.columns import Rejects, as_list, as_names, check_texts, kept
+from tasks.data.columns import Name, Rejects, as_names, check_texts, kept
 from tasks.data.label_sets import infer_set_names, label_sets
 from tasks.data.labels import infer_label_names, is_labeled, known_labels, label_ids, numbers, settings_of
 from tasks.heads import HEADS
@@ -26,6 +28,9 @@ RARE = 10  # rows of a class in a part, below which a note says that its scores 
 SHOWN = 5  # labels that a note names
 
 
+Kind: TypeAlias = Literal["classification", "multi_label", "regression"]  # of head
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Text(Task):
     """A class, labels or a number for a text or a pair of texts.
@@ -35,31 +40,41 @@ class Text(Task):
     be predicted and nothing else.
     """
 
-    head: str = "classification"  # or multi_label, or regression
-    text_columns: list[str] = field(default_factory=lambda: ["text"])  # one, or two for a pair
-    label_column: Any = "label"  # for multi_label also a list of columns of 0 and 1
-    label_separator: str = "|"  # for multi_label: between the labels of a text
-    label_names: list[str] | None = None  # in the order of their ids; null takes them from the training rows
-    metric_names: list[str] | None = None  # the first selects the best checkpoint; null: the head's standard ones
-    positive: str | None = None  # the class that f1 is of; null: the second of two, the mean over more
-    class_weights: Any = None  # in the training loss: balanced, or a number for each label; null: all alike
+    head: Kind = "classification"
+    """classification (one class), multi_label (any number of labels) or regression (a number)"""
+    text_columns: Annotated[list[str], Field(max_length=2)] = field(default_factory=lambda: ["text"])
+    """one column, or two for a pair of texts"""
+    label_column: Name | list[Name] = "label"
+    """column of the labels: names, numbers from 0 or from 1, or numbers to predict; spaces around them do not count.
+    Of multi_label: lists, texts with a separator, or a list of columns of 0 and 1, one for each label:
+    [toxic,insult]"""
+    label_separator: str = "|"
+    """multi_label: separator of the labels in a text; an empty text has none of them"""
+    label_names: list[Name] | None = None
+    """classes, in the order of their ids; null takes them from the training rows (names by the alphabet). A label is
+    looked up here first; a number that stands for no name is an id only if no name is a number"""
+    metric_names: list[str] | None = None
+    """classification: accuracy, f1, matthews; multi_label: micro_f1, macro_f1, subset_accuracy (all of a text's labels
+    right); regression: pearson, spearman; the first one selects checkpoints; null is accuracy, all of multi_label, or
+    pearson"""
+    positive: Name | None = None
+    """the class whose precision and recall make f1, by its name; null: the second of two classes, the mean over more"""
+    class_weights: Literal["balanced"] | list[NotNegative] | None = None
+    """weights of the classes in the training loss, for unbalanced data: balanced (rows / (classes * rows of the
+    class)), or a number for each in the order of label_names; null: all alike. Of multi_label, that of a label's
+    positive rows, balanced: other rows / positive rows"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.head not in HEADS:
-            raise unknown("task.head", self.head, HEADS)
         self._head = HEADS[self.head](self.positive, self.class_weights)
-        self.text_columns = as_list(self.text_columns, "task.text_columns")  # a plain list: it is part of a cache's key
         if len(self.text_columns) not in (1, 2) or len({*self.text_columns}) < len(self.text_columns):
             raise SkimError(f"task.text_columns={self.text_columns}: name one column, or two for pairs of texts.")
-        self._metrics = as_list(self.metric_names or self._head.standard, "task.metric_names")
+        self._metrics = list(self.metric_names or self._head.standard)
         for name in self._metrics:
             if name not in self._head.known:
                 raise unknown(f"metric of a {self.head}", name, self._head.known)
         if self.label_names is not None:
             self.label_names = as_names(self.label_names)
-        if isinstance(self.label_column, int | float):
-            self.label_column = str(self.label_column)
         if not isinstance(self.label_column, str):
             self._take_columns(as_names(self.label_column, "task.label_column"))
         if self.head == "regression":
@@ -188,6 +203,7 @@ class Text(Task):
 
     def _infer(self, rows: Dataset, rejects: Rejects) -> list[str]:
         """Find the labels that training rows have."""
+        assert isinstance(self.label_column, str)  # columns are named by the user
         if self.head == "multi_label":
             return infer_set_names(rows, self.label_column, self.label_separator, rejects)
         return infer_label_names(rows, self.label_column, rejects)
@@ -196,6 +212,7 @@ class Text(Task):
         needed = part != "test"
         if self.head == "multi_label":
             return label_sets(rows, self.label_column, self.label_separator, self.label_names, rejects, needed)
+        assert isinstance(self.label_column, str)
         if not is_labeled(rows, self.label_column, rejects, needed):
             return None
         if self.label_names:

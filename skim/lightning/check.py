@@ -15,16 +15,6 @@ from skim.methods import Method
 from skim.options.check import check_places, typed
 from skim.options.declared import check_options
 
-LEAST = {  # until the fields of tasks say so themselves
-    "task.batch_size": 1,
-    "task.eval_batch_size": 1,
-    "task.max_length": 3,
-    "task.length_min": 1,
-    "task.length_max": 1,
-    "task.max_train_samples": 1,
-    "task.max_eval_samples": 1,
-}
-
 
 def check(cfg: DictConfig) -> None:
     """Refuse values that no run can use, before anything is loaded.
@@ -39,10 +29,6 @@ def check(cfg: DictConfig) -> None:
     if cfg.get("task"):
         with contextlib.suppress(ImportError, AttributeError, ValueError), typed("task"):  # said when it is made
             check_options(get_class(cfg.task._target_), tree["task"])
-    for path, least in LEAST.items():
-        value = OmegaConf.select(cfg, path)
-        if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
-            raise SkimError(f"{path}={value} must be a whole number, at least {least}.")
     board = OmegaConf.select(cfg, "logger.wandb")
     if board is not None and not isinstance(board, Mapping):
         raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")

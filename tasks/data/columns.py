@@ -10,9 +10,10 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from skim.errors import SkimError
 from tasks.data.cells import UTF8, Problem
@@ -20,6 +21,14 @@ from tasks.data.cells import UTF8, Problem
 if TYPE_CHECKING:
     from datasets import Dataset
     from pyarrow import ChunkedArray
+
+
+def text_of(name: Any) -> Any:
+    """Turn a number or boolean into its text: YAML reads some names as such."""
+    return str(name) if isinstance(name, int | float) else name
+
+
+Name: TypeAlias = Annotated[str, BeforeValidator(text_of)]  # of a label or column, as an option
 
 
 class Rejects:
@@ -127,20 +136,13 @@ TEXTS = "task.text_columns=[<column>] or, for pairs, [<first>,<second>]"
 SKIPPING = "task.on_bad_row=skip leaves such rows out, and counts them."
 
 
-def as_list(value: Any, option: str) -> list[Any]:
-    """Make a list of a user's, which may be OmegaConf's; a plain text, which would be a list of letters, is refused."""
-    if isinstance(value, str):
-        raise SkimError(f"{option}={value} must be a list; write {option}=[{value}].")
-    return list(value)
-
-
-def as_names(value: Any, option: str = "task.label_names") -> list[str]:
-    """Make names of labels that a user has given; numbers and booleans are names by their text."""
-    names = [str(name).strip() for name in as_list(value, option)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
+def as_names(names: Sequence[str], option: str = "task.label_names") -> list[str]:
+    """Take names of labels without the spaces around them; a name that stands there twice is refused."""
+    bare = [name.strip() for name in names]
+    twice = [name for name, count in Counter(bare).items() if count > 1]
     if twice:
         raise SkimError(f"{option} names {twice[0]!r} twice; each label has one name.")
-    return names
+    return bare
 
 
 def kept(name: str) -> str:

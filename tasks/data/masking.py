@@ -80,7 +80,7 @@ class Masking:
         randomised: share of them that become any token; 0.1 in BERT. The rest stays as it is.
 
     Raises:
-        SkimError: shares that cannot be, or spans without words.
+        SkimError: shares that are above 1 together.
     """
 
     rate: float = 0.15
@@ -90,14 +90,10 @@ class Masking:
     randomised: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise SkimError(f"task.mask_rate={self.rate} is a share of the tokens: above 0 and below 1.")
-        if self.n_gram < 1:
-            raise SkimError(f"task.n_gram={self.n_gram} is a number of words: at least 1.")
-        if min(self.replaced, self.randomised) < 0 or self.replaced + self.randomised > 1 + 1e-9:
+        if self.replaced + self.randomised > 1 + 1e-9:
             raise SkimError(
                 f"task.replaced={self.replaced} and task.randomised={self.randomised} are shares of the masked tokens: "
-                "at least 0, and not above 1 together."
+                "not above 1 together."
             )
 
     def chosen(self, may: np.ndarray, begins: np.ndarray, places: Places) -> np.ndarray:

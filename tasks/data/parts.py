@@ -10,15 +10,17 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skim.errors import SkimError
+from skim.options.kinds import Count, Number
 from tasks.data.batches import LengthBatches, Rows, lengths_of
 from tasks.data.cache import mapped
 from tasks.data.columns import Rejects
@@ -53,17 +55,25 @@ class Parts(Source, ABC):
         SkimError: from ``setup``, for data that are missing or cannot be used; names file or split, row and column.
     """
 
-    batch_size: int = 32  # sequences per training batch and process
-    eval_batch_size: int = 32  # sequences per evaluation batch and process
-    max_length: int = 128  # tokens per sequence, special ones included; longer texts are truncated and counted
-    # rows of fewer or more tokens are left out of every part, training and evaluation alike, and counted; tokens as the
-    # backbone's tokenizer makes them, special ones included, before truncation to max_length
-    length_min: int | None = None
-    length_max: int | None = None
-    max_train_samples: int | None = None  # train on a random subset of that many rows, the same for every seed
-    max_eval_samples: int | None = None  # evaluate on a random subset of that many rows, the same for every seed
-    num_workers: int = 0  # processes that assemble batches; 0 is fast enough for texts
-    seed: int = 1  # of the order of the training rows
+    batch_size: Count = 32
+    """sequences per training batch and process"""
+    eval_batch_size: Count = 32
+    """sequences per evaluation batch and process"""
+    max_length: Annotated[int, Field(ge=3)] = 128
+    """tokens per sequence, special ones included; longer texts are truncated, and counted"""
+    length_min: Count | None = None
+    """leave out rows of fewer tokens, in training and in evaluation, and count them; tokens as the backbone's tokenizer
+    makes them, special ones included, before truncation; null sets no bound"""
+    length_max: Count | None = None
+    """leave out rows of more tokens, likewise; null sets no bound"""
+    max_train_samples: Count | None = None
+    """train on a random subset of that many rows, the same for every seed; null is all"""
+    max_eval_samples: Count | None = None
+    """evaluate on a random subset of that many rows, the same for every seed; null is all"""
+    num_workers: Number = 0
+    """processes that assemble batches; 0 is fast enough for texts"""
+    seed: Number = 1
+    """of the order of the training rows"""
 
     draws: ClassVar[bool] = False  # whether a row changes from epoch to epoch: masks
     no_columns: ClassVar[tuple[str, ...]] = ("length", "truncated")  # of tokenised rows, that stay out of batches
@@ -71,9 +81,6 @@ class Parts(Source, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, bound in (("length_min", self.length_min), ("length_max", self.length_max)):
-            if bound is not None and bound < 1:
-                raise SkimError(f"task.{key}={bound} is a number of tokens: at least 1, or null for no bound.")
         if self.length_min is not None and self.length_max is not None and self.length_min > self.length_max:
             raise SkimError(
                 f"task.length_min={self.length_min} is above task.length_max={self.length_max}: no text is both.\n"

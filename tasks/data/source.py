@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytorch_lightning as pl
 
 from skim import hub
 from skim.errors import SkimError, unknown
+from skim.options.declared import check_fields
+from skim.options.kinds import Between
 from tasks.data import builtin
 from tasks.data.cache import problems
-from tasks.data.columns import Rejects
+from tasks.data.columns import Name, Rejects
 from tasks.data.files import read
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 PARTS = ("train", "validation", "test")
 HOLDOUT = "holdout"  # as the name of a split: the rows that are held out
 BUILTIN = "builtin"  # owner of the data sets that need no download
-ON_BAD_ROW = ("error", "skip")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -31,32 +33,36 @@ class Source(pl.LightningDataModule):
         SkimError: options that cannot be; from the methods, data that are missing or unreadable.
     """
 
-    name: str  # the file in conf/task
-    hub_id: str | None = None  # data set on the hub or in the mirror
-    config: str = "default"  # its configuration
+    name: str
+    """of the task: the file in conf/task"""
+    hub_id: str | None = None
+    """data set on the hub or in the mirror; null for own files alone"""
+    config: str = "default"
+    """configuration of the data set"""
     train_split: str = "train"
-    eval_split: str | None = None  # evaluated during and after training; null is the task's own, mostly validation
-    # for Trainer.test and Trainer.predict; null is the task's own, mostly test; holdout: the rows kept from training
+    """split to train on"""
+    eval_split: str | None = None
+    """split to evaluate on, during and after training; null is the task's own: validation (MNLI: validation_matched)"""
     test_split: str | None = None
-    # own files instead of the hub's splits: train, validation, test -> csv, tsv, json, jsonl or parquet
-    files: dict[str, str | None] = field(default_factory=dict)
-    # names of the columns of csv and tsv files that have no header line; null: their first line is the header
-    file_columns: list[str] | None = None
-    # a row that cannot be used: error, or skip (left out, counted and reported)
-    on_bad_row: str = "error"
-    # share of the training rows, and of each of their classes, kept from training and evaluated on, unless there is a
-    # validation file or an eval_split
-    holdout: float | None = None
+    """split that evaluate.py what=predict reads; null is the task's own: test; holdout: the rows kept from training"""
+    files: dict[str, str | int | Path | None] = field(default_factory=dict)
+    """own files instead of the hub's splits: csv, tsv (quotes nothing), json (a list of objects), jsonl (an object per
+    line), all of which may be gzipped, such as train.csv.gz, or parquet"""
+    file_columns: list[Name] | None = None
+    """names of the columns of csv and tsv files that have no header line, such as [label,text]; null: the first line is
+    one"""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """a row that cannot be used (no text, an unknown label, ...): error stops, skip leaves it out and counts it"""
+    holdout: Between | None = None
+    """share of the training rows, and of each of their classes, kept from training and evaluated on; a validation file
+    or eval_split takes precedence"""
 
     def __post_init__(self) -> None:
         super().__init__()
         for key in self.files:
             if key not in PARTS:
                 raise unknown("key of task.files", key, PARTS)
-        if self.holdout is not None and not 0 < self.holdout < 1:
-            raise SkimError(f"task.holdout={self.holdout} is a share of the training rows: above 0 and below 1.")
-        if self.on_bad_row not in ON_BAD_ROW:
-            raise unknown("task.on_bad_row", self.on_bad_row, ON_BAD_ROW)
+        check_fields(self)
 
     def split_of(self, part: str) -> str:
         """Name the data set's split for train, validation or test."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError
 from tasks.losses import Loss
 
 BALANCED = "balanced"
@@ -34,14 +33,8 @@ class Head(ABC):
     standard: ClassVar[tuple[str, ...]]  # those that are reported if none are named; the first selects
 
     def __init__(self, positive: str | None = None, weights: str | Sequence[float] | None = None) -> None:
-        self.positive = None if positive is None else str(positive).strip()  # a number is a name by its text
+        self.positive = None if positive is None else positive.strip()
         self.weights = weights if weights is None or isinstance(weights, str) else list(weights)
-        if isinstance(weights, str) and weights != BALANCED:
-            raise unknown("task.class_weights", weights, (BALANCED,))
-        for weight in self.weights or [] if not isinstance(self.weights, str) else []:
-            number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not number or not math.isfinite(weight) or weight < 0:
-                raise SkimError(f"task.class_weights={self.weights}: {weight!r} is not a number from 0 up.")
 
     @abstractmethod
     def metrics(self, names: list[str]) -> dict[str, Callable[[], Metric]]:

@@ -86,9 +86,9 @@ def test_binary_cross_entropy_weighs_positive_rows() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"class_weights": "balance"}, "Unknown task.class_weights 'balance'. Did you mean 'balanced'"),
-        ({"class_weights": [1, -1, 1]}, "-1 is not a number from 0 up"),
-        ({"class_weights": [1, float("nan"), 1]}, "nan is not a number from 0 up"),
+        ({"class_weights": "balance"}, "class_weights='balance'.*Did you mean 'balanced'"),
+        ({"class_weights": [1, -1, 1]}, "list of numbers, at least 0"),
+        ({"class_weights": [1, float("nan"), 1]}, "list of numbers, at least 0"),
         ({"class_weights": [1, 2]}, "2 numbers for 3 labels: 0, 1, 2"),
         ({"head": "regression", "class_weights": "balanced"}, "task.head=regression has no classes"),
         ({"head": "regression", "positive": "1"}, "task.head=regression has no classes"),
@@ -111,7 +111,7 @@ def test_wrong_weights(tmp_path: Path, tokenizer: Any, settings: dict[str, Any],
         (["method=early_exit", "task.class_weights=balanced"], "method=early_exit sums the losses of all its exits"),
         (["method=early_exit", "train.label_smoothing=0.1"], "method=early_exit sums the losses of all its exits"),
         (["task=builtin_spans", "method=dense", "train.label_smoothing=0.1"], "and not for task=builtin_spans"),
-        (["train.label_smoothing=1"], "train.label_smoothing=1 must be a number, from 0 to 0.99"),
+        (["train.label_smoothing=1"], "train.label_smoothing=1 must be a number, at least 0 and below 1"),
         (["train.label_smoothing=-0.1"], "train.label_smoothing=-0.1 must be a number"),
     ],
 )

@@ -253,9 +253,9 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         "there is not an answer",
     ),
     "a text for a start": (row_of(answers={"text": ["Ada"], "answer_start": ["0"]}), {}, "'answers': .* does not fit"),
-    "no whole number": (row_of(answers={"text": ["Ada"], "answer_start": [0.5]}), {}, "answer_start is 0.5 and no"),
-    "no number": (row_of(answers={"text": ["Ada"], "answer_start": [float("nan")]}), {}, "answer_start is NaN and no"),
-    "no start": (row_of(answers={"text": ["Ada"], "answer_start": [None]}), {}, "answer_start is null and no"),
+    "no whole number": (row_of(answers={"text": ["Ada"], "answer_start": [0.5]}), {}, "answer_start is 0.5, not"),
+    "no number": (row_of(answers={"text": ["Ada"], "answer_start": [float("nan")]}), {}, "answer_start is NaN, not"),
+    "no start": (row_of(answers={"text": ["Ada"], "answer_start": [None]}), {}, "answer_start is null, not"),
     "a number": (row_of(answers={"text": [7], "answer_start": [0]}), {}, "'answers': .* does not fit"),
     "null answer": (row_of(answers={"text": [None], "answer_start": [0]}), {}, "null is not an answer"),
 }
@@ -280,7 +280,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path: Path, case: str) -> None:
         ([row_of(answers=3)], {}, "column 'answers' holds int64"),
         ([row_of(answers={"start": [0]})], {}, r"column 'answers' holds struct.*\n.*answer_start"),
         ([row_of()], {"id_column": "key"}, "no column of ids 'key'"),
-        ([row_of()], {"stride": -1}, "task.stride=-1"),
+        ([row_of()], {"stride": -1}, "stride=-1"),
         ([row_of()], {"no_answers": False, "no_answer_threshold": 1.0}, "task.no_answers=true"),
         ([row_of()], {"max_length": 6}, "no room"),
     ],
@@ -295,9 +295,9 @@ PUBLISHED: dict[str, tuple[dict[str, Any], str]] = {
     "a number": ({"question": 5}, "column 'question': question is 5, not a text"),
     "answers": ({"answers": "Ada"}, "column 'answers': answers is \"Ada\", not a list"),
     "text": ({"answers": [{"answer_start": 0}]}, "column 'answers': there is no text"),
-    "start": ({"answers": [{"text": "Ada"}]}, "column 'answers': answer_start is null and no"),
-    "half": ({"answers": [{"text": "Ada", "answer_start": 0.5}]}, "column 'answers': answer_start is 0.5 and no"),
-    "a text": ({"answers": [{"text": "Ada", "answer_start": "x"}]}, "column 'answers': answer_start is \"x\" and no"),
+    "start": ({"answers": [{"text": "Ada"}]}, "column 'answers': answer_start is null, not"),
+    "half": ({"answers": [{"text": "Ada", "answer_start": 0.5}]}, "column 'answers': answer_start is 0.5, not"),
+    "a text": ({"answers": [{"text": "Ada", "answer_start": "x"}]}, "column 'answers': answer_start is \"x\", not"),
     "bytes": ({"question": "caf\udce9"}, r"column 'question': the text is not UTF-8 \(byte 0xE9 at character 4"),
 }
 
@@ -360,7 +360,7 @@ def test_parts_of_the_published_json_that_hold_no_questions(tmp_path: Path) -> N
 def test_answers_that_are_all_of_the_wrong_kind(tmp_path: Path) -> None:
     """Then no type of the column is at fault, but each row."""
     for answers, why in (
-        ({"text": ["Ada"], "answer_start": ["0"]}, 'answer_start is "0" and no character'),
+        ({"text": ["Ada"], "answer_start": ["0"]}, 'answer_start is "0", not the number'),
         ({"text": [7], "answer_start": [0]}, "7 is not an answer"),
     ):
         with pytest.raises(SkimError, match=f"row 1, column 'answers': {why}"):

@@ -236,12 +236,18 @@ def test_own_test_files_are_no_submission(tmp_path: Path, monkeypatch: pytest.Mo
 
 @real_data
 @pytest.mark.parametrize(("name", "file", "count"), [("sst2", "SST-2.tsv", 1821), ("stsb", "STS-B.tsv", 1379)])
-def test_real_data(name: str, file: str, count: int, tmp_path: Path) -> None:
+def test_real_data(
+    name: str,
+    file: str,
+    count: int,
+    tmp_path: Path,
+    backbones: dict[str, Path],  # noqa: F811
+) -> None:
+    """Every row of the published test split is in the file; which model predicts it is of no matter."""
     assert os.environ["SKIM_MIRROR"]
-    once = ["hardware=cpu", "train.max_steps=1", "benchmark.enabled=false", "callbacks.progress=false"]
-    few = ["task.max_train_samples=32", "task.max_eval_samples=32", "method=dense", "backbone=minilm"]
-    train(composed(f"task={name}", *once, *few), tmp_path / "run", "")
-    evaluate(looking(tmp_path / "run", "what=predict", "+overrides.task.max_eval_samples=null"))
+    chosen = ["method=dense", "backbone=minilm", f"backbone.hub_id={backbones['bert']}"]
+    train(composed(f"task={name}", *ONCE, *chosen), tmp_path / "run", "")
+    evaluate(looking(tmp_path / "run", "what=predict", "max_samples=10000"))
     header, *rows = table(tmp_path / "run" / file)
     assert header == ["index", "prediction"]
     assert [int(row[0]) for row in rows] == list(range(count))
