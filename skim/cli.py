@@ -17,6 +17,7 @@ from skim.resume import inherited
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
 TYPED: list[str] = []  # the command line as it was before run() settled it
+TYPED_BY = "command-line"  # Hydra's name for a folder that --config-dir brings
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -140,8 +141,15 @@ def verbatim(argument: str) -> str:
 
 
 def command() -> str:
-    """What the user typed."""
-    return shlex.join(["python", *(TYPED or sys.argv)])
+    """The command line as the user typed it."""
+    script, *arguments = TYPED or sys.argv
+    return shlex.join(["python", *(program() or [script]), *arguments])
+
+
+def program() -> list[str]:
+    """``-m`` and the module, of a program that was started so; nothing of a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["-m", spec.name] if spec is not None else []
 
 
 @contextlib.contextmanager
@@ -156,7 +164,7 @@ def swept(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_job(script: Path) -> Iterator[None]:
+def one_job() -> Iterator[None]:
     """Keep a Hydra job and Lightning's DDP processes apart from the sweep around them.
 
     Lightning starts its other ranks by repeating the command line. Under ``-m`` that repeats the whole sweep in every
@@ -172,12 +180,13 @@ def one_job(script: Path) -> Iterator[None]:
     def rank_command(local_rank: int) -> tuple[list[str], str]:
         arguments = [
             f"--config-name={config.job.config_name}",
+            *(f"--config-dir={source.path}" for source in config.runtime.config_sources if source.provider == TYPED_BY),
             *config.overrides.task,
             "hydra.mode=RUN",
             f"hydra.run.dir='{config.runtime.output_dir}'",
             f"hydra.job.name=rank{local_rank}",
         ]
-        return [sys.executable, str(script), *arguments], config.runtime.cwd
+        return [sys.executable, *(program() or [os.path.abspath(sys.argv[0])]), *arguments], config.runtime.cwd
 
     before = launcher._hydra_subprocess_cmd
     saved = {name: os.environ.get(name) for name in (*DISTRIBUTED, "HYDRA_FULL_ERROR")}

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from skim.cli import run
+from skim.places import CONF
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
 DENSE, SKIMMED = Path("runs") / "demo" / "dense", Path("runs") / "demo" / "transkimmer"
 COMMANDS = {
     DENSE: ["experiment=demo", "method=dense", "hardware.threads=1"],

@@ -165,6 +165,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of the code that runs, ``-dirty`` behind it if files were changed; ``None`` outside a checkout."""
     root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # an installed package may lie in somebody else's repository
+        return None
     try:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
         status = subprocess.run(

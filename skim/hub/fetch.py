@@ -12,8 +12,8 @@ from skim.errors import SkimError, first_line, message
 from skim.hub.data import SHARD, from_hub, held, lacking, reason
 from skim.hub.door import mirror, problem_with
 from skim.hub.models import MODEL_FILES, complete
+from skim.places import CONF
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 NOTHING = "nothing to fetch (built in, or own files)"
 USAGE = (
     "python -m skim.hub fetch task=<names> backbone=<names>   |   python -m skim.hub list   |   "

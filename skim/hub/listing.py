@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from skim.errors import SkimError
 from skim.hub.data import held, lacking
 from skim.hub.door import mirror
-from skim.hub.fetch import CONF, NOTHING, data_of, model_of
+from skim.hub.fetch import NOTHING, data_of, model_of
 from skim.hub.models import complete
+from skim.places import CONF
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning.strategies.launchers.subprocess_script as subprocess_script
 import torch
 from torch import Tensor
 
 import skim
+from skim.lightning import recipe
 from skim.methods import METHODS, REGISTERED, method_class, method_name
 from tests.families import batch_of, plain
 from tests.runs import ROOT, SMALL
@@ -95,6 +97,21 @@ def test_it_trains_by_its_yaml_and_is_loaded_and_evaluated(outside: Path, capsys
     numbers = [f"{results['metrics']['accuracy']:.4f}", f"{kept:.3f}", f"{results['relative_flops']:.3f}"]
     assert shown.split()[1:] == numbers
     assert kept < 1
+
+
+def test_another_rank_finds_its_yaml_as_well(outside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning starts the other ranks of a job by a command line, which has to name the folder again."""
+    commands = []
+
+    def train(*_: object) -> None:
+        commands.append(subprocess_script._hydra_subprocess_cmd(1)[0])
+        raise skim.SkimError("seen")
+
+    monkeypatch.setattr(recipe, "train", train)
+    with pytest.raises(SystemExit):
+        run("train.py", "--config-dir=conf", *SMALL, "method=power")
+    assert f"--config-dir={outside / 'conf'}" in commands[0]
+    assert "method=power" in commands[0]
 
 
 def test_an_option_of_its_own_is_refused_by_its_own_kind(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
