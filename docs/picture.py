@@ -1,8 +1,8 @@
-"""Draws docs/picture.svg: the tokens of a sentence that each layer of a trained model computes.
+"""Draw docs/picture.svg: the tokens of a sentence that each layer of a trained model computes.
 
-    python docs/picture.py runs/sst2/transkimmer/minilm/<stamp>/model "the plot is paper-thin , but ..."
+    python docs/picture.py runs/transkimmer/model "the plot is paper-thin and the jokes fall flat , but ..."
 
-Light and dark, whatever the reader prefers; no font is fetched.
+docs/results/transkimmer.md has the commands that trained the model. Light and dark, as the reader prefers.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def test_no_other_command_is_unknown() -> None:
     made = {command.split()[1] for command in OTHERS if command.startswith("make ")}
     assert made <= targets
     known = ("make ", "git clone ", "source ", "export ", "pip install ", "mkdocs ", "wandb sync")
-    assert [command for command in OTHERS if not command.startswith(known)] == []
+    assert [command for command in OTHERS if not command.startswith((*known, "python docs/picture.py "))] == []
 
 
 def blocks(text: str) -> list[re.Match[str]]:
