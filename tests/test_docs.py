@@ -20,6 +20,11 @@ import yaml
 
 import skim
 from skim.cli import settled
+from tests.laws import cases
+from tests.laws import test_1_identity as law_1
+from tests.laws import test_2_executions as law_2
+from tests.laws import test_3_batches as law_3
+from tests.methods import table
 from tests.runs import CONF, ROOT, SMALL
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -181,6 +186,14 @@ def test_add_a_method_word_for_word(
     said = capsys.readouterr().out
     assert said.startswith("packed tensor([1.0000, 1.0000, 0.")
     assert "similarity=1.5" in said
+    monkeypatch.setattr(table, "METHODS", dict(table.METHODS))
+    monkeypatch.setattr(cases, "METHODS", table.METHODS)
+    (row,) = [block for block in blocks(after) if "METHODS[" in block["code"]]
+    exec(row["code"], vars(table))
+    case = cases.Case("settled", "bert", "tokens")
+    law_1.test_1_identity(case, "cpu")
+    law_2.test_2_masked_is_packed_is_narrowed(case, "cpu")
+    law_3.test_3_batch_invariance(case, "cpu")
     (train,) = [line for line in commands(after) if "train.py" in line and "hydra.run.dir" in line]
     small = [option for option in SMALL if not option.startswith(("task=", "backbone="))]
     arguments = shlex.split(train.removeprefix("python <skim>/train.py "))
@@ -189,7 +202,7 @@ def test_add_a_method_word_for_word(
     for block in blocks(after):
         if block["title"] is None and block["why"] is None:
             exec(block["code"], {})
-    assert "{'similarity': 0.9, 'start': 1}" in capsys.readouterr().out
+    assert "{'similarity': 0.9, 'start': 1, 'target': 0.7}" in capsys.readouterr().out
     sys.modules.pop("settled")
 
 
