@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 import skim
+from skim import methods
 from skim.cli import settled
 from tests.laws import cases
 from tests.laws import test_1_identity as law_1
@@ -204,6 +205,7 @@ def test_add_a_method_word_for_word(
             exec(block["code"], {})
     assert "{'similarity': 0.9, 'start': 1, 'target': 0.7}" in capsys.readouterr().out
     sys.modules.pop("settled")
+    methods.REGISTERED.pop("settled")
 
 
 NUMBER = re.compile(r"(?<![\w.])0\.\d{2,}(?: ± 0\.\d+)?|\d+\.\d+ times")
