@@ -1,4 +1,4 @@
-"""Law 8: it really learns, and what it reports is what runs. On the built-in task, whose salient tokens are known."""
+"""Law 8: a method really learns, and what it reports is what runs, on the task whose salient tokens are known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from skim.lightning.recipe import train
 from skim.methods import Method
 from tests.runs import composed, looking
 
-DEMO = ["experiment=demo", "hardware=cpu", "hardware.threads=1", "benchmark.enabled=false", "task.max_eval_samples=400"]
+DEMO = [
+    "experiment=demo",
+    "backbone.overrides.intermediate_size=128",  # learns the task as the demo's does, in half the time
+    "hardware=cpu",
+    "hardware.threads=1",
+    "benchmark.enabled=false",
+    "task.max_eval_samples=400",
+]
 
 
 class Random(Method):
@@ -77,6 +84,7 @@ def skimmed(dense: Path):
         "method.target=0.4",
         "method.bottleneck=32",
         "train.method_lr=3e-3",
+        "train.epochs=2",
         f"init_from={dense}",
     ]
     return train(composed(*DEMO, *overrides), dense.parent / "transkimmer", "")
@@ -203,7 +211,8 @@ def test_the_default_has_no_leak_and_the_published_mask_has_one(dense: Path, ski
     assert masked - packed == 0.0
     overrides = ["method=transkimmer", "method.preset=paper", "method.coefficient=2", "method.margin=2"]
     folder = dense.parent / "paper"
-    cfg = composed(*DEMO, *overrides, f"init_from={dense}", "method.eval_noise=false", "train.calibrate=0")
+    overrides += [f"init_from={dense}", "method.eval_noise=false", "train.calibrate=0", "train.epochs=1"]
+    cfg = composed(*DEMO, *overrides)
     looks = train(cfg, folder, "").results.metrics["accuracy"]
     parts = load(looking(folder)).parts
     batches = parts.task.sample_batches(32, 400)
