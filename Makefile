@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test quick lint format types clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,10 @@ demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a sha
 
 test: $(READY)  ## every test; those on real data run if SKIM_MIRROR is set
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+quick: $(READY)  ## the core in a minute: states, attention, laws on one family, golden numbers, configs
+	@$(BIN)/python -m pytest -n 2 --laws=quick tests/engine/test_tokens.py tests/engine/test_attention.py tests/laws \
+		tests/methods/test_golden*.py tests/test_conf.py
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

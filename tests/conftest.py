@@ -6,15 +6,20 @@ import pytest
 import torch
 import transformers
 
-LONGEST = ("test_learning.py", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py")
+LONGEST = (
+    *("test_learning.py", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py"),
+    *("test_tagging.py", "test_submission.py", "test_method_after.py", "test_2_executions.py", "test_early_exit.py"),
+    *("test_docs.py", "test_readme.py", "test_question_answering.py", "test_4_gradients.py"),
+)
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--laws=full`` runs the laws over every method on every family, and on a GPU if there is one."""
-    parser.addoption("--laws", choices=["default", "full"], default="default", help="how many pairs the laws run over")
+    """``--laws=full`` runs the laws over every method on every family, and on a GPU if there is one; see tests/laws."""
+    choices = ["quick", "default", "full"]
+    parser.addoption("--laws", choices=choices, default="default", help="how many pairs the laws run over")
 
 
 def pytest_configure(config: pytest.Config) -> None:

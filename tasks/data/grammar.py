@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -101,6 +102,7 @@ def example(rng: random.Random) -> dict[str, Any]:
     return {"text": f"{text} .", "labels": label, "salient": salient}
 
 
+@functools.cache  # a run asks for the training split twice, a sweep for each job
 def examples(count: int, split: str) -> list[dict[str, Any]]:
     """Write the first ``count`` examples of a split, always the same ones."""
     rng = random.Random(f"skim {split}")

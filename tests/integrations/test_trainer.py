@@ -28,7 +28,7 @@ from skim.methods import METHODS, method_class
 from tests.families import batch_of, labels_of, plain
 from tests.integrations.builtin import fresh, rows, tokenizer, trainer
 
-QUICK = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1}
+QUICK = {"max_steps": 4, "per_device_train_batch_size": 32, "logging_steps": 1}
 TARGET = 0.4
 
 

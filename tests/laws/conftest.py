@@ -13,6 +13,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("where")
     tells, heads = (lambda case: True, False) if mark is None else (mark.args[0], mark.kwargs.get("heads", False))
-    full = metafunc.config.getoption("laws") == "full"
-    some: list[Case] = [case for case in cases(full, heads) if tells(case)]
+    some: list[Case] = [case for case in cases(metafunc.config.getoption("laws"), heads) if tells(case)]
     metafunc.parametrize("case", some, ids=str)

@@ -24,7 +24,7 @@ def test_the_default_selection_has_all_methods_all_families_and_all_heads() -> N
     for name, row in METHODS.items():
         families = {case.family for case in some if case.method == name}
         assert families >= {family for family in THREE if looks_apart(family) or not row.apart}
-    assert set(some) < set(cases(full=True, heads=True))
+    assert set(some) < set(cases("full", heads=True))
 
 
 def test_which_families_look_apart() -> None:
