@@ -48,7 +48,8 @@ class MultipleChoice(Task):
     option_columns: list[str] = field(default_factory=list)
     """instead of the former, a column for each option, for csv files: [a,b,c,d]"""
     label_column: str = "answer"
-    """column of the right options: letters from A, the option's text, or numbers from 0"""
+    """column of the right options: letters from A, the option's text, or numbers from 0; where options
+    are numbers, a number is an option's text"""
 
     single_texts: ClassVar[bool] = False
 

@@ -20,6 +20,7 @@ from skim.options.files import Entry, entries, parents
 from skim.options.meaning import comment
 
 WIDTH = 120
+EVIDENT = ("name", "task.name")  # of a task, which is that of its file
 BASES = {  # files that others of their folder start from, and which name no class
     "task/_defaults": "tasks.base.Task",
     "task/_text": "tasks.text.Text",
@@ -42,7 +43,7 @@ def written(file: Path) -> str:
 def comment_of(file: Path, entry: Entry) -> str | None:
     """The comment that an option should have; ``None`` where the file's own is as good, or none."""
     owner = owners(file).get(entry.place)
-    if owner is None or entry.value is None or entry.name not in arguments(owner):
+    if owner is None or entry.value is None or entry.path in EVIDENT or entry.name not in arguments(owner):
         return None
     repeated = any(entry.path in {one.path for one in entries(parent.read_text())} for parent in ancestors(file))
     default = arguments(owner)[entry.name].default

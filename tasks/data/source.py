@@ -34,7 +34,7 @@ class Source(pl.LightningDataModule):
     """
 
     name: str
-    """of the task: the file in conf/task"""
+    """name of the task: that of its file in conf/task"""
     hub_id: str | None = None
     """data set on the hub or in the mirror; null for own files alone"""
     config: str = "default"

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from skim.methods import METHODS, method_class
 from skim.options.check import PLACES
-from skim.options.comments import owners, value_of, written
+from skim.options.comments import EVIDENT, owners, value_of, written
 from skim.options.declared import arguments, declared
 from skim.options.files import entries, parents
 from skim.options.meaning import meaning, unexplained
@@ -25,7 +25,7 @@ WRITTEN = [  # every option of a class stands in the first file, with the value 
     ("callbacks/default", ""),
     *(("evaluate", place) for place in PLACES["evaluate"]),
 ]
-FILES = [file for file in sorted(CONF.rglob("*.yaml")) if file.parent.name not in ("task", "experiment", "hydra")]
+FILES = [file for file in sorted(CONF.rglob("*.yaml")) if file.parent.name not in ("experiment", "hydra")]
 MISSING = "???"  # a value that every command gives
 
 
@@ -73,7 +73,7 @@ def test_every_option_has_a_comment_in_its_file_or_in_one_that_it_starts_from(fi
 
     known = explained(file)
     options = [entry.path for entry in entries(file.read_text()) if entry.value is not None]
-    evident = ("name", "task.name", *(path for path in options if path.startswith("overrides.")))  # a model's own words
+    evident = (*EVIDENT, *(path for path in options if path.startswith("overrides.")))  # a model's own words
     assert [path for path in options if generic(path) not in known and path not in evident] == []
 
 
