@@ -122,7 +122,7 @@ def class_of_method(
     name, own = about["method"], about.get("class")
     if given is not None:
         if not (isinstance(given, type) and issubclass(given, Method)):
-            raise SkimError(f"method={given!r} is no class of a method; name the class, such as method=First.")
+            raise SkimError(f"method={given!r} is not a method's class; name the class, such as method=First.")
         if given.name != name:
             raise SkimError(f"{folder} holds method '{name}', and method={given.__name__} is '{given.name}'.")
         return given
@@ -130,7 +130,7 @@ def class_of_method(
         return method_class(name)
     kind = allowed(own, f"{folder} holds a method of your own, {own}", "method", trust_modules)
     if not issubclass(kind, Method):
-        raise SkimError(f"{own}, of which {folder} holds one, is no method.")
+        raise SkimError(f"{folder} holds a {own}, which is not a method.")
     return kind
 
 
@@ -150,7 +150,7 @@ def allowed(dotted: str, what: str, argument: str, trust_modules: Sequence[str])
             f"{what}, and it cannot be imported: {first_line(error)}.\nPass {argument}=<the class>."
         ) from error
     if not isinstance(found, type):
-        raise SkimError(f"{what}, and that is no class.")
+        raise SkimError(f"{what}, which is not a class.")
     return found
 
 

@@ -64,7 +64,7 @@ class LayerCost:
 
 
 def precise(counts: Tensor) -> Tensor:
-    """Counts in float64, or float32 on Apple's GPUs, which have no float64."""
+    """Convert counts to float64, or to float32 on Apple's GPUs, which have no float64."""
     return counts.float() if counts.device.type == "mps" else counts.double()
 
 

@@ -51,7 +51,7 @@ def from_pretrained(
         options: for ``from_pretrained`` of transformers, such as ``dtype=torch.bfloat16`` or ``device_map="cuda"``.
 
     Raises:
-        SkimError: it is not to be had, damaged, or of a class that nobody allowed to import.
+        SkimError: the model was found nowhere, is damaged, or is of a class that the caller did not allow to import.
     """
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
@@ -64,7 +64,7 @@ def from_pretrained(
         return base.eval()
     if not (model_class is None or hasattr(model_class, "from_pretrained")):
         raise SkimError(
-            f"model_class={model_class!r} is no class of a model; name the class, such as model_class=Mine."
+            f"model_class={model_class!r} is not a model's class; name the class, such as model_class=Mine."
         )
     kind = model_class or class_of_model(folder, about, trust_modules)
     try:

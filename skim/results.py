@@ -22,12 +22,12 @@ SPENT = ("relative_flops", "gflops", "baseline_gflops", "keep_ratio")
 
 @dataclass
 class Results:
-    """What one run came to.
+    """The results of one run, as ``results.json`` holds them.
 
     Attributes:
         metrics: the task's, on the evaluation split, as the model will run.
         classes: the same class by class: ``positive`` is the one that f1 is of, ``confusion`` by label and prediction,
-            or, of several labels, for each by whether it is given and said. ``None`` where nothing is of a class.
+            or, of several labels, for each by whether it is given and said. ``None`` for a task without classes.
         masked_metrics: the same in masked execution; ``None`` for dense. A gap between the two is a leak.
         relative_flops: FLOPs / FLOPs of the dense backbone on the same real tokens.
         gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
@@ -91,7 +91,7 @@ class Results:
 
     @classmethod
     def of(cls, cfg: DictConfig, task: str, command: str) -> Results:
-        """Everything that is known before the run."""
+        """Results with all that is known before the run."""
         from skim.methods import method_name  # here: reports read results without torch
 
         config: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -152,7 +152,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What the run ran on."""
+    """Versions of Python and the packages that matter, and the machine's architecture."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("skim", *PACKAGES):
         try:

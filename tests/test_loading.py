@@ -92,7 +92,7 @@ def test_a_skim_json_that_is_none(folder: Path, text: bytes) -> None:
         ("class", "os.path", "trust_modules=('os',)"),
         ("class", 1, "'class' is 1"),
         ("class", "skim.methods.nowhere.First", "cannot be imported"),
-        ("class", "skim.errors.SkimError", "is no method"),
+        ("class", "skim.errors.SkimError", "which is not a method"),
         ("adapters", {}, "cannot be loaded"),
         ("adapters", {"names": ["default"], "active": ["default"]}, "cannot be loaded"),
         ("adapters", [1], "'adapters' is [1]"),
@@ -163,7 +163,7 @@ def test_a_hub_id_on_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_hub_id_that_is_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(skim.SkimError, match=r"not to be had[\s\S]*hf download me/none --local-dir") as error:
+    with pytest.raises(skim.SkimError, match=r"found nowhere[\s\S]*hf download me/none --local-dir") as error:
         skim.from_pretrained("me/none", revision="v1")
     assert "a mirror knows no revisions" in str(error.value)
 
@@ -264,9 +264,9 @@ def test_no_module_is_imported_that_was_not_allowed(tmp_path: Path, monkeypatch:
 def test_a_class_that_is_not_that_of_the_folder(saved: Path) -> None:
     with pytest.raises(skim.SkimError, match="holds method 'transkimmer', and method=First is 'first'"):
         skim.from_pretrained(saved, method=First)
-    with pytest.raises(skim.SkimError, match="is no class of a method"):
+    with pytest.raises(skim.SkimError, match="is not a method's class"):
         skim.from_pretrained(saved, method="transkimmer")  # type: ignore[arg-type]
-    with pytest.raises(skim.SkimError, match="model_class='First' is no class of a model"):
+    with pytest.raises(skim.SkimError, match="model_class='First' is not a model's class"):
         skim.from_pretrained(saved, model_class="First")  # type: ignore[arg-type]
 
 

@@ -37,7 +37,7 @@ class KeepShare(Method):
         self.shares = [(1 - (i + 0.5) / spec.layers) ** power for i in range(spec.layers)]
 
     def stays(self, i: int, tokens: TokenBatch) -> Tensor:
-        """Who is there in layer ``i``, bool, one per row."""
+        """Rows that are still there in layer ``i``, bool, one per row."""
         return (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac() < self.shares[i]
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:

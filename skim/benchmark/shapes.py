@@ -15,8 +15,7 @@ from skim.benchmark.scripted import HaltShare, KeepShare
 from skim.benchmark.timing import Timing, time_side_by_side
 from skim.compression import compress, walk_of
 from skim.errors import SkimError
-from skim.methods import Method
-from skim.methods.funnel import Funnel
+from skim.methods import Method, method_class
 
 
 def layered(family: str, width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -81,10 +80,11 @@ def shape_rows(options: argparse.Namespace, batch: int, length: int) -> list[Row
     for keep in options.halt:
         methods[f"masked, halt {keep:g}"] = HaltShare(keep, masked=True)
         methods[f"packed, halt {keep:g}"] = HaltShare(keep)
+    funnel: Any = method_class("funnel")
     for blocks in options.funnel:
         sizes = sizes_of(blocks)
-        methods[f"funnel {blocks} (q)"] = Funnel(blocks=sizes)
-        methods[f"funnel {blocks} (all)"] = Funnel(blocks=sizes, pool_q_only=False)
+        methods[f"funnel {blocks} (q)"] = funnel(blocks=sizes)
+        methods[f"funnel {blocks} (all)"] = funnel(blocks=sizes, pool_q_only=False)
     models = {name: compress(plain_twin(dense), method).eval() for name, method in methods.items()}
     own = f"{walk_of(dense).form()} dense"
     models = {"padded HF": plain_twin(dense), own: dense, **models}

@@ -96,7 +96,7 @@ def usable(name: str) -> torch.device:
 
 
 def machine(device: torch.device) -> str:
-    """What the numbers were measured on."""
+    """The device, its threads and torch's version: the machine that numbers are of, on one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{platform.machine()} {device.type}, threads: {torch.get_num_threads()}, torch {torch.__version__}"

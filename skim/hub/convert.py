@@ -30,7 +30,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def convert(source: Path, target: Path, preset: str | None = None) -> str:
-    """Convert a checkpoint; returns what was done, in words.
+    """Convert a published checkpoint to one of transformers and skim; returns what was done, in words.
 
     Args:
         source: a folder with what was published: weights beside ``net_config*.json`` (Funnel) or ``config.json``
@@ -64,7 +64,7 @@ def folder_of(source: Path) -> Path:
     if source.is_dir():
         return source
     if source.exists() or not HUB_ID.fullmatch(str(source)):
-        raise SkimError(f"{source} is no folder; name one with a published checkpoint, or a model of the hub.")
+        raise SkimError(f"{source} is not a folder; name one with a published checkpoint, or a model of the hub.")
     try:
         return Path(model_path(str(source), pickled=True))
     except SkimError as error:
@@ -85,7 +85,7 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
     names = told.get("architectures") or ["AlbertModel"]
     name = str(names[0] if isinstance(names, list) else names).replace("AlbertAct", "Albert")
     if not (name.startswith("Albert") and hasattr(transformers, name)):
-        raise SkimError(f"{source}/config.json is of {name}, which is no ALBERT that transformers has.")
+        raise SkimError(f"{source}/config.json is of {name}, and transformers has no ALBERT of that name.")
     usual = [path for path in (source / "model.safetensors", source / "pytorch_model.bin") if path.is_file()]
     files = usual + sorted(source.glob("*.safetensors")) + sorted(source.glob("*.bin"))
     if not files:

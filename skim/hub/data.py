@@ -62,7 +62,7 @@ def dataset(hub_id: str, config: str, split: str, fetch: str = "task=<name>") ->
 
 
 def from_hub(hub_id: str, config: str, **options: Any) -> Any:
-    """What the hub has; of a data set that is a program, which `datasets` runs no more, what the hub made of it."""
+    """Load from the hub; of a data set that is a script, which `datasets` no longer runs, the files the hub made."""
     import datasets
 
     try:

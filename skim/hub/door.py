@@ -1,4 +1,4 @@
-"""Where names are looked for, and what is said of one that can be had nowhere."""
+"""Places where names are looked for, and the error for one that is in none of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def mirror() -> Path | None:
 
 
 def nowhere(what: str, looked: list[str], fetch: str | None, model: str = "") -> SkimError:
-    """The error for a name that can be had nowhere: where it was looked for, and the command that gets it."""
+    """The error for a name that was found nowhere: the places looked at, and the command that gets it."""
     command = (
         f"python -m skim.hub fetch {fetch}" if fetch else f"hf download {model} --local-dir $SKIM_MIRROR/models/{model}"
     )
     return SkimError(
-        f"{what} is not to be had.\nLooked: {'; '.join(looked)}.\n"
+        f"{what} was found nowhere.\nLooked: {'; '.join(looked)}.\n"
         f"On a machine with internet, with SKIM_MIRROR=<folder> set: {command}"
     )
 

@@ -1,4 +1,4 @@
-"""What a mirror holds, and what can be run with it alone."""
+"""A mirror's contents, and the tasks and backbones that can run with it alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def show() -> None:
 
 
 def holds(folder: Path) -> Table:
-    """The files that are there."""
+    """List the files in a mirror, with rows and sizes."""
     import pyarrow.parquet as pq
     from rich.table import Table
 
@@ -47,7 +47,7 @@ def holds(folder: Path) -> Table:
 
 
 def serves(folder: Path) -> Table:
-    """What training with each task and each backbone would find there."""
+    """List each task and backbone of ``conf``, the data or the model that it needs, and how much of that is there."""
     from rich.table import Table
 
     table = Table("choice", "needs", "in the mirror", title="what can be run with it alone")

@@ -74,6 +74,6 @@ def model_path(
 
 
 def complete(folder: Path, pickled: bool = False) -> bool:
-    """Whether this folder has a model's config and its weights, such that nothing has to be unpickled, or else so."""
+    """Tell whether a folder has a model's config and its weights: as safetensors, or, if ``pickled``, as ``*.bin``."""
     weights = any(folder.glob("*.safetensors")) or (pickled and any(folder.glob("*.bin")))
     return (folder / "config.json").is_file() and weights

@@ -162,7 +162,7 @@ class SkimCallback(TrainerCallback):
             if name not in known:
                 raise unknown("stage of the method", name, known)
             if not share > 0:
-                raise SkimError(f"stages={{'{name}': {share}}} is no share of the training; leave the stage out.")
+                raise SkimError(f"stages={{'{name}': {share}}} is not a share of the training; leave the stage out.")
         plan = Plan([Stage(name, epochs=asked[name]) for name in known if name in asked], steps)  # type: ignore[arg-type]
         for stage, begin, end in zip(plan.stages, plan.bounds, plan.bounds[1:], strict=False):
             if begin == end:

@@ -17,11 +17,10 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
 from skim.lightning.distill import Distiller
 from skim.lightning.module import SkimModule
-from skim.loading import first_line
 
 Part = TypeVar("Part")
 FILLED = {"callbacks": "callbacks", "logger": "logger"}  # arguments of the Trainer that are groups of their own

@@ -48,7 +48,7 @@ def register(method: Any, target: Any = None, /) -> Any:
         The class, as a decorator does.
 
     Raises:
-        SkimError: another method has that name, or the class is no method.
+        SkimError: another method has that name, or the class is not one of methods.
     """
     if isinstance(method, str):
         name, kind = method, target
@@ -85,7 +85,7 @@ def method_class(name: str) -> type[Method]:
     found = REGISTERED[name]
     kind = imported(found) if isinstance(found, str) else found
     if not (isinstance(kind, type) and issubclass(kind, Method) and kind.name == name):
-        what = f"a method named '{kind.name}'" if hasattr(kind, "name") else "no method"
+        what = f"a method named '{kind.name}'" if hasattr(kind, "name") else "not a method"
         raise SkimError(f"'{name}' is registered for {found}, which is {what}.")
     return kind
 

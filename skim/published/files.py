@@ -16,7 +16,7 @@ from skim.errors import SkimError
 
 
 def described(path: Path) -> dict[str, Any]:
-    """What a JSON file says."""
+    """Read a JSON file that holds options."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # neither JSON nor UTF-8
@@ -27,7 +27,7 @@ def described(path: Path) -> dict[str, Any]:
 
 
 def unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file, by name; whatever else a pickle holds is refused and not run."""
+    """The tensors in a file, by name; anything else in a pickle is refused and not run."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -132,11 +132,11 @@ def placed(name: str, tensor: Tensor, places: dict[str, str], prefix: str, sourc
         return renamed(name, places, prefix), oriented(name, tensor.float())
     except (IndexError, RuntimeError, ValueError):
         shape = " x ".join(map(str, tensor.shape))
-        raise SkimError(f"{source}: {name} ({shape}) is no weight of a published Funnel.") from None
+        raise SkimError(f"{source}: {name} ({shape}) does not belong to a published Funnel.") from None
 
 
 def renamed(name: str, places: dict[str, str], prefix: str) -> str:
-    """What transformers calls a published PyTorch parameter; a layer that the config does not have keeps its name."""
+    """The name in transformers of a published PyTorch parameter; of a layer that the config lacks, its own."""
     bare = name.removeprefix("decoder.")
     part, number, *rest = bare.split(".")
     if part == "input_layer":

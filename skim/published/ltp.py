@@ -1,4 +1,4 @@
-"""Starting from what LTP's published code saved: ``init_from=<its output folder>`` with ``method=ltp`` or ``ltp_hard``.
+"""Checkpoints of LTP's published code: ``init_from=<its output folder>`` with ``method=ltp`` or ``ltp_hard``.
 
 Its backbone is RoBERTa, named ``ltp`` in ``config.json`` and ``ibert`` in the names of the weights; beside these lies a
 learned threshold per layer, on top of a ramp that only ``config.json`` knows. Its options do not come along: that its
@@ -52,7 +52,7 @@ def weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def is_threshold(name: str) -> bool:
-    """Whether that is what the published code calls a learned threshold."""
+    """Tell whether a weight is a learned threshold by its published name."""
     return name.endswith(".pruner.keep_threshold")
 
 

@@ -36,7 +36,7 @@ def read(prefix: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise SkimError(f"TensorFlow's checkpoint {prefix} is not whole: {error}") from error
     except (IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise SkimError(f"{index} is no TensorFlow checkpoint, or a broken one: {error}") from error
+        raise SkimError(f"{index} is not a TensorFlow checkpoint, or is broken: {error}") from error
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 

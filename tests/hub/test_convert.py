@@ -291,9 +291,9 @@ def test_broken_files(file: str, content: str, says: str, tmp_path: Path) -> Non
 def test_other_weights_than_a_funnels(tmp_path: Path) -> None:
     source = funnel_folder(tmp_path / "in", "pytorch")
     for state, says in (
-        ({"weight": torch.rand(2)}, "no weight of a published Funnel"),
-        ({"attn_layers.0.q_head.weight": torch.rand(())}, "no weight of a published Funnel"),
-        ({"decoder.x": torch.rand(2)}, "no weight of a published Funnel"),
+        ({"weight": torch.rand(2)}, "does not belong to a published Funnel"),
+        ({"attn_layers.0.q_head.weight": torch.rand(())}, "does not belong to a published Funnel"),
+        ({"decoder.x": torch.rand(2)}, "does not belong to a published Funnel"),
         ({"model": {"weight": torch.rand(2)}}, "something else than tensors"),
         (torch.rand(2), "something else than tensors"),
     ):
@@ -309,7 +309,7 @@ def test_names_of_folders(tmp_path: Path) -> None:
         with pytest.raises(SkimError, match="file is a file; name a new folder"):
             convert(source, target, "tiny")
     for wrong in (file, tmp_path / "nowhere"):
-        with pytest.raises(SkimError, match="is no folder"):
+        with pytest.raises(SkimError, match="is not a folder"):
             convert(wrong, tmp_path / "out", "tiny")
 
 
@@ -323,7 +323,7 @@ def test_the_usual_names_come_first(tmp_path: Path) -> None:
 def test_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIM_MIRROR", str(tmp_path / "mirror"))
     monkeypatch.setattr(models, "problem_with", lambda *_: "cannot be reached")
-    with pytest.raises(SkimError, match="Model asi/albert-act-tiny is not to be had") as caught:
+    with pytest.raises(SkimError, match="Model asi/albert-act-tiny was found nowhere") as caught:
         main(["convert", "asi/albert-act-tiny", str(tmp_path / "out"), "--preset", "tiny"])
     assert "hub fetch" not in str(caught.value)  # which fills the mirror with what can be trained at once
     (tmp_path / "mirror/models/asi").mkdir(parents=True)

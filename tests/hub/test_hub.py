@@ -80,7 +80,7 @@ def test_a_data_set_to_be_had_nowhere(mirror: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(SkimError) as error:
         hub.dataset("nyu-mll/glue", "sst2", "validation", "task=sst2")
     what, looked, command = str(error.value).splitlines()
-    assert what == "Data set nyu-mll/glue (config sst2, split validation) is not to be had."
+    assert what == "Data set nyu-mll/glue (config sst2, split validation) was found nowhere."
     assert f"the mirror has no {mirror}/datasets/nyu-mll/glue/sst2/validation.parquet (there: train)" in looked
     assert "the cache has none" in looked
     assert "the hub: cannot be reached (Name or service not known)" in looked
@@ -94,7 +94,7 @@ def test_a_model_to_be_had_nowhere(mirror: Path) -> None:
     with pytest.raises(SkimError) as error:
         hub.model_path("google-bert/bert-base-uncased", "backbone=bert_base")
     what, looked, command = str(error.value).splitlines()
-    assert what == "Model google-bert/bert-base-uncased is not to be had."
+    assert what == "Model google-bert/bert-base-uncased was found nowhere."
     assert f"the mirror's {mirror}/models/google-bert/bert-base-uncased is not there; the cache has none" in looked
     assert command.endswith("python -m skim.hub fetch backbone=bert_base")
     folder = mirror / "models/google-bert/bert-base-uncased"
@@ -113,7 +113,7 @@ def test_a_name_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> N
         hub.dataset("no/such", "default", "train")
     with pytest.raises(SkimError, match="it knows no model of this name"):
         hub.model_path("no/such")
-    with pytest.raises(SkimError, match="not to be had"):
+    with pytest.raises(SkimError, match="was found nowhere"):
         hub.model_path("not a name")
 
 

@@ -170,7 +170,7 @@ def test_what_cannot_be_registered(outside: Path, arguments: tuple[object, ...],
         ("mypackage.power.Nothing", "mypackage.power.Nothing cannot be imported"),
         ("mypackage.nowhere.Power", "mypackage.nowhere.Power cannot be imported"),
         ("mypackage.power.Power", "which is a method named 'power_of_mine'"),
-        ("mypackage.power.TokenBatch", "which is no method"),
+        ("mypackage.power.TokenBatch", "which is not a method"),
     ],
 )
 def test_what_a_registered_path_does_not_lead_to(outside: Path, path: str, says: str) -> None:
