@@ -20,14 +20,12 @@ REFUSED = {"what", "whether", "who", "of", "those", "where"}
 ODD = re.compile(r"(?<!there )\b(is|are) no (?!longer\b|more\b|less\b)\w|\bto be had\b", re.IGNORECASE)
 # rooms whose words are not mended yet; empty in the end
 PENDING: tuple[str, ...] = (
+    "skim/lightning/budget.py",
     "skim/backbones",
     "skim/compression.py",
     "skim/engine",
-    "skim/lightning",
     "skim/methods",
     "skim/options",
-    "skim/resume.py",
-    "skim/cli.py",
 )
 
 

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -92,6 +92,7 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
         "val_check_interval": interval or 1.0 / cfg.train.evals_per_epoch,
         "check_val_every_n_epoch": None if interval else 1,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in callbacks),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }
     options = {name: value for name, value in follows.items() if name not in make.keywords}
     try:

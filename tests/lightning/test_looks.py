@@ -270,6 +270,9 @@ def test_no_run_at_all_asks_for_one() -> None:
         ("+overrides.task.batchsize=1", r"task.batchsize is no option. Did you mean task.batch_size\?"),
         ("+overrides.train.learning_rate=1", r"Did you mean train.lr\?"),
         ("+overrides.method.target=0.5", "method.target is no option"),  # of the dense model
+        ("+overrides.train.lr=5", "overrides.train.lr would change nothing: it is for training"),
+        ("+overrides.callbacks.patience=1", "would change nothing"),
+        ("+overrides.task.eval_batch_size=4", "write batch_size=<value>"),
     ],
 )
 def test_an_option_that_the_run_has_not_cannot_be_overridden(dense: Path, override: str, says: str) -> None:
