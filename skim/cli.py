@@ -1,4 +1,4 @@
-"""What ``train.py`` and ``evaluate.py`` share: readable errors, Hydra jobs that survive DDP. Imports nothing heavy."""
+"""Both entry points: readable errors, Hydra jobs that survive DDP. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ ABSENT = object()
 def recorded(folder: Path) -> DictConfig:
     """The config that a run's folder remembers."""
     if not (folder / "config.yaml").is_file():
-        raise SkimError(f"{folder} is no run's folder: there is no config.yaml in it.")
+        raise SkimError(f"{folder} is not a run's folder: there is no config.yaml in it.")
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
     return config
@@ -54,7 +54,7 @@ def checkpoint_of(resume: object) -> Path:
             f"resume={path} has no {LAST}: the run ended before it wrote one.\n"
             "Start it anew; callbacks.save_every=<steps> writes one more often."
         )
-    raise SkimError(f"resume={path} is no file and no run's folder; name a run, or a checkpoint in its checkpoints/.")
+    raise SkimError(f"resume={path} is neither a file nor a run's folder; name a run, or one of its checkpoints/.")
 
 
 def changes(cfg: DictConfig) -> list[str]:

@@ -114,8 +114,8 @@ def test_what_would_break_the_schedule_is_refused(override: str, says: str, tmp_
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (["resume=nowhere"], "is no file and no run's folder"),
-        (["resume=nowhere.ckpt"], "is no file and no run's folder"),
+        (["resume=nowhere"], "is neither a file nor a run's folder"),
+        (["resume=nowhere.ckpt"], "is neither a file nor a run's folder"),
         (["resume=one,two"], "one at a time"),
         (["resume={run}", "experiment=demo"], "Leave it away"),
         (["resume={empty}"], "ended before it wrote one"),

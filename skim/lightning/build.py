@@ -48,7 +48,7 @@ COMPANION = "companion.safetensors"  # in a run's model/: what was trained besid
 
 @dataclass
 class Parts:
-    """What a config builds."""
+    """Task, tokenizer and model of a run, as a config builds them."""
 
     task: Task
     tokenizer: Any

@@ -59,5 +59,5 @@ def method_of(cfg: DictConfig) -> Method:
             "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
         ) from None
     if not isinstance(method, Method):
-        raise SkimError(f"method._target_={target} makes a {type(method).__name__}, which is no skim.Method.")
+        raise SkimError(f"method._target_={target} makes a {type(method).__name__}, and not a skim.Method.")
     return method

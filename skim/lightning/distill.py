@@ -28,7 +28,7 @@ class Distiller:
         self.teacher = teacher
 
     def to(self, device: torch.device) -> None:
-        """Move the teacher, which is no part of the module that Lightning moves, saves and trains."""
+        """Move the teacher, which Lightning neither moves nor saves nor trains."""
         if self.teacher is not None:
             self.teacher.to(device)
 

@@ -1,4 +1,4 @@
-"""From a composed config to a finished run: build, fit, evaluate, export. What ``train.py`` calls.
+"""From a composed config to a finished run: build, fit, evaluate, export. ``train.py`` calls it.
 
 A run's folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/last.ckpt`` (to resume) and ``best.ckpt`` (the
 weights of the best evaluation), ``model/`` (to load with ``skim.from_pretrained`` or plain transformers),

@@ -67,7 +67,7 @@ def test_an_option_of_a_users_own_method_is_its_own_affair() -> None:
         ("nowhere.First", r"cannot be imported: .*nowhere[\s\S]*PYTHONPATH"),
         (f"{__name__}.Nothing", "cannot be imported: .*Nothing"),
         ("First", "cannot be imported"),
-        ("collections.OrderedDict", "makes a OrderedDict, which is no skim.Method"),
+        ("collections.OrderedDict", "makes a OrderedDict, and not a skim.Method"),
     ],
 )
 def test_what_is_no_method_of_ones_own(target: str, says: str) -> None:

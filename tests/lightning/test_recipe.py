@@ -303,7 +303,7 @@ def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Pat
         (["method=dense", "execution=pakced"], "packed"),
         (["method=dense", "train.distill=0.5"], "init_from"),
         (["method=dense", "init_from=nowhere"], "no trained model"),
-        (["method=dense", "resume=nowhere.ckpt"], "no file"),
+        (["method=dense", "resume=nowhere.ckpt"], "neither a file"),
         (["method=dense", "train.lr=fast"], "train.lr=fast must be a number"),
         (["method=dense", "task.batch_size=0"], "at least 1"),
         (["method=dense", "seed=-1"], "from 0 to 4294967295"),

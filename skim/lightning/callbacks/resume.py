@@ -19,7 +19,7 @@ def check_resumable(path: Path) -> None:
     """Refuse a file that training cannot go on from.
 
     Raises:
-        SkimError: it is no checkpoint, or one without the state of an optimizer, as ``best.ckpt``.
+        SkimError: it cannot be read, or lacks the state of an optimizer, as ``best.ckpt`` does.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

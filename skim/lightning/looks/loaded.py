@@ -134,7 +134,7 @@ def run_of(path: Path) -> tuple[Path, Path | None]:
             f"Name the run that it came from, or look at it in Python: skim.from_pretrained({str(path)!r})."
         )
     raise SkimError(
-        f"ckpt={path} is no run: there is no {folder / 'config.yaml'}.\n"
+        f"ckpt={path} is not a run: there is no {folder / 'config.yaml'}.\n"
         "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
     )
 

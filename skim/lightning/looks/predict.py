@@ -15,7 +15,7 @@ from skim.lightning.looks.loaded import load, trainer_of
 
 
 def look(cfg: DictConfig, console: Console) -> None:
-    """What the model says of the test split, or of ``split``; writes files beside the run's ``results.json``."""
+    """Predict the test split, or ``split``; writes files beside the run's ``results.json``."""
     loaded = load(cfg)
     task, model = loaded.parts.task, loaded.parts.model
     loader = task.test_dataloader()
