@@ -3,7 +3,8 @@
 $ python -m skim.options.comments conf          # rewrites them; a test holds that there is nothing to rewrite
 
 The declaration is the one source: unit and meaning from the class (:mod:`skim.options.meaning`), kind and bounds from
-the annotation. A file that gives an option another value than the class may say why, in a comment of its own.
+the annotation. A file that gives an option another value than the class, or than a file that it starts from, may say
+why in a comment of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from skim.options.files import Entry, entries, parents
 from skim.options.meaning import comment
 
 WIDTH = 120
-EVIDENT = ("name", "task.name")  # of a task, which is that of its file
 BASES = {  # files that others of their folder start from, and which name no class
     "task/_defaults": "tasks.base.Task",
     "task/_text": "tasks.text.Text",
@@ -29,7 +29,7 @@ BASES = {  # files that others of their folder start from, and which name no cla
 
 
 def written(file: Path) -> str:
-    """The text of a file in ``conf`` with the comments that it should have."""
+    """Write the text of a file in ``conf`` with the comments that it should have."""
     text = file.read_text()
     lines = text.splitlines()
     for entry in reversed(entries(text)):
@@ -41,20 +41,25 @@ def written(file: Path) -> str:
 
 
 def comment_of(file: Path, entry: Entry) -> str | None:
-    """The comment that an option should have; ``None`` where the file's own is as good, or none."""
+    """Write the comment that an option should have; ``None`` where the file's own is as good, or none."""
     owner = owners(file).get(entry.place)
-    if owner is None or entry.value is None or entry.path in EVIDENT or entry.name not in arguments(owner):
+    if owner is None or entry.value is None or entry.name not in arguments(owner):
         return None
-    repeated = any(entry.path in {one.path for one in entries(parent.read_text())} for parent in ancestors(file))
+    path = entry.path.removeprefix(f"{file.parent.name}.")
+    if entry.value == file.stem or any(path in paths(parent) for parent in ancestors(file)):
+        return None  # its own name, or another value than that of the file it starts from
     default = arguments(owner)[entry.name].default
     differs = default is not inspect.Parameter.empty and value_of(entry) != plain(default)
-    if differs and (entry.comment or repeated):
-        return None
-    return None if repeated and not entry.comment else comment(owner, entry.name)
+    return None if differs and entry.comment else comment(owner, entry.name)
+
+
+def paths(file: Path) -> set[str]:
+    """List the options of a file, as a file of its group names them."""
+    return {entry.path.removeprefix(f"{file.parent.name}.") for entry in entries(file.read_text())}
 
 
 def owners(file: Path) -> dict[str, type]:
-    """The classes whose options stand in a file, by the place where they stand in it."""
+    """Find the classes whose options stand in a file, by the place where they stand in it."""
     from hydra.utils import get_class
     from omegaconf import OmegaConf
 
@@ -77,26 +82,26 @@ AT = {"method": ("_target_",), "task": ("_target_", "task._target_")}
 
 
 def ancestors(file: Path) -> list[Path]:
-    """The files of the same folder that a file starts from, nearest first."""
+    """List the files of the same folder that a file starts from, nearest first."""
     found = [file.with_name(f"{name}.yaml") for name in reversed(parents(file.read_text()))]
     found = [one for one in found if one.is_file()]
     return [*found, *(further for one in found for further in ancestors(one))]
 
 
 def value_of(entry: Entry) -> Any:
-    """The value of an option, in Python's types."""
+    """Read the value of an option, in Python's types."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.create(f"value: {entry.value}"), resolve=False)["value"]  # type: ignore[index,call-overload]
 
 
 def plain(default: Any) -> Any:
-    """A default as a file says it."""
+    """Write a default as a file says it."""
     return list(default) if isinstance(default, tuple) else default
 
 
 def wrapped(text: str, indent: str) -> list[str]:
-    """A comment in lines of at most 120 characters."""
+    """Wrap a comment into lines of at most 120 characters."""
     lead = f"{indent}# "
     return textwrap.wrap(
         text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False

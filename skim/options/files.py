@@ -26,17 +26,17 @@ class Entry:
 
     @property
     def place(self) -> str:
-        """The group that the option stands in."""
+        """Name the group that the option stands in."""
         return self.path.rpartition(".")[0]
 
     @property
     def name(self) -> str:
-        """The option's own name."""
+        """Name the option without its group."""
         return self.path.rpartition(".")[2]
 
 
 def entries(text: str) -> list[Entry]:
-    """The options of a file in their order, but for its list of defaults and what is Hydra's (``_target_``).
+    """List the options of a file in their order, but for its list of defaults and what is Hydra's (``_target_``).
 
     The comment that a file opens with is about the file, up to an empty line.
     """
@@ -60,7 +60,7 @@ def entries(text: str) -> list[Entry]:
 
 
 def parents(text: str) -> list[str]:
-    """The files of the same folder that a file starts from, by their names."""
+    """List the files of the same folder that a file starts from, by their names."""
     found = re.search(r"^defaults:(?: \[(.*)\]|((?:\n +- .*)+))", text, re.MULTILINE)
     if found is None:
         return []

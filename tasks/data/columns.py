@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from skim.errors import SkimError
 from tasks.data.cells import UTF8, Problem
@@ -28,7 +28,8 @@ def text_of(name: Any) -> Any:
     return str(name) if isinstance(name, int | float) else name
 
 
-Name: TypeAlias = Annotated[str, BeforeValidator(text_of)]  # of a label or column, as an option
+# a label, or a column, as an option: YAML reads some names as numbers
+Name: TypeAlias = Annotated[str, BeforeValidator(text_of), Field(json_schema_extra={"numbers": True})]
 
 
 class Rejects:

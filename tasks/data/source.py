@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -59,7 +60,7 @@ class Source(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        for key in self.files:
+        for key in self.files if isinstance(self.files, Mapping) else ():
             if key not in PARTS:
                 raise unknown("key of task.files", key, PARTS)
         check_fields(self)
