@@ -199,11 +199,13 @@ def test_add_a_method_word_for_word(
     law_1.test_1_identity(case, "cpu")
     law_2.test_2_masked_is_packed_is_narrowed(case, "cpu")
     law_3.test_3_batch_invariance(case, "cpu")
-    (train,) = [line for line in commands(after) if "train.py" in line and "hydra.run.dir" in line]
     small = [option for option in SMALL if not option.startswith(("task=", "backbone="))]
-    arguments = shlex.split(train.removeprefix("python <skim>/train.py "))
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *small])
-    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    trainings = [line for line in commands(after) if "train.py" in line and "hydra.run.dir" in line]
+    for line in trainings:
+        arguments = shlex.split(line.removeprefix("python <skim>/train.py "))
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments, *small, "train.epochs=1"])
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert len(trainings) == 2
     for block in blocks(after):
         if block["title"] is None and block["why"] is None:
             exec(block["code"], {})
