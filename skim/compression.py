@@ -19,7 +19,6 @@ from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
-from skim.methods.dense import Dense
 from skim.saving import keep_method
 
 __all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]
@@ -188,7 +187,7 @@ def uncompressed(model: nn.Module) -> Iterator[nn.Module]:
     Its trace is then a dense one. The method stays where it is, with its parameters, its stage and its schedules.
     """
     walk = walk_of(model)
-    before, walk.stand_in = walk.stand_in, Dense()
+    before, walk.stand_in = walk.stand_in, method_class("dense")()
     try:
         yield model
     finally:

@@ -14,7 +14,6 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from skim.errors import SkimError
 from skim.lightning.budget import TOLERANCE
-from skim.lightning.module import SkimModule
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class BestCheckpoint(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit":
             return
-        module, values = cast(SkimModule, pl_module), trainer.callback_metrics
+        module, values = cast(Any, pl_module), trainer.callback_metrics
         self.latest = None
         if module.stage is not module.stages[-1] or not module.has_run:
             return
@@ -143,7 +142,7 @@ class LastStageStopping(Callback):
             )
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        module = cast(SkimModule, pl_module)
+        module = cast(Any, pl_module)
         if trainer.state.fn != "fit" or self.patience is None or self.best is None or self.best.latest is None:
             return
         latest = self.best.latest

@@ -16,8 +16,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column
 from rich.text import Text
 
-from skim.lightning.module import SkimModule
-
 EVERY = 30.0  # seconds between two lines of a log, at least
 SHARE = 1 / 40  # and this share of the time so far: a week's log has some 300 of them
 REDRAWN = 0.25  # seconds between two looks of a bar; reading a loss waits for the device
@@ -93,7 +91,7 @@ class Shown(ProgressBar):
             self.console.print(Text(" ".join(map(str, args))), soft_wrap=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.steps = cast(SkimModule, pl_module).plan.steps
+        self.steps = cast(Any, pl_module).plan.steps
         begun = f", from step {trainer.global_step:,} on" if trainer.global_step else ""
         devices = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
         device = trainer.strategy.root_device.type
@@ -165,7 +163,7 @@ class Bar(Shown):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         step = trainer.global_step
         if self.due() or step == self.steps:
-            name = cast(SkimModule, pl_module).stage
+            name = cast(Any, pl_module).stage
             numbers = " ".join(f"{name} {value}" for name, value in self.training(trainer).items())
             self.draw("training", completed=step, shown=numbers, description=(name and name.name) or "training")
 
