@@ -174,5 +174,6 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # a profile is a result
     for noise in NOISE:
         warnings.filterwarnings("ignore", noise)
