@@ -141,7 +141,7 @@ def _own_config(model: nn.Module) -> None:
 
 
 def accepted(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a batch the forward of a compressed model has a name for: the encoder's inputs, and labels."""
+    """Select the entries of a batch that a compressed model's forward names: the encoder's inputs, and labels."""
     names = inspect.signature(walk_of(model).model.forward).parameters
     return {name: value for name, value in batch.items() if name in names}
 

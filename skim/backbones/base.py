@@ -1,4 +1,4 @@
-"""What families share beside the contract, :class:`~skim.engine.backbone.Backbone`: rotations, distances, a softmax."""
+"""Parts that families share beside the contract, :class:`~skim.engine.backbone.Backbone`: rotations, distances."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Rows(NarrowedTokens):
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the rows of a block sit, for all its layers.
+    """Places of the rows of a block, for all its layers.
 
     Attributes:
         base: the base model.
@@ -96,14 +96,14 @@ class Geometry:
 
     @cached_property
     def same(self) -> Tensor:
-        """Whether each row is of the same segment as keys of each type, ``(B, Q, 3)`` bool."""
+        """Mask of the rows that are of the same segment as keys of each type, ``(B, Q, 3)`` bool."""
         types = torch.arange(3, device=self.row_types.device)
         own = self.row_types[..., None]
         return (own == types) | (own == CLS_TYPE) | (types == CLS_TYPE)
 
     @cached_property
     def keys(self) -> Tensor:
-        """What is put behind each key, ``(B, K, EXTRA)``: its type, and a large negative number if it is a pad."""
+        """Extra features of each key, ``(B, K, EXTRA)``: its type, and a large negative number if it is a pad."""
         dtype = self.rows.hidden.dtype
         types = (self.seen_types[..., None] == torch.arange(3, device=self.seen_types.device)).to(dtype)
         if self.base.config.separate_cls:
@@ -261,12 +261,12 @@ class Funnel(Backbone):
 
 
 def compatible(config: Any) -> bool:
-    """Whether transformers' own numbers are asked for."""
+    """Tell whether transformers' own numbers are asked for."""
     return getattr(config, "hf_compat", False)
 
 
 def pools_pads(config: Any) -> bool:
-    """Whether windows are laid over pads, as published."""
+    """Tell whether windows are laid over pads, as published."""
     return getattr(config, "pool_pads", True)
 
 

@@ -18,7 +18,7 @@ from skim.flops import LayerCost, precise
 
 
 class Geometry(NamedTuple):
-    """Where the rows sit.
+    """Places of the rows.
 
     Attributes:
         table: ``(2 N, 1 or B, D)`` embeddings of the distances N, N - 1, ... 1 - N from query to key.

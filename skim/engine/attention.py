@@ -31,7 +31,7 @@ except ImportError:  # pragma: no cover - depends on the installed torch
 
 @dataclass
 class AttentionMask:
-    """Who may be looked at in one layer, in the place of transformers' mask tensor.
+    """Mask of the keys of one layer, in the place of transformers' mask tensor.
 
     Attributes:
         occupancy: the rows and who is alive among them.
@@ -57,13 +57,13 @@ class AttentionMask:
 
     @property
     def weighs(self) -> bool:
-        """Whether keys carry weights that gradients flow through, or that act after the softmax."""
+        """True if keys carry weights that gradients flow through, or that act after the softmax."""
         kept = self.occupancy.kept if isinstance(self.occupancy, MaskedOccupancy) else None
         return kept is not None and (kept.requires_grad or not self.inside_softmax)
 
     @property
     def explicit(self) -> bool:
-        """Whether a padded batch must form its probabilities: no fused kernel weighs keys or differentiates sums."""
+        """True if a padded batch must form its probabilities: no fused kernel weighs keys or differentiates sums."""
         through = self.wants_received and torch.is_grad_enabled() and isinstance(self.occupancy, MaskedOccupancy)
         return self.weighs or through or self.blanks
 

@@ -67,11 +67,11 @@ class Backbone:
         )
 
     def before_layer(self, base: Module, i: int, tokens: TokenBatch) -> TokenBatch:
-        """What the architecture itself does to its rows before layer ``i``, ahead of the method."""
+        """Change rows before layer ``i`` as the architecture itself does, ahead of the method."""
         return tokens
 
     def geometry(self, base: Module, tokens: TokenBatch, inputs: Inputs) -> Any:
-        """What attention needs to know about where the rows of ``tokens`` sit (rotations, relative biases).
+        """Compute all that attention needs of the places of ``tokens``' rows (rotations, relative biases).
 
         Called again whenever rows have moved, or look at others than before; handed to :meth:`attend`.
         """
@@ -86,7 +86,7 @@ class Backbone:
         return layer.attention(hidden, mask)[0]
 
     def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
-        """What the layer's attention looks at, of any rows: ``(B, N, D)`` to twice ``(B, H, N, d)``."""
+        """Project any rows to the layer's keys and values: ``(B, N, D)`` to twice ``(B, H, N, d)``."""
         attention = layer.attention.self
         size = attention.attention_head_size
         return heads(attention.key(hidden), size), heads(attention.value(hidden), size)

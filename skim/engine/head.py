@@ -165,7 +165,7 @@ class Head:
         return counter.get_total_flops() / 2
 
     def of(self, running: Tensor, hidden: Tensor, inputs: Inputs) -> Tensor:
-        """What the head says of some sequences: logits ``(B, C)``, 0 for the others.
+        """Run the head on some sequences: logits ``(B, C)``, 0 for the others.
 
         Args:
             running: ``(B,)`` bool; the others are not computed.

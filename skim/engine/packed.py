@@ -52,7 +52,7 @@ class PackedOccupancy(Occupancy):
 
     @cached_property
     def rectangle(self) -> tuple[Tensor, Tensor]:
-        """Where each row sits in ``B`` rows of N places, ``(T,)`` flat, and which places are taken, ``(B, N)`` bool.
+        """Place of each row in ``B`` rows of N places, ``(T,)`` flat, and a mask of places that are taken, ``(B, N)``.
 
         N and not the longest survivor, because knowing that one would wait for the device.
         """

@@ -29,7 +29,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """What entered the encoder; never changes during a forward.
+    """Sequences as they entered the encoder; constant during a forward.
 
     Attributes:
         real: ``(B, N)`` bool, False on pads.
@@ -51,12 +51,12 @@ class Sequences:
 
     @cached_property
     def position(self) -> Tensor:
-        """Where every token came in, ``(B, N)``; one tensor, so that ``is`` tells whether rows have moved."""
+        """Input position of every token, ``(B, N)``; one tensor, so that ``is`` tells whether rows have moved."""
         return torch.arange(self.real.shape[1], device=self.real.device).expand_as(self.real)
 
 
 class Occupancy:
-    """Who is alive, and at which input position each row sits. Shared by all states between two retirements."""
+    """Alive tokens, and the input position of each row. Shared by all states between two retirements."""
 
     position: Tensor  # input position of each row, of its first token if it merges several: (B, N), (B, K) or (1, T)
     weights: Tensor  # how much each row counts as a key, in the same shape
@@ -72,7 +72,7 @@ class Occupancy:
         raise NotImplementedError
 
     def rows(self, values: Tensor) -> Tensor:
-        """What was given per input position, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
+        """Select values of input positions, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
         raise NotImplementedError
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Occupancy:
         return values.gather(1, where.expand(*self.merged.shape, *values.shape[2:]))
 
     def spread(self, values: Tensor) -> Tensor:
-        """What was given per sequence, ``(B,)``, at (or broadcastable to) its rows: ``(B, 1)`` or ``(1, T)``."""
+        """Repeat values given per sequence, ``(B,)``, for (or broadcastable to) its rows: ``(B, 1)`` or ``(1, T)``."""
         return values[:, None]
 
     def largest(self, values: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class TokenBatch:
 
     @property
     def looked_at(self) -> Occupancy:
-        """Who attention looks at."""
+        """Rows that attention attends to."""
         return self.occupancy if self.memory is None else self.memory.occupancy
 
     def with_hidden(self, hidden: Tensor) -> TokenBatch:
@@ -201,7 +201,7 @@ def last_tokens(alive: Tensor, keep: Tensor) -> Tensor:
 
 
 def merge(occupancy: Occupancy, members: Tensor, firsts: Tensor) -> Tensor:
-    """Where each token's row sits, ``(B, N)``, once rows at flat positions ``members`` have joined ``firsts``."""
+    """Find each token's row, ``(B, N)``, once rows at flat positions ``members`` have joined ``firsts``."""
     real = occupancy.sequences.real
     batch, positions = real.shape
     joined = torch.arange(real.numel(), device=real.device).index_copy(0, members, firsts).view(batch, positions)

@@ -1,4 +1,4 @@
-"""What one forward did: tokens entering attention and feed-forward, per sequence and layer.
+"""Trace of one forward: tokens entering attention and feed-forward, per sequence and layer.
 
 FLOPs, keep ratios and every picture of what was retired where come from a trace and from nothing else.
 """
@@ -20,7 +20,7 @@ from skim.flops import LayerCost, precise
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """Who was there at four points of one layer; counts are taken when asked for, so a forward pays nothing.
+    """Rows present at four points of one layer; counts are taken when asked for, so a forward pays nothing.
 
     Attributes:
         arriving: before the method's first decision in this layer.
@@ -132,7 +132,7 @@ class Trace:
         return share(self.flops(formula).sum(), dense.sum())
 
     def alive(self) -> Tensor:
-        """Who entered each layer's feed-forward, at input positions, ``(L, B, N)`` bool."""
+        """Mask the tokens that entered each layer's feed-forward, at input positions, ``(L, B, N)`` bool."""
         return torch.stack([layer.feeding.alive() for layer in self.layers])
 
     def layers_survived(self) -> Tensor:

@@ -85,7 +85,7 @@ def halting_step(p: Tensor, before: Tensor, epsilon: float, last: bool = False) 
 
 
 def runs_on(total: Tensor, epsilon: float, temperature: float) -> Tensor:
-    """Whether tokens go on, exactly 0 or 1, with the gradient of the relaxed decision (straight-through)."""
+    """Decide whether tokens go on, exactly 0 or 1, with the gradient of the relaxed decision (straight-through)."""
     soft = torch.sigmoid((1 - epsilon - total) / temperature)
     return (total <= 1 - epsilon).float() + (soft - soft.detach())
 

@@ -17,7 +17,7 @@ from skim.methods.options import OptionError, Special, arguments, checked
 
 @dataclass(frozen=True)
 class Spec:
-    """What a method may know about the backbone it is built for.
+    """Facts that a method may know about the backbone it is built for.
 
     Attributes:
         layers: layers that run, L.
@@ -124,7 +124,7 @@ class Method(nn.Module):
         return tokens
 
     def wants_received(self, i: int) -> bool:
-        """Whether layer ``i`` shall tell :meth:`after_attention` who received how much attention; that costs a bit."""
+        """Ask layer ``i`` to give :meth:`after_attention` the attention that each row received; that costs a bit."""
         return False
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
@@ -144,7 +144,7 @@ class Method(nn.Module):
         return tokens
 
     def wants_reading(self, i: int) -> bool:
-        """Whether :meth:`after_reading` shall be told what the head says behind layer ``i``; needs ``reads_head``."""
+        """Ask for the head's answer behind layer ``i``, in :meth:`after_reading`; needs ``reads_head``."""
         return False
 
     def after_reading(self, i: int, tokens: TokenBatch, logits: Tensor) -> TokenBatch:
@@ -168,7 +168,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def restore(self, tokens: TokenBatch) -> Tensor:
-        """What the head reads, ``(B, N, D)``: by default every token's last state at its input position."""
+        """Give the head its input, ``(B, N, D)``: by default every token's last state at its input position."""
         return tokens.restore()
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ class Method(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def readings(self) -> dict[str, Tensor | float]:
-        """What a log shall show of the method's state, by name."""
+        """Return values of the method's state to be logged, by name."""
         return {}
 
     def flops_per_token(self, i: int) -> float:
@@ -236,7 +236,7 @@ class Method(nn.Module):
 
     @property
     def covers(self) -> bool:
-        """Whether every sequence is sure to have a protected token."""
+        """True if every sequence is sure to have a protected token."""
         return "cls" in self.protect
 
     def protected(self, real: Tensor, input_ids: Tensor | None, place: str) -> Tensor:

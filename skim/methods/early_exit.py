@@ -39,7 +39,7 @@ HALTINGS = get_args(Halting)
 
 @dataclass(frozen=True)
 class Exits:
-    """What the layers so far have said of each sequence; of one that has left, later entries mean nothing.
+    """Answers of the layers so far to each sequence; of one that has left, later entries are void.
 
     Attributes:
         logits: ``(B, C)`` of each exit whose head was read.
@@ -53,13 +53,13 @@ class Exits:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of the predicted distributions, in nats: ``(B, C)`` to ``(B,)`` float32."""
+    """Entropy of the predicted distributions, in nats: ``(B, C)`` to ``(B,)`` float32."""
     log_q = logits.float().log_softmax(-1)
     return -(log_q.exp() * log_q).sum(-1)
 
 
 def unchanged(logits: Tensor, before: Tensor, tolerance: float) -> Tensor:
-    """Whether two layers answer alike, ``(B,)`` bool: the same class, or numbers less than ``tolerance`` apart."""
+    """Tell whether two layers answer alike, ``(B,)`` bool: the same class, or numbers less than ``tolerance`` apart."""
     if logits.shape[-1] == 1:
         return (logits - before).abs().squeeze(-1) < tolerance
     return logits.argmax(-1) == before.argmax(-1)
@@ -165,7 +165,7 @@ class EarlyExit(Precise, Method):
         return tokens if self.training else tokens.leave(self.left(torch.stack(exits.units)) > 0.5)
 
     def unit(self, i: int, tokens: TokenBatch) -> Tensor:
-        """What layer ``i``'s halting unit says of each sequence that is there, ``(B,)`` float32; 0 of the others."""
+        """Run layer ``i``'s halting unit on each sequence that is there, ``(B,)`` float32; 0 for the others."""
         occupancy = tokens.occupancy
         there = (occupancy.counts() > 0).nonzero().squeeze(1)
         cls = occupancy.rows(tokens.sequences.protected) & (occupancy.weights > 0.5)  # one row of each, in that order
@@ -199,7 +199,7 @@ class EarlyExit(Precise, Method):
         return (weights * losses).sum(0).mean() / weights.sum()
 
     def log_exits(self, trace: Trace) -> Tensor:
-        """Of the exits in training, ``(L, B)``."""
+        """Log-probabilities of the exits in training, ``(L, B)``."""
         units = trace.carry.units if trace.carry else ()
         none = torch.zeros(0, len(trace.lengths), device=trace.lengths.device)
         return log_exit_distribution(torch.stack(units) if units else none)

@@ -1,4 +1,4 @@
-"""What LTP, its baselines and top-k share: tokens leave by how much attention they received.
+"""Pruning by attention, of LTP, its baselines and top-k: tokens leave by how much attention they received.
 
 They leave between attention and feed-forward, so a retired token's last state is the one after that attention. Nothing
 but the score and the rule differs from method to method.

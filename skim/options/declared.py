@@ -217,5 +217,5 @@ def misfit(owner: type, signature: inspect.Signature, given: Mapping[str, Any], 
         return OptionError(owner, f"{problem}. Options: {', '.join(known)}.", {})
     name = next(iter(extra))
     options = f"Options: {', '.join(known)}." if known else "It has none."
-    reason = f"is no option of {owner.__name__}.{nearest(name, known)}\n{options}"
+    reason = f"is not an option of {owner.__name__}.{nearest(name, known)}\n{options}"
     return OptionError(owner, reason, {name: extra[name]})

@@ -50,7 +50,7 @@ class Look(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LookHardware(Options):
-    """Where a look computes."""
+    """Hardware that a look computes on."""
 
     accelerator: str = "auto"
     """where to run: auto, cpu, gpu, mps"""

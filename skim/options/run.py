@@ -105,7 +105,7 @@ class Training(Schedule):
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware(Options):
-    """Where a run computes."""
+    """Hardware that a run computes on."""
 
     accelerator: str = "auto"
     """auto, cpu, gpu, mps"""
@@ -124,7 +124,7 @@ class Hardware(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Callbacks(Options):
-    """What happens beside the training."""
+    """Things that happen beside the training."""
 
     patience: Count | None = None
     """stop when the task's metric has not risen for this many evaluations in a row; null never stops early. What

@@ -82,7 +82,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
 
 
 def parsed(override: str, parser: Any) -> Any:
-    """What an override says, in this project's words for it.
+    """Parse an override, in this project's words for it.
 
     Raises:
         SkimError: it is none that Hydra can read: a comma, a bracket or a quote that is not meant as Hydra's.
@@ -96,7 +96,7 @@ def parsed(override: str, parser: Any) -> Any:
         text = f"{key}={quoted(value)}"
         shell = shlex.quote(text) if re.search(r'["$`\\!]', text) else f'"{text}"'  # the second is easier to read
         raise SkimError(
-            f"{override} cannot be read: {value if equals else key} is no value, no [list], and no a,b to sweep over.\n"
+            f"{override} cannot be read: {value if equals else key} is not a value, a [list], or a,b to sweep over.\n"
             f"A text that holds commas, brackets or quotes of its own is written {shell}."
         ) from None
 
@@ -170,7 +170,7 @@ def composed(name: str, overrides: Sequence[str]) -> Chosen:
 
 
 def check_files(chosen: Chosen) -> list[str]:
-    """Refuse what files of :data:`EXTRAS` bring that is no option; returns overrides that undo their aliases."""
+    """Refuse what files of :data:`EXTRAS` bring that is not an option; returns overrides that undo their aliases."""
     where = " or ".join(f"conf/{group}/{chosen.choices[group]}.yaml" for group in EXTRAS if group in chosen.choices)
     missing = sorted(set(chosen.tree) - set(chosen.files))
     if missing:
@@ -185,7 +185,7 @@ def check_files(chosen: Chosen) -> list[str]:
 
 
 def check_value(override: Any, chosen: Chosen) -> None:
-    """Refuse an override of what is no option, of a whole group by a single value, and of an option by nothing."""
+    """Refuse an override of what is not an option, of a whole group by a single value, and of an option by nothing."""
     key = str(override.key_or_group)
     if override.package is not None or not exists(key, chosen):
         raise no_option(key, chosen)

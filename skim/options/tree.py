@@ -150,7 +150,7 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
         f"{f'{parent} has' if parent else 'There are'}: {', '.join(known)}." if known else f"{parent} has no options."
     )
     said = f"{key} (also called {alias})" if alias else key
-    return SkimError(f"{where}{said} is no option{of}.{hint}\n{here}")
+    return SkimError(f"{where}{said} is not an option{of}.{hint}\n{here}")
 
 
 def meant(key: str, tree: Tree) -> str | None:

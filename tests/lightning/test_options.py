@@ -90,7 +90,7 @@ def test_a_method_of_ones_own_is_trained_evaluated_gone_on_with_and_loaded(tmp_p
 
 
 def test_an_option_that_there_is_not_is_answered_with_those_that_there_are() -> None:
-    with pytest.raises(SkimError, match=r"^method\.startt=1 is no option of TopK\. Did you mean 'start'\?\nOptions: "):
+    with pytest.raises(SkimError, match=r"method\.startt=1 is not an option of TopK\. Did you mean 'start'\?\nOptions"):
         check(composed("method=topk", "+method.startt=1"))
 
 

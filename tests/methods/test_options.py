@@ -55,15 +55,15 @@ def test_what_passes() -> None:
         ),
         (
             lambda: Transkimmer(taget=1),
-            "Transkimmer(taget=1): is no option of Transkimmer. Did you mean 'target'?\nOptions: preset, target, ",
-            "method.taget=1 is no option of Transkimmer. Did you mean 'target'?\nOptions: preset, target, ",
+            "Transkimmer(taget=1): is not an option of Transkimmer. Did you mean 'target'?\nOptions: preset, target, ",
+            "method.taget=1 is not an option of Transkimmer. Did you mean 'target'?\nOptions: preset, target, ",
         ),
         (
             lambda: LTP(preset="paper", target=0.5),
             "Use preset=default, or a coefficient without a target.",
             "Use method.preset=default, or a coefficient without a target.",
         ),
-        (lambda: skim.Dense(foo=True), "It has none.", "method.foo=true is no option of Dense.\nIt has none."),
+        (lambda: skim.Dense(foo=True), "It has none.", "method.foo=true is not an option of Dense.\nIt has none."),
         (
             lambda: Transkimmer("paper", 0.5, *range(12)),
             "Transkimmer: too many positional arguments.",

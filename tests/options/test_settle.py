@@ -69,7 +69,7 @@ def test_every_option_misspelled_is_refused_with_any_sign(group: str) -> None:
             wrong = misspelled(key, chosen)
             for sign in SIGNS:
                 said = refuse(f"~{wrong}" if sign == "~" else f"{sign}{wrong}=1", chosen)
-                assert said.startswith(f"{wrong} is no option"), said
+                assert said.startswith(f"{wrong} is not an option"), said
         seen |= keys
     assert seen or group == "experiment"  # whose files have no options of their own
 
@@ -121,7 +121,7 @@ def test_every_option_that_exists_is_taken_with_the_value_that_it_has(name: str)
     ],
 )
 def test_the_nearest_that_exists_is_named(override: str, near: str) -> None:
-    with pytest.raises(SkimError, match=rf"is no option.* Did you mean {near}\?\n") as caught:
+    with pytest.raises(SkimError, match=rf"is not an option.* Did you mean {near}\?\n") as caught:
         settled([override])
     assert len(str(caught.value).splitlines()) == 2
 
@@ -129,7 +129,7 @@ def test_the_nearest_that_exists_is_named(override: str, near: str) -> None:
 def test_what_there_is_stands_beside_it() -> None:
     assert "method has: preset, target, coefficient" in refuse("+method.foo=1", chosen_by([]))
     assert refuse("hardware.profiler=simple", chosen_by(["hardware=cpu"])) == (
-        "hardware.profiler is no option of hardware=cpu.\n"
+        "hardware.profiler is not an option of hardware=cpu.\n"
         "hardware has: accelerator, devices, precision, strategy, threads, num_workers."
     )
 
@@ -145,13 +145,13 @@ def test_what_there_is_stands_beside_it() -> None:
         ("task@other=sst2", "write task=sst2"),
         ("+task@other=sst2", "write task=sst2"),
         ("seed", "seed=<value>"),
-        ("optimizr=adam", "optimizr is no option"),
-        ("+optimizr@train=adam", "optimizr is no option"),
+        ("optimizr=adam", "optimizr is not an option"),
+        ("+optimizr@train=adam", "optimizr is not an option"),
         ("optimizer=adam", "Unknown optimizer 'adam'. Did you mean 'adamw'?"),
         ("trainer.limit_val_batch=5", "Did you mean trainer.limit_val_batches?"),
-        ("callbacks.mine.x=1", "callbacks.mine.x is no option"),
-        ("callbacks.early_stoping._target=x", "is no option"),
-        ("optimizer.momentum=0.9", "optimizer.momentum is no option"),
+        ("callbacks.mine.x=1", "callbacks.mine.x is not an option"),
+        ("callbacks.early_stoping._target=x", "is not an option"),
+        ("optimizer.momentum=0.9", "optimizer.momentum is not an option"),
     ],
 )
 def test_what_hydra_would_take_and_no_run_could_use(override: str, says: str) -> None:
@@ -171,7 +171,7 @@ def test_what_hydra_would_take_and_no_run_could_use(override: str, says: str) ->
     ],
 )
 def test_a_sweep_is_refused_before_its_first_job(overrides: list[str]) -> None:
-    with pytest.raises(SkimError, match="is no option"):
+    with pytest.raises(SkimError, match="is not an option"):
         settled(overrides, sweeps=True)
 
 
@@ -220,7 +220,7 @@ def own(tmp_path: Path) -> Path:
 def test_a_users_own_method_takes_its_arguments(own: Path) -> None:
     (own / "method" / "mine.yaml").write_text("_target_: tests.options.test_settle.Mine\n")
     assert made(["method=mine", "+method.depth=3"], conf=own).method.depth == 3
-    with pytest.raises(SkimError, match=r"method.width is no option of method=mine"):
+    with pytest.raises(SkimError, match=r"method.width is not an option of method=mine"):
         settled(["method=mine", "+method.width=3"], conf=own)
 
 
@@ -229,7 +229,7 @@ def test_files_of_a_users_own_bring_no_option_either(own: Path, file: str) -> No
     (own / file).parent.mkdir(exist_ok=True)
     (own / file).write_text("# @package _global_\ntrain:\n  learning_rate: 0.1\n")
     chosen = ["experiment=mine"] if "experiment" in file else []
-    with pytest.raises(SkimError, match=rf"conf/{file}: train.learning_rate is no option. Did you mean train.lr\?"):
+    with pytest.raises(SkimError, match=rf"conf/{file}: train.learning_rate is not an option. Did you mean train.lr\?"):
         settled(chosen, conf=own)
     (own / file).write_text("# @package _global_\ntrain:\n  lr: 0.1\n")
     assert made(chosen, conf=own).train.lr == 0.1
@@ -237,7 +237,7 @@ def test_files_of_a_users_own_bring_no_option_either(own: Path, file: str) -> No
 
 def test_a_file_whose_options_another_method_has(own: Path) -> None:
     with pytest.raises(
-        SkimError, match=r"experiment/sst2_transkimmer.yaml: method.bottleneck is no option of method=ltp"
+        SkimError, match=r"experiment/sst2_transkimmer.yaml: method.bottleneck is not an option of method=ltp"
     ):
         settled(["experiment=sst2_transkimmer", "method=ltp"], conf=own)
 
@@ -275,7 +275,7 @@ def test_lambda_among_what_an_experiment_sweeps_over(own: Path) -> None:
         "hydra.sweeper.params=null",
     ]
     (own / "experiment" / "mine.yaml").write_text(sweep.replace("lambda", "lambada"))
-    with pytest.raises(SkimError, match=r"method.lambada is no option"):
+    with pytest.raises(SkimError, match=r"method.lambada is not an option"):
         settled(["experiment=mine"], conf=own, sweeps=True)
 
 
@@ -285,7 +285,7 @@ def test_lambda_of_a_run_that_is_looked_at() -> None:
 
 def test_a_method_without_it_says_so() -> None:
     with pytest.raises(
-        SkimError, match=r"method.coefficient \(also called method.lambda\) is no option of method=topk"
+        SkimError, match=r"method.coefficient \(also called method.lambda\) is not an option of method=topk"
     ):
         settled(["method=topk", "method.lambda=0.1"])
 
