@@ -80,7 +80,7 @@ def test_a_skim_json_that_is_none(folder: Path, text: bytes) -> None:
     ("key", "value", "says"),
     [
         ("method", "transkimer", "Did you mean 'transkimmer'"),
-        ("method", "topk", "is no option of TopK"),
+        ("method", "topk", "is not an option of TopK"),
         ("method", None, "'method' is null"),
         ("options", {"taget": 0.5}, "Did you mean 'target'"),
         ("options", {"margin": "5"}, r"margin='5'): must be a number."),

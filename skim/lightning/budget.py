@@ -22,7 +22,7 @@ CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 @torch.no_grad()
 def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
-    """What a compressed model does with each of the batches, deterministic; labels are not looked at."""
+    """Run a compressed model on each of the batches, deterministic; labels are not read."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device

@@ -267,9 +267,9 @@ def test_no_run_at_all_asks_for_one() -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("+overrides.task.batchsize=1", r"task.batchsize is no option. Did you mean task.batch_size\?"),
+        ("+overrides.task.batchsize=1", r"task.batchsize is not an option. Did you mean task.batch_size\?"),
         ("+overrides.train.learning_rate=1", r"Did you mean train.lr\?"),
-        ("+overrides.method.target=0.5", "method.target is no option"),  # of the dense model
+        ("+overrides.method.target=0.5", "method.target is not an option"),  # of the dense model
         ("+overrides.train.lr=5", "overrides.train.lr would change nothing: it is for training"),
         ("+overrides.callbacks.patience=1", "would change nothing"),
         ("+overrides.task.eval_batch_size=4", "write batch_size=<value>"),
