@@ -13,31 +13,20 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skim.errors import SkimError
+from skim.options.run import Schedule
 
 KINDS = ("decay", "plain", "method")  # of parameters: matrices, biases and norms, the method's own
 
 
 @dataclass(frozen=True)
-class Stage:
-    """How to train for a while.
+class Stage(Schedule):
+    """A while of training, by the options of a :class:`~skim.options.run.Schedule`.
 
     Attributes:
         name: of the method's stage; empty for a method that has one way to train.
-        epochs: passes over the training data; with a fixed number of steps, its share of them.
-        lr: peak learning rate of backbone and head.
-        method_lr: peak learning rate of the method's own parameters; 0 freezes them.
-        weight_decay: on matrices; never on biases and norms.
-        method_weight_decay: on the method's own parameters.
-        warmup: share of the stage in which the learning rate rises; it falls linearly to 0 after.
     """
 
     name: str = ""
-    epochs: int = 1
-    lr: float = 5e-5
-    method_lr: float = 1e-3
-    weight_decay: float = 0.01
-    method_weight_decay: float = 0.0
-    warmup: float = 0.1
 
     def decay(self, kind: str) -> float:
         """Weight decay of one of :data:`KINDS`."""

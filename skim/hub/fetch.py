@@ -48,7 +48,10 @@ def data_of(task: str, overrides: list[str]) -> tuple[str, str, list[str]]:
     """Hub id and configuration of a task's data set, and the splits that a training reads; none if it needs none."""
     from hydra.utils import instantiate
 
-    made = instantiate(composed([f"task={task}", *overrides]).task)
+    from skim.options.check import typed
+
+    with typed("task"):
+        made = instantiate(composed([f"task={task}", *overrides]).task)
     return made.hub_id or "", made.config, made.splits()
 
 

@@ -11,8 +11,6 @@ from skim.compression import uncompressed
 from skim.engine.inputs import inputs_of
 from tasks.base import Task
 
-TEACHERS = ("init", "self")  # of train.distill_from: the dense run of init_from, or the model itself, uncompressed
-
 
 class Distiller:
     """Mix the distance to a teacher's logits into a loss.

@@ -13,7 +13,7 @@ import inspect
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from skim.options.check import PLACES
 from skim.options.declared import arguments
@@ -61,9 +61,9 @@ def paths(file: Path) -> set[str]:
 def owners(file: Path) -> dict[str, type]:
     """Find the classes whose options stand in a file, by the place where they stand in it."""
     from hydra.utils import get_class
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
-    group, tree = file.parent.name, OmegaConf.load(file)
+    group, tree = file.parent.name, cast(DictConfig, OmegaConf.load(file))
     places: dict[str, type] = {}
     if group == "conf":
         places |= PLACES.get(file.stem, {})

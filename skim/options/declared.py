@@ -47,7 +47,7 @@ class OptionError(SkimError):
         super().__init__(f"{owner.__name__}{f'({values})' if given else ''}: {reason}")
 
     def typed(self, place: str) -> str:
-        """The message with options as one types them: ``method.target=0.5x must be ...``.
+        """Write the message with options as one types them: ``method.target=0.5x must be ...``.
 
         Args:
             place: the group that the options stand in, such as ``method``; empty for options that stand in none.
@@ -107,7 +107,7 @@ def check_options(owner: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def arguments(owner: type) -> dict[str, inspect.Parameter]:
-    """The options of a class: its constructor's arguments, and its parents' where it hands on other keywords.
+    """List the options of a class: its constructor's arguments, and its parents' where it hands on other keywords.
 
     Annotations are types here, and not their texts; an annotation that names nothing at run time is left out.
     """
@@ -124,7 +124,7 @@ def arguments(owner: type) -> dict[str, inspect.Parameter]:
 
 
 def annotation(kind: type, parameter: inspect.Parameter) -> Any:
-    """The type that an argument of a class's own constructor is annotated with."""
+    """Find the type that an argument of a class's own constructor is annotated with."""
     if "__dataclass_fields__" in vars(kind):  # whose fields may be those of parents in other files
         homes = [one for one in kind.__mro__ if parameter.name in vars(one).get("__annotations__", {})]
         names = vars(sys.modules[homes[0].__module__]) if homes else {}
@@ -134,7 +134,7 @@ def annotation(kind: type, parameter: inspect.Parameter) -> Any:
 
 
 def evaluated(text: Any, names: dict[str, Any]) -> Any:
-    """An annotation as a type; empty where it names nothing, or only a type checker's."""
+    """Evaluate an annotation to a type; empty where it names nothing, or only a type checker's."""
     if not isinstance(text, str):
         return text
     try:
@@ -145,21 +145,21 @@ def evaluated(text: Any, names: dict[str, Any]) -> Any:
 
 @functools.cache
 def declared(owner: type) -> dict[str, TypeAdapter[Any]]:
-    """The checks of a class's options, by name; none where the annotation is missing, or says nothing to pydantic."""
+    """Make the checks of a class's options, by name; none where the annotation is missing, or not for pydantic."""
     adapters = {name: adapter_of(one.annotation) for name, one in arguments(owner).items()}
     return {name: adapter for name, adapter in adapters.items() if adapter is not None}
 
 
 @functools.cache
 def checks(init: Callable[..., None]) -> dict[str, TypeAdapter[Any]]:
-    """The checks of one constructor's own arguments, by name."""
+    """Make the checks of one constructor's own arguments, by name."""
     parameters = [one for one in inspect.signature(init).parameters.values() if one.kind not in VARIADIC]
     adapters = {one.name: adapter_of(evaluated(one.annotation, init.__globals__)) for one in parameters}
     return {name: adapter for name, adapter in adapters.items() if adapter is not None}
 
 
 def adapter_of(kind: Any) -> TypeAdapter[Any] | None:
-    """The check of one annotation."""
+    """Make the check of one annotation; ``None`` where pydantic knows nothing of the kind."""
     if kind is inspect.Parameter.empty:
         return None
     try:
@@ -175,10 +175,10 @@ def same(value: Any, default: Any) -> bool:
 
 
 def valid(owner: type, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
-    """The value as the constructor shall have it.
+    """Check a value, and return it as the constructor shall have it.
 
     Raises:
-        OptionError: it is none that the declaration allows.
+        OptionError: the declaration does not allow it.
     """
     try:
         return adapter.validate_python(value)
@@ -193,7 +193,7 @@ def valid(owner: type, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A mapping or list of any class as one that JSON can write."""
+    """Turn a mapping or list of any class into one that JSON can write."""
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, Sequence) else json.JSONEncoder().default(value)
@@ -210,7 +210,7 @@ def reason(value: Any, adapter: TypeAdapter[Any], problem: str) -> str:
 
 
 def misfit(owner: type, signature: inspect.Signature, given: Mapping[str, Any], problem: str) -> OptionError:
-    """The error for options that the constructor has no place for, or lacks."""
+    """Make the error for options that the constructor has no place for, or lacks."""
     known = arguments(owner)
     extra = {name: value for name, value in given.items() if name not in signature.parameters}
     if not extra:

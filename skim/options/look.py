@@ -16,7 +16,7 @@ Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no de
 
 @dataclass(frozen=True, kw_only=True)
 class Look(Options):
-    """A look as a whole."""
+    """Options of a look as a whole."""
 
     ckpt: Folder | None = None
     """a run's folder, its model/, or a checkpoint file in its checkpoints/"""
@@ -60,7 +60,7 @@ class LookHardware(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LookDepth(Options):
-    """A look at how many layers tokens go through."""
+    """Options of a look at how many layers tokens go through."""
 
     samples: Count = 512
     """inputs, and tagged sentences, that are looked at"""
@@ -68,7 +68,7 @@ class LookDepth(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Tagged(Options):
-    """Sentences with a tag for each word."""
+    """Source of sentences with a tag for each word."""
 
     dataset: str | None = None
     """a hub id or a file (.conllu, or two columns: word and tag, an empty line between sentences); null: no tags"""
@@ -84,7 +84,7 @@ class Tagged(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class LookBenchmark(Options):
-    """A measurement of time."""
+    """Options of a measurement of time."""
 
     samples: Count = 256
     """sentences per measured pass"""

@@ -33,7 +33,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Options):
-    """A run as a whole."""
+    """Options of a run as a whole."""
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
     """random seed of initialisation, data order, dropout and gate noise"""
@@ -52,7 +52,7 @@ class Run(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Options):
-    """How to train for a while: a whole training, or a stage of a method that has several."""
+    """Options of a whole training, or of a stage of a method that has several."""
 
     epochs: Count = 1
     """passes over the training data; of each stage, if the method has several"""
@@ -70,7 +70,7 @@ class Schedule(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Schedule):
-    """The training of a run."""
+    """Options of the training of a run."""
 
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """optimizer steps; takes precedence over epochs when above -1"""
@@ -144,7 +144,7 @@ class Callbacks(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Options):
-    """The measurement of latency after a training."""
+    """Options of the measurement of latency after a training."""
 
     enabled: bool = True
     """measure latency after training, side by side with the packed dense model and padded Hugging Face"""

@@ -1,4 +1,4 @@
-"""The options that there are: one that does not exist is refused with the nearest that does, whoever wrote it.
+"""Settling what a user typed: an option that does not exist is refused with the nearest that does.
 
 Hydra takes any key behind a ``+``, and any that a YAML file brings, and then nobody reads it. Here the files that were
 chosen, composed without a user's own values, say which options exist; what was typed, swept over, or written into
@@ -20,7 +20,7 @@ EXTRAS = ("experiment", "local")  # groups whose files change options and bring 
 
 
 def renamed(override: str) -> str:
-    """An override in this project's words: ``method.lambda=0.1`` is ``method.coefficient=0.1``."""
+    """Rename an override into this project's words: ``method.lambda=0.1`` is ``method.coefficient=0.1``."""
     sign, key, rest = re.fullmatch(r"([+~]*)([^=]*)(.*)", override, re.DOTALL).groups()  # type: ignore[union-attr]
     for alias, name in ALIASES.items():
         key = re.sub(rf"^((?:overrides\.)?){re.escape(alias)}$", rf"\g<1>{name}", key)
@@ -40,7 +40,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         sweeps: whether several jobs are asked for.
 
     Raises:
-        SkimError: an option, a group or a choice that there is none of.
+        SkimError: an option, a group or a choice that does not exist.
     """
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -85,7 +85,7 @@ def parsed(override: str, parser: Any) -> Any:
     """Parse an override, in this project's words for it.
 
     Raises:
-        SkimError: it is none that Hydra can read: a comma, a bracket or a quote that is not meant as Hydra's.
+        SkimError: Hydra cannot read it: a comma, a bracket or a quote that is not meant as Hydra's.
     """
     from hydra.errors import OverrideParseException
 
@@ -120,7 +120,7 @@ def targets_of(overrides: Sequence[Any]) -> dict[str, list[str]]:
 
 
 def choices_of(override: Any) -> list[str]:
-    """The files that a group's override names: one, or those of a sweep."""
+    """List the files that a group's override names: one, or those of a sweep."""
     if override.is_sweep_override() and override.is_discrete_sweep():
         return [str(choice) for choice in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]
@@ -142,7 +142,7 @@ def check_group(override: Any, options: Sequence[str]) -> None:
 
 
 def composed(name: str, overrides: Sequence[str]) -> Chosen:
-    """The config of chosen files, with and without those that change the options of others."""
+    """Compose the config of chosen files, with and without those that change the options of others."""
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf

@@ -43,7 +43,7 @@ class Chosen:
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every option of a tree with its dotted path; a group without options is one itself."""
+    """Walk every option of a tree with its dotted path; a group without options is one itself."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -52,7 +52,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def branches(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tree]]:
-    """Every group of options of a tree with its dotted path."""
+    """Walk every group of options of a tree with its dotted path."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield f"{prefix}{key}", value
@@ -60,7 +60,7 @@ def branches(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, T
 
 
 def names(node: Tree) -> list[str]:
-    """The options of a group, without what is Hydra's."""
+    """List the options of a group, without what is Hydra's."""
     return [str(key) for key in node if not str(key).startswith("_")]
 
 
@@ -132,7 +132,7 @@ def arguments(target: str) -> list[str]:
 
 
 def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
-    """The error for an option that does not exist: the nearest that does, and all that stand in that place."""
+    """Make the error for an option that does not exist: the nearest that does, and all that stand in that place."""
     group = key.partition(".")[0]
     of = f" of {group}={chosen.choices[group]}" if "." in key and group in chosen.choices else ""
     alias = next((alias for alias, name in ALIASES.items() if name == key), None)
@@ -154,7 +154,7 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
 
 
 def meant(key: str, tree: Tree) -> str | None:
-    """The option that was most likely meant: of the same name elsewhere, alike beside it, or alike anywhere."""
+    """Guess the option that was most likely meant: of the same name elsewhere, alike beside it, or alike anywhere."""
     parent, _, last = key.rpartition(".")
     last = SYNONYMS.get(last, last)
     paths = [path for path, _ in leaves(tree) if not path.rpartition(".")[2].startswith("_")]

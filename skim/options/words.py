@@ -10,7 +10,7 @@ from skim.errors import shortened
 
 
 def written(value: Any) -> str:
-    """A value as Hydra reads it on the right of an override."""
+    """Write a value as Hydra reads it on the right of an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):
@@ -23,7 +23,7 @@ def written(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people, on one line of YAML: ``null``, ``[1, 2]``; a text in quotes only where it needs them."""
+    """Write a value for people, on one line of YAML: ``null``, ``[1, 2]``; texts in quotes where they need them."""
     import yaml
 
     if isinstance(value, float):  # YAML would have 5.0e-05
@@ -36,13 +36,13 @@ def shown(value: Any) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as one string of Hydra's, in whose quotes a backslash is itself, except in front of a quote."""
+    """Write a text as one string of Hydra's, in whose quotes a backslash is itself, except in front of a quote."""
     escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), text)
     return f"'{escaped}'"
 
 
 def described(schema: Mapping[str, Any], many: bool = False) -> str:
-    """A JSON schema in words: what a value, or with ``many`` each value of a list, has to be."""
+    """Say a JSON schema in words: what a value, or with ``many`` each value of a list, has to be."""
     if "anyOf" in schema:
         kinds = [described(one, many) for one in schema["anyOf"] if one.get("type") != "null"]
         return " or ".join(kinds)
@@ -63,13 +63,13 @@ def described(schema: Mapping[str, Any], many: bool = False) -> str:
 
 
 def enumerated(schema: Mapping[str, Any]) -> list[str]:
-    """The names of a closed list, if a schema is one."""
+    """List the names of a closed list, if a schema is one."""
     known = [schema["const"]] if "const" in schema else schema.get("enum", [])
     return [*known, *(name for one in schema.get("anyOf", ()) for name in enumerated(one))]
 
 
 def bounds(schema: Mapping[str, Any]) -> str:
-    """The limits of a number in words."""
+    """Say the limits of a number in words."""
     low, high = schema.get("minimum"), schema.get("maximum")
     if low is not None and high is not None:
         return f", from {low:.10g} to {high:.10g}"

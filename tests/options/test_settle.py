@@ -15,6 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim import cli
 from skim.errors import SkimError
+from skim.lightning.check import check, method_of
+from skim.methods import Method
+from skim.options.kinds import Fraction
 from skim.options.settle import check_value, composed, settle
 from skim.options.tree import ALIASES, OPEN, Chosen, leaves, node_at
 from skim.options.words import written
@@ -224,6 +227,24 @@ def test_a_users_own_method_takes_its_arguments(own: Path) -> None:
         settled(["method=mine", "+method.width=3"], conf=own)
 
 
+class Starting(Method):
+    """A user's own: ``start`` is a share here, and a layer of top-k's."""
+
+    def __init__(self, start: Fraction = 0.5) -> None:
+        super().__init__()
+        self.start = start
+
+
+def test_a_word_of_another_method_is_free_for_a_users_own(own: Path) -> None:
+    (own / "method" / "mine.yaml").write_text("_target_: tests.options.test_settle.Starting\nstart: 0.5\n")
+    cfg = made(["method=mine", "method.start=0.7"], conf=own)
+    assert method_of(cfg).start == 0.7
+    for value in ("1.5", "abc"):
+        with pytest.raises(SkimError, match=rf"^method\.start={value} must be a number, from 0 to 1\.$"):
+            check(made(["method=mine", f"method.start={value}"], conf=own))
+    assert method_of(made(["method=topk", "method.start=2"], conf=own)).start == 2
+
+
 @pytest.mark.parametrize("file", ["experiment/mine.yaml", "local/default.yaml"])
 def test_files_of_a_users_own_bring_no_option_either(own: Path, file: str) -> None:
     (own / file).parent.mkdir(exist_ok=True)
@@ -361,6 +382,7 @@ def test_flags_and_their_values_stay(own: Path) -> None:
 def test_the_command_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "method.lambda=0.1"])
     monkeypatch.setattr(cli, "TYPED", [])
+    monkeypatch.setattr(cli, "program", list)  # pytest may have been started with -m
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run() sets it, and later tests start processes
     said: list[list[str]] = []
     cli.run(lambda: said.append([cli.command(), *sys.argv[1:]]), CONF, "train")
