@@ -150,7 +150,7 @@ def test_a_pattern_names_several_files(tmp_path: Path, tokenizer: Any) -> None:
     [
         (TEXTS, {"holdout": 0.1}, "task.holdout=0.1 needs all training rows at once"),
         (TEXTS, {"max_train_samples": 5}, "task.max_train_samples=5 needs all"),
-        (TEXTS, {"shuffle_buffer": 0}, "task.shuffle_buffer=0"),
+        (TEXTS, {"shuffle_buffer": 0}, "shuffle_buffer=0"),
         (TEXTS, {"text_column": "words"}, "has no text column 'words'. Its columns: text"),
         (["a good", "film"], {}, "less text than one block of 16 tokens"),
         (["a good film", None], {"pack": False}, "a row holds None, not a text"),
