@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # the public names, written once: for type checkers as they stand, and read below for everyone else
+    from skim.calibration import calibrate as calibrate
     from skim.compression import compress as compress
     from skim.compression import decompress as decompress
     from skim.compression import execution as execution
     from skim.compression import uncompressed as uncompressed
     from skim.errors import SkimError as SkimError
-    from skim.lightning.budget import calibrate as calibrate
     from skim.loading import from_pretrained as from_pretrained
     from skim.methods import Method as Method
     from skim.methods import register as register
     from skim.methods.act import ACT as ACT
+    from skim.methods.chain import Chain as Chain
     from skim.methods.dense import Dense as Dense
     from skim.methods.early_exit import EarlyExit as EarlyExit
     from skim.methods.funnel import Funnel as Funnel
+    from skim.methods.layer_drop import LayerDrop as LayerDrop
     from skim.methods.ltp import LTP as LTP
     from skim.methods.threshold import Manual as Manual
     from skim.methods.threshold import Relative as Relative

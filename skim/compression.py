@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +24,7 @@ from skim.saving import keep_method
 __all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]
 
 
-def compress(model: nn.Module, method: Method | str, execution: str = "auto") -> nn.Module:
+def compress(model: nn.Module, method: Method | str | Sequence[Method | str], execution: str = "auto") -> nn.Module:
     """Let ``method`` decide what ``model`` computes. Works in place and returns the same object.
 
     The class, the parameter names and every head stay Hugging Face's. What is added: ``model.method`` (the method, with
@@ -33,8 +33,9 @@ def compress(model: nn.Module, method: Method | str, execution: str = "auto") ->
     Args:
         model: any supported ``AutoModel...`` of transformers, with or without a head, or what is around one: a PEFT
             model, a ``SentenceTransformer`` or ``CrossEncoder``.
-        method: a :class:`~skim.methods.Method` or the name of one, then with its default options. One that another
-            model had before :func:`decompress` goes on with what it has learned, if this model is alike.
+        method: a :class:`~skim.methods.Method`, the name of one, then with its default options, or a list of both: a
+            :class:`~skim.methods.chain.Chain`. One that another model had before :func:`decompress` goes on with what
+            it has learned, if this model is alike.
         execution: ``auto``, ``masked``, ``packed`` or ``narrowed``; see :func:`execution`.
 
     Raises:
@@ -91,6 +92,8 @@ def chosen(method: Any) -> Method:
     """The method that a caller of :func:`compress` means; a SkimError for what is none, or is in use."""
     if isinstance(method, str):
         return method_class(method)()
+    if isinstance(method, (list, tuple)):
+        return method_class("chain")(tuple(method))
     if isinstance(method, type) and issubclass(method, Method):
         raise SkimError(f"skim.compress takes a method, and {method.__name__} is a class of them: {method.__name__}().")
     if not isinstance(method, Method):

@@ -49,6 +49,8 @@ def test_every_file_opens_with_a_comment(path: Path) -> None:
 def test_stages_are_those_of_the_method_with_the_options_of_training(name: str) -> None:
     cfg = composed(f"method={name}")
     known = get_class(cfg.method._target_).stages
+    if isinstance(known, property):  # a chain's are its members', each with the options of training
+        known = ()
     assert tuple(cfg.method.get("stages") or ()) == known
     options = {field.name for field in fields(Stage)} - {"name"}
     assert options <= set(cfg.train)

@@ -44,7 +44,7 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
     rates = [json.loads(path.read_text())["config"]["train"]["lr"] for path in found]
     assert sorted(rates) == [1e-4, 2e-4]
     weights = [torch.load(p.parent / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for p in found]
-    assert all(state["model.method.steering.last"] > 0 for state in weights), "the budget was not steered"
+    assert all(state["model.method.budget.last"] > 0 for state in weights), "the budget was not steered"
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0]), "both jobs trained the same"
     for path in found:
         results = json.loads(path.read_text())

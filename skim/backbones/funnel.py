@@ -190,7 +190,7 @@ class Funnel(Backbone):
 
     def geometry(self, base: Module, tokens: Any, inputs: Inputs) -> Geometry:
         types = token_types(base.config, tokens.sequences.real, inputs)
-        seen = tokens if tokens.memory is None else tokens.memory
+        seen = tokens if tokens.source is None else tokens.source
         return Geometry(base, tokens, seen, tokens.occupancy.rows(types), seen.occupancy.rows(types))
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Geometry) -> Tensor:
@@ -300,7 +300,7 @@ def pooled(rows: Rows, config: Any) -> Rows:
     pads, all_rows = pools_pads(config), rows
     if pads and config.separate_cls and config.truncate_seq:
         occupancy = rows.occupancy
-        occupancy = replace(occupancy, position=occupancy.position[:, :-1], weights=occupancy.weights[:, :-1])
+        occupancy = replace(occupancy, position=occupancy.position[:, :-1], there=occupancy.there[:, :-1])
         rows = replace(rows, hidden=rows.hidden[:, :-1], occupancy=occupancy)
     alone = torch.zeros_like(rows.occupancy.weights)
     alone[:, 0] = config.separate_cls
@@ -309,7 +309,7 @@ def pooled(rows: Rows, config: Any) -> Rows:
     if compatible(config):
         pad = rows.with_hidden((~rows.occupancy.weights)[..., None].float())
         real = pad.pool(2, alone, "max", pads).hidden[..., 0] == 0
-        merged = replace(merged, occupancy=replace(merged.occupancy, weights=real))
+        merged = replace(merged, occupancy=replace(merged.occupancy, there=real))
     return merged.looking_at(all_rows if config.pool_q_only else None)
 
 

@@ -58,8 +58,13 @@ class AttentionMask:
     @property
     def weighs(self) -> bool:
         """True if keys carry weights that gradients flow through, or that act after the softmax."""
-        kept = self.occupancy.kept if isinstance(self.occupancy, MaskedOccupancy) else None
+        kept = self.keys.kept if isinstance(self.keys, MaskedOccupancy) else None
         return kept is not None and (kept.requires_grad or not self.inside_softmax)
+
+    @property
+    def keys(self) -> Occupancy:
+        """The rows that are looked at."""
+        return self.occupancy if self.memory is None else self.memory
 
     @property
     def explicit(self) -> bool:
@@ -68,10 +73,14 @@ class AttentionMask:
         return self.weighs or through or self.blanks
 
     def visible(self) -> Tensor:
-        """Which keys each query sees in a padded batch, bool, broadcastable to ``(B, H, N, N)``."""
+        """Which alive keys each query sees in a padded batch, bool, broadcastable to ``(B, H, N, N)``."""
+        return self.seen(self.keys.weights > 0.5)
+
+    def seen(self, keys: Tensor) -> Tensor:
+        """Which of some keys, ``(B, n)`` bool, each query sees: those in the layer's window around it."""
+        keys = keys[:, None, None, :]
         if self.memory is None:
-            return self.windowed((self.occupancy.weights > 0.5)[:, None, None, :], self.occupancy.position)
-        keys = (self.memory.weights > 0.5)[:, None, None, :]
+            return self.windowed(keys, self.occupancy.position)
         if self.window is None:
             return keys
         seen = keys & near(self.occupancy.position, self.window, self.memory.position)[:, None]
@@ -92,9 +101,12 @@ class AttentionMask:
         """Attention probabilities from the scores of a padded batch, ``(B, H, N, N)``."""
         self.used = True
         if self.weighs:
-            kept, real = self.occupancy.kept, self.occupancy.sequences.real  # type: ignore[attr-defined]
-            visible = self.windowed(real[:, None, None, :], self.occupancy.position)
-            probabilities = masked_softmax(scores, kept[:, None, None, :], visible, self.inside_softmax)
+            keys = self.keys
+            assert isinstance(keys, MaskedOccupancy)
+            assert keys.kept is not None
+            probabilities = masked_softmax(
+                scores, keys.kept[:, None, None, :], self.seen(keys.there), self.inside_softmax
+            )
         else:
             probabilities = scores.masked_fill(~self.visible(), torch.finfo(scores.dtype).min).softmax(-1)
         if self.wants_received:

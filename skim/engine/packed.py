@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skim.engine.pooling import openings, pooled
-from skim.engine.tokens import Occupancy, Sequences, TokenBatch, merge
+from skim.engine.tokens import Charge, Occupancy, Sequences, TokenBatch, merge
 from skim.errors import SkimError
 
 
@@ -93,6 +93,14 @@ class PackedOccupancy(Occupancy):
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         return into.reshape(-1).index_copy(0, self.index, values[0].to(into.dtype)).view_as(into)
 
+    def follow(self, values: Tensor, later: PackedOccupancy) -> Tensor:  # type: ignore[override]
+        if later.index is self.index:
+            return values
+        return values.index_select(1, torch.searchsorted(self.index, later.index))
+
+    def among(self, others: PackedOccupancy) -> PackedOccupancy:  # type: ignore[override]
+        return self.only(torch.isin(self.index, others.index).nonzero().squeeze(1))
+
     def spread(self, values: Tensor) -> Tensor:
         return values[self.sequence][None]
 
@@ -115,7 +123,9 @@ class PackedTokens(TokenBatch):
     sequences: Sequences
     left: Tensor | None = None  # (B * N, D): last states of rows that left; None while nobody has
     memory: PackedTokens | None = None
+    source: PackedTokens | None = None
     carry: Any = None
+    charges: tuple[Charge, ...] = ()
     within: Tensor | None = None  # (T,) where the rows are among the memory's, if others have halted
     changed: Tensor | None = None  # rows of the memory that are new since the layer before; None: all
 
@@ -129,8 +139,6 @@ class PackedTokens(TokenBatch):
         return cls(rows, PackedOccupancy(index, bounds, sequences), sequences)
 
     def retire(self, keep: Tensor) -> PackedTokens:
-        if self.memory is not None:
-            raise SkimError("Tokens cannot retire where others have halted: who has halted is still looked at.")
         index, bounds = self.occupancy.index, self.occupancy.bounds
         keep = (keep.view(-1) > 0.5) | self.sequences.protected.view(-1)[index]
         if not self.sequences.covered:
@@ -140,17 +148,34 @@ class PackedTokens(TokenBatch):
         return self._only(keep)
 
     def leave(self, gone: Tensor) -> PackedTokens:
-        if self.memory is not None:
-            raise SkimError("Sequences cannot leave where tokens have halted: who has halted is still looked at.")
         return self._only(~gone[self.occupancy.sequence])
 
     def _only(self, keep: Tensor) -> PackedTokens:
-        """The rows that ``keep`` ``(T,)`` says; the others' states are put where ``restore`` finds them."""
+        """The rows that ``keep`` ``(T,)`` names; the others' states are put where ``restore`` finds them."""
         rows = keep.nonzero().squeeze(1)  # the one host sync of a packed layer: the new T must be known
         if len(rows) == len(keep):
             return self
+        if self.memory is not None:
+            return self._forget(rows, keep)
         hidden = self.hidden.index_select(1, rows)
         return replace(self, hidden=hidden, occupancy=self.occupancy.only(rows), left=self._put_back())
+
+    def _forget(self, rows: Tensor, keep: Tensor) -> PackedTokens:
+        """As :meth:`_only` where others have halted: those who leave are no longer in the memory either."""
+        memory, within, changed = self._memory(), self.within, self.changed
+        assert within is not None
+        stays = torch.ones_like(memory.occupancy.index, dtype=torch.bool).index_copy(0, within, keep)
+        place = stays.cumsum(0) - 1  # of each row that stays, among those that do
+        if changed is not None:
+            changed = place[changed[stays[changed]]]
+        return replace(
+            self,
+            hidden=self.hidden.index_select(1, rows),
+            occupancy=self.occupancy.only(rows),
+            memory=memory._only(stays),
+            within=place[within[rows]],
+            changed=changed,
+        )
 
     def halt(self, running: Tensor) -> PackedTokens:
         rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
@@ -169,30 +194,30 @@ class PackedTokens(TokenBatch):
     def _memory(self) -> PackedTokens:
         """All rows, halted ones included, as they are now."""
         if self.memory is None or self.within is None:
-            return replace(self, memory=None, carry=None)
+            return replace(self, source=None, carry=None, charges=())
         return replace(
             self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden.to(self.memory.hidden.dtype))
         )
 
     def wanting(self, known: bool) -> tuple[PackedTokens, Tensor | None]:
-        """Rows of the memory whose keys and values are missing, those of sequences in which nobody runs left out.
+        """Rows that are looked at whose keys and values are missing, those of sequences in which nobody runs left out.
 
         Args:
             known: those of rows that did not run in the layer before are there already.
 
         Returns:
-            The rows, and where they are among the memory's; ``None``: they are all of them.
+            The rows, and where they are among all that are looked at; ``None``: they are all of them.
         """
-        memory = self.memory
-        assert memory is not None
-        looks = (self.occupancy.bounds.diff() > 0)[memory.occupancy.sequence]
+        others = self.others
+        assert others is not None
+        looks = (self.occupancy.bounds.diff() > 0)[others.occupancy.sequence]
         if known and self.changed is not None:
             looks = looks & torch.zeros_like(looks).index_fill(0, self.changed, True)
         rows = looks.nonzero().squeeze(1)
         if len(rows) == len(looks):
-            return memory, None
-        hidden = memory.hidden.index_select(1, rows)
-        return replace(memory, hidden=hidden, occupancy=memory.occupancy.only(rows)), rows
+            return others, None
+        hidden = others.hidden.index_select(1, rows)
+        return replace(others, hidden=hidden, occupancy=others.occupancy.only(rows)), rows
 
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> PackedTokens:
         if pads:

@@ -13,7 +13,8 @@ A :class:`TokenBatch` comes in three forms that share one set of operations, so 
 
 All three are immutable: an operation returns a new batch. A token can leave the rows in three ways: *retired*, it is
 gone; *halted*, it is computed no further but still looked at; *merged*, its window goes on as one row.
-``restore()`` puts every token's last state back at its input position.
+``restore()`` puts every token's last state back at its input position. Attention looks at the rows themselves unless
+the batch has other rows for it: its ``memory``, once rows have halted, or its ``source``, in a layer that merges.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skim.flops import precise
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -37,12 +40,14 @@ class Sequences:
         covered: whether every sequence has a protected token, so that none can lose its last one.
         run_on: retired rows run on without attention, the head reads what becomes of them, and a sequence may lose its
             last token: what the published LTP code does. Masked execution only.
+        place: ``first`` or ``last``: the real token that the head reads as [CLS].
     """
 
     real: Tensor
     protected: Tensor
     covered: bool = False
     run_on: bool = False
+    place: str = "first"
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -50,13 +55,24 @@ class Sequences:
         return self.real.sum(1)
 
     @cached_property
+    def read(self) -> Tensor:
+        """``(B, N)`` bool: of each sequence the token that stands for it, which its head reads."""
+        return at_place(self.real, self.place)
+
+    @cached_property
     def position(self) -> Tensor:
         """Input position of every token, ``(B, N)``; one tensor, so that ``is`` tells whether rows have moved."""
         return torch.arange(self.real.shape[1], device=self.real.device).expand_as(self.real)
 
 
+def at_place(real: Tensor, place: str) -> Tensor:
+    """The ``first`` or the ``last`` real token of each sequence, ``(B, N)`` bool; none of a sequence without any."""
+    order = real.int() if place == "first" else real.int().cumsum(1)
+    return torch.zeros_like(real).scatter_(1, order.argmax(1, keepdim=True), True) & real
+
+
 class Occupancy:
-    """Alive tokens, and the input position of each row. Shared by all states between two retirements."""
+    """The rows: which are alive, and where each came in. Shared by all states between two retirements."""
 
     position: Tensor  # input position of each row, of its first token if it merges several: (B, N), (B, K) or (1, T)
     weights: Tensor  # how much each row counts as a key, in the same shape
@@ -77,6 +93,19 @@ class Occupancy:
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         """The way back: a copy of ``into`` ``(B, N)`` with ``values`` of the present rows at their input positions."""
+        raise NotImplementedError
+
+    def follow(self, values: Tensor, later: Occupancy) -> Tensor:
+        """Take values of these rows along to those of them that a later occupancy still has.
+
+        Args:
+            values: one per row, or one vector per row: ``(B, N, ...)``, ``(1, T, ...)`` or ``(B, K, ...)``.
+            later: some of these rows, in the same order.
+        """
+        raise NotImplementedError
+
+    def among(self, others: Occupancy) -> Occupancy:
+        """Those of these rows that ``others`` has as well; both of the same form."""
         raise NotImplementedError
 
     def shared(self, values: Tensor) -> Tensor:
@@ -105,28 +134,64 @@ class Occupancy:
         return torch.empty_like(order).scatter_(1, order, places)
 
 
+@dataclass(frozen=True)
+class Nobody(Occupancy):
+    """The rows of a layer that does not run."""
+
+    sequences: Sequences
+
+    def counts(self) -> Tensor:
+        return torch.zeros_like(self.sequences.lengths)
+
+    def alive(self) -> Tensor:
+        return torch.zeros_like(self.sequences.real)
+
+
+@dataclass(frozen=True)
+class Charge:
+    """FLOPs of a method's own modules, charged on the rows that they ran over.
+
+    Attributes:
+        occupancy: those rows.
+        per_row: FLOPs for each of them.
+        per_sequence: FLOPs for each sequence that has any; a number or ``(B,)``.
+    """
+
+    occupancy: Occupancy
+    per_row: float = 0.0
+    per_sequence: Tensor | float = 0.0
+
+    def flops(self) -> Tensor:
+        """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training."""
+        counts = self.occupancy.counts()
+        return self.per_row * precise(counts) + self.per_sequence * precise(counts > 0)
+
+
 class TokenBatch:
     """States of the alive tokens and the last states of the retired ones; see the module's docstring.
 
     Attributes:
         hidden: one state per row.
-        occupancy: who the rows are.
+        occupancy: the rows.
         sequences: what entered.
-        memory: what attention looks at, where that is not the rows themselves: all rows, halted ones included, or the
-            rows before they were merged.
-        carry: what the method hands along from layer to layer; never looked at by the engine.
+        memory: all rows that attention looks at once some have halted: these and the halted ones; ``None`` before.
+        source: the rows before they were merged, while attention looks at them; ``None`` else.
+        carry: what the method hands from layer to layer; the engine does not read it.
+        charges: FLOPs of the method's own modules in this layer so far, see :meth:`charge`.
     """
 
     hidden: Tensor
     occupancy: Occupancy
     sequences: Sequences
     memory: Any = None
+    source: Any = None
     carry: Any = None
+    charges: tuple[Charge, ...] = ()
 
     @property
-    def looked_at(self) -> Occupancy:
-        """Rows that attention attends to."""
-        return self.occupancy if self.memory is None else self.memory.occupancy
+    def others(self) -> Any:
+        """The batch whose rows attention looks at, where they are not these: the source, or the memory; or ``None``."""
+        return self.memory if self.source is None else self.source
 
     def with_hidden(self, hidden: Tensor) -> TokenBatch:
         """The same tokens with new states, of the same shape as ``hidden``."""
@@ -156,7 +221,7 @@ class TokenBatch:
         raise NotImplementedError
 
     def leave(self, gone: Tensor) -> TokenBatch:
-        """Let whole sequences leave the computation: all their rows, protected ones too, with the states they have.
+        """Let whole sequences leave the computation: all their rows, protected and halted ones too, as they are.
 
         Args:
             gone: ``(B,)`` bool.
@@ -166,7 +231,7 @@ class TokenBatch:
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> TokenBatch:
         """Merge neighbours: each window of ``stride`` alive rows becomes one row, at its first row's place.
 
-        Attention looks at the rows before they were merged as long as ``memory`` holds them; the caller decides.
+        Attention looks at the rows before they were merged as long as ``source`` holds them; the caller decides.
 
         Args:
             stride: rows per window.
@@ -176,17 +241,32 @@ class TokenBatch:
         """
         raise NotImplementedError
 
-    def looking_at(self, memory: TokenBatch | None) -> TokenBatch:
-        """The same rows, looking at these; ``None``: at one another."""
-        return replace(self, memory=memory)  # type: ignore[type-var]
+    def looking_at(self, source: TokenBatch | None) -> TokenBatch:
+        """The same rows, looking at those of ``source``, from which they were merged; ``None``: no longer."""
+        return replace(self, source=source)  # type: ignore[type-var]
 
     def carrying(self, carry: Any) -> TokenBatch:
-        """The same rows with what the method hands along."""
+        """The same rows with what the method hands to its next hook."""
         return replace(self, carry=carry)  # type: ignore[type-var]
 
+    def charge(self, per_row: float = 0.0, per_sequence: Tensor | float = 0.0) -> TokenBatch:
+        """Charge FLOPs of a module of the method that has just run over the present rows.
+
+        Args:
+            per_row: FLOPs for each row.
+            per_sequence: FLOPs for each sequence that has a row; a number or ``(B,)``.
+        """
+        charge = Charge(self.occupancy, per_row, per_sequence)
+        return replace(self, charges=(*self.charges, charge))  # type: ignore[type-var]
+
+    def uncharged(self) -> TokenBatch:
+        """The same rows at the beginning of a layer, in which nothing has been charged yet."""
+        return replace(self, charges=()) if self.charges else self  # type: ignore[type-var]
+
     def unpool(self, hidden: Tensor) -> TokenBatch:
-        """Every token as a row of its own again, with these states ``(B, N, D)``; the carry goes along."""
-        return replace(type(self).start(hidden, self.sequences), carry=self.carry)  # type: ignore[attr-defined]
+        """Every token as a row of its own again, with these states ``(B, N, D)``."""
+        start = type(self).start(hidden, self.sequences)  # type: ignore[attr-defined]
+        return replace(start, carry=self.carry, charges=self.charges)
 
     def restore(self) -> Tensor:
         """Every token's last state at its input position, ``(B, N, D)``; a merged one has its row's."""

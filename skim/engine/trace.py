@@ -14,38 +14,38 @@ from torch import Tensor
 
 from skim.engine.adapters import whole_of
 from skim.engine.masked import MaskedOccupancy
-from skim.engine.tokens import Occupancy, Sequences
+from skim.engine.tokens import Charge, Nobody, Occupancy, Sequences
 from skim.flops import LayerCost, precise
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """Rows present at four points of one layer; counts are taken when asked for, so a forward pays nothing.
+    """The rows of one layer and what ran over them; counts are taken when asked for, so a forward pays nothing.
 
     Attributes:
-        arriving: before the method's first decision in this layer.
-        attending: entering the attention half.
-        feeding: entering the feed-forward half.
+        attending: rows entering the attention half.
+        feeding: rows entering the feed-forward half.
         cost: the backbone's FLOPs in this layer.
-        method_cost: the method's FLOPs per arriving token in this layer.
         sums_cost: FLOPs per pair of tokens for telling the method how much attention each one received.
-        looked_at: who attention looks at; ``None``: those that attend.
-        projected: whose keys and values this layer computed; ``None``: all looked at.
-        sequence_cost: FLOPs per sequence that is there behind the layer, for what the method does with it as a whole; a
-            number or ``(B,)``.
+        looked_at: rows that attention looks at; ``None``: those that attend.
+        projected: rows whose keys and values this layer computed; ``None``: all looked at.
+        charges: FLOPs of the method's own modules, each on the rows that they ran over.
         shortened: the architecture itself, and nothing else, has chosen these rows.
     """
 
-    arriving: Occupancy
     attending: Occupancy
     feeding: Occupancy
     cost: LayerCost
-    method_cost: float
     sums_cost: float = 0.0
     looked_at: Occupancy | None = None
     projected: Occupancy | None = None
-    sequence_cost: Tensor | float = 0.0
+    charges: tuple[Charge, ...] = ()
     shortened: bool = False
+
+    @property
+    def ran(self) -> bool:
+        """Whether the layer ran at all."""
+        return not isinstance(self.attending, Nobody)
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs per sequence, ``(B,)`` float64; differentiable in masked training.
@@ -62,13 +62,13 @@ class LayerTrace:
         run = cost(self.attending.counts(), self.feeding.counts(), lengths, looked_at, projected)
         if formula is not None:
             return run
-        own = self.method_cost * precise(self.arriving.counts())
-        own = own + self.sequence_cost * precise(self.feeding.counts() > 0)
-        return run + own + self.sums_cost * precise(self.attending.counts()) ** 2
+        for charge in self.charges:
+            run = run + charge.flops()
+        return run + self.sums_cost * precise(self.attending.counts()) ** 2
 
     def dense_flops(self) -> Tensor:
         """FLOPs of this layer of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
-        if self.shortened:
+        if self.shortened and self.ran:
             return self.flops()
         lengths = self.attending.sequences.lengths
         return self.cost(lengths, lengths, lengths)
@@ -84,8 +84,8 @@ class Trace:
 
     Attributes:
         sequences: what entered.
-        layers: one entry per layer; one that did not run, because nobody was left, has no tokens.
-        carry: what the method handed along from layer to layer, at the end.
+        layers: one entry per layer; one that did not run has no tokens.
+        carry: what the method handed from layer to layer, at the end.
         execution: ``"masked"``, ``"packed"`` or ``"narrowed"``.
     """
 

@@ -27,7 +27,7 @@ from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens
 from skim.engine.threads import PerThread
-from skim.engine.tokens import Sequences, TokenBatch
+from skim.engine.tokens import Charge, Nobody, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace, Trace
 from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
@@ -36,7 +36,7 @@ from skim.methods.base import Method
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
-HOOKS = ("before_layer", "after_attention", "after_layer", "restore")  # by which a method changes rows or states
+HOOKS = ("runs", "before_layer", "after_attention", "after_layer", "restore")  # that change layers, rows or states
 
 
 class Walk:
@@ -166,7 +166,8 @@ class Walk:
         if self.head.reads is not None and inputs.attention_mask is not None:
             check_read(real, self.head.reads, form)
         protected = method.protected(real, inputs.input_ids, self.head.place)
-        sequences = Sequences(real, protected, method.covers, form == "masked" and method.retired_run_on)
+        run_on = form == "masked" and method.retired_run_on
+        sequences = Sequences(real, protected, method.covers, run_on, self.head.place)
         tokens: TokenBatch = FORMS[form].start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
@@ -178,23 +179,25 @@ class Walk:
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
                 states.append(tokens.restore())
-            arriving = tokens.occupancy
-            if not tokens.hidden.numel() and not learns:  # everyone has halted, or left; who learns needs every weight
-                trace.layers.append(LayerTrace(arriving, arriving, arriving, costs[i], 0.0, projected=arriving))
+            over = not tokens.hidden.numel() and not learns  # all have halted, or left; who learns needs every weight
+            if over or not method.runs(i):
+                nobody = Nobody(sequences)
+                trace.layers.append(LayerTrace(nobody, nobody, costs[i], shortened=backbone.shortens))
                 continue
-            tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens))
+            tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens.uncharged()))
             attending = tokens.occupancy
-            looked_at = None if tokens.memory is None else tokens.memory.occupancy
+            looked_at = None if tokens.others is None else tokens.others.occupancy
             if attending.position is not position or looked_at is not seen:
                 # rows moved, or look at others: so do the biases and rotations that look at positions
                 position, seen, geometry = attending.position, looked_at, backbone.geometry(base, tokens, inputs)
-            asked = method.wants_received(i)
+            asked = method.wants_received(i) and looked_at is None  # else nobody looks at these rows
             mask = AttentionMask(
                 attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
             )
             projected = key_values.projected(layer, tokens)
-            if looked_at is None or isinstance(tokens, MaskedTokens):  # a masked batch has all rows in place
-                mask.occupancy, mask.memory = tokens.looked_at, None
+            if tokens.source is None and (looked_at is None or isinstance(tokens, MaskedTokens)):
+                # halted rows of a masked batch are in their places
+                mask.occupancy, mask.memory = attending if looked_at is None else looked_at, None
                 hidden = self._half(layer, backbone.attend, tokens.hidden, mask, geometry)
             else:
                 key, value = key_values.of(layer, tokens)
@@ -214,27 +217,15 @@ class Walk:
             feeding = tokens.occupancy
             tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
             tokens = method.after_layer(i, before, tokens)
-            whole: Tensor | float = method.flops_per_sequence(i)
+            reading: tuple[Charge, ...] = ()
             if method.wants_reading(i):
-                there = feeding.counts() > 0
-                logits = self.head.of(there, method.restore(tokens), inputs)
+                logits = self.head.of(feeding.counts() > 0, method.restore(tokens), inputs)
                 tokens = method.after_reading(i, tokens, logits)
-                whole = whole + self.head.flops(sequences.lengths)
+                reading = (Charge(feeding, per_sequence=self.head.flops(sequences.lengths)),)
+            charges = (*tokens.charges, *reading)
             sums = 2.0 * self.heads if asked else 0.0
-            own = method.flops_per_token(i)
             trace.layers.append(
-                LayerTrace(
-                    arriving,
-                    attending,
-                    feeding,
-                    costs[i],
-                    own,
-                    sums,
-                    looked_at,
-                    projected,
-                    whole,
-                    backbone.shortens,
-                )
+                LayerTrace(attending, feeding, costs[i], sums, looked_at, projected, charges, backbone.shortens)
             )
         trace.carry = tokens.carry
         hidden = method.restore(tokens)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skim.calibration import TOLERANCE, calibrate, look_after
 from skim.compression import walk_of
 from skim.engine.adapters import unwrapped
 from skim.engine.inputs import inputs_of
@@ -25,7 +26,6 @@ from skim.engine.trace import Trace
 from skim.engine.walk import Walk
 from skim.errors import SkimError, unknown
 from skim.integrations.rates import OwnRate
-from skim.lightning.budget import TOLERANCE, calibrate, look_after
 from skim.methods import Method
 from skim.saving import keep_method
 from skim.stages import Plan, Stage

@@ -18,10 +18,10 @@ from torch import nn
 
 from skim import hub
 from skim.backbones import families
+from skim.calibration import Batches
 from skim.compression import compress
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import Batches
 from skim.lightning.check import check, method_of
 from skim.lightning.stages import stages_of
 from skim.lightning.start import backbone_config, continue_method, dense_folder, load_backbone

@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
+from skim.calibration import HALVINGS, Batches, calibrate, spend
 from skim.compression import execution, walk_of
 from skim.lightning.assembly import part_of
-from skim.lightning.budget import HALVINGS, Batches, calibrate, spend
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation, LastCheckpoint
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.module import SkimModule

@@ -15,10 +15,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from skim.calibration import Batches
 from skim.compression import accepted, uncompressed, walk_of
 from skim.engine.trace import Trace
 from skim.errors import SkimError
-from skim.lightning.budget import Batches
 from skim.lightning.callbacks.budget import Budget
 from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.callbacks.stages import Stages, optimizer_of

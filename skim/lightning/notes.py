@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from skim.calibration import TOLERANCE, Batches, left_over
 from skim.compression import walk_of
-from skim.lightning.budget import TOLERANCE, Batches, left_over
 from skim.lightning.build import Parts
 from skim.results import Results
 
@@ -37,7 +37,7 @@ def missed(results: Results, parts: Parts) -> str | None:
 def collapsed(results: Results, parts: Parts, inputs: Batches) -> str | None:
     """A method that nothing has held back: next to nothing is left, and no more is known than without reading."""
     method, task = walk_of(parts.model).method, parts.task
-    if method.target is not None or not method.retires:
+    if method.target is not None or "retires" not in method.does:
         return None
     left = left_over(parts.model, inputs)
     if left >= COLLAPSED:

@@ -20,9 +20,9 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from skim.benchmark import compare
+from skim.calibration import check_survivors, check_target
 from skim.errors import SkimError
 from skim.lightning.assembly import callbacks_of, module_of, part_of, trainer_of
-from skim.lightning.budget import check_survivors, check_target
 from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
 from skim.lightning.callbacks.progress import Shown

@@ -26,10 +26,12 @@ def stages_of(cfg: DictConfig, known: Sequence[str]) -> list[Stage]:
     common = {name: cfg.train[name] for name in names}
     given: Any = OmegaConf.to_container(cfg.method, resolve=True)
     asked = given.get("stages")
-    if asked is None and not known:
+    if asked is None:
+        asked = {name: {} for name in known}
+    if not asked and not known:
         return [Stage(**common)]
     stages = []
-    for name, options in (asked or {}).items():
+    for name, options in asked.items():
         if name not in known:
             raise unknown("stage in method.stages", name, known)
         if options is None:  # left out

@@ -28,14 +28,14 @@ def continue_method(method: Method, folder: Path) -> bool:
     if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
     before, state = read_method(folder, type(method))
-    for option in method.means:
+    for option in method.defining:
         was, now = getattr(before, option, None), getattr(method, option, None)
         if was != now:
             raise SkimError(
                 f"init_from={folder.parent} was trained with method.{option}={was}, this run has {now}: what it "
                 f"learned means something else.\nUse method.{option}={was}, or another init_from."
             )
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("steering.")}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("budget.")}
     try:
         report = method.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -43,7 +43,7 @@ def continue_method(method: Method, folder: Path) -> bool:
             f"init_from={folder.parent} was trained with other options of method={method.name}, such that its "
             f"parameters do not fit:\n{str(error).splitlines()[1].strip()[:200]}"
         ) from None
-    if report.unexpected_keys or any(not name.startswith("steering.") for name in report.missing_keys):
+    if report.unexpected_keys or any(not name.startswith("budget.") for name in report.missing_keys):
         raise SkimError(
             f"init_from={folder.parent} was trained with other options of method={method.name}: "
             f"{(report.unexpected_keys + report.missing_keys)[0]} is in one and not in the other."

@@ -14,9 +14,11 @@ from skim.methods.base import Method, Spec
 
 METHODS = {
     "act": "skim.methods.act.ACT",
+    "chain": "skim.methods.chain.Chain",
     "dense": "skim.methods.dense.Dense",
     "early_exit": "skim.methods.early_exit.EarlyExit",
     "funnel": "skim.methods.funnel.Funnel",
+    "layer_drop": "skim.methods.layer_drop.LayerDrop",
     "ltp": "skim.methods.ltp.LTP",
     "ltp_manual": "skim.methods.threshold.Manual",
     "ltp_relative": "skim.methods.threshold.Relative",

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Method, Spec
+from skim.methods.budget import Budget
 from skim.methods.options import Between, Fraction, NotNegative, Positive, Share
 from skim.methods.precision import Precise
-from skim.methods.target import Target
 from skim.published.act import from_published as from_published
 
 # updates that the published models take at most, and the weight of their ponder cost
@@ -117,8 +117,8 @@ class ACT(Precise, Method):
     """
 
     name = "act"
-    means = ("preset", "mix", "epsilon")
-    retires = False
+    defining = ("preset", "mix", "epsilon")
+    does = frozenset({"halts"})
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class ACT(Precise, Method):
         self.target = target
         # act trains with hard decisions, which are held at the target from the start: a goal that is still on its way
         # there would reward pondering
-        self.steering = None if target is None else Target(target, self.warmup if self.mix == "gate" else 0.0)
+        self.budget = None if target is None else Budget(target, self.warmup if self.mix == "gate" else 0.0)
         self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:
@@ -200,6 +200,7 @@ class ACT(Precise, Method):
         summed = occupancy.rows(state.probability)
         asked = i < self.asked
         p = self.probability(i, tokens.hidden) if asked else torch.zeros_like(summed)
+        tokens = tokens.charge(2.0 * self.spec.width) if asked else tokens
         if self.mix == "act":
             step = halting_step(p, summed, self.epsilon, last=not asked)
             weight, total, remainder = step.weight * running, step.probability, step.remainder * running
@@ -211,34 +212,26 @@ class ACT(Precise, Method):
         total = torch.where(running > 0.5, total, summed)
         state = Halting(occupancy.put(total, state.probability), updates, add(occupancy, state.remainders, remainder))
         # autocast may leave the first layer's input in half precision and its output not
-        was, now = before.hidden.to(tokens.hidden.dtype), tokens.hidden
+        was, now = before.occupancy.follow(before.hidden, occupancy).to(tokens.hidden.dtype), tokens.hidden
         hidden = torch.lerp(was, now, weight[..., None].to(now.dtype))
         tokens = tokens.with_hidden(hidden).carrying(state)
         return tokens if last else tokens.halt(goes_on)
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
-        if self.steering is not None and self.mix == "gate":
-            return {"relative_flops": trace.relative_flops().float()}
         ponder = trace.carry.ponder()
-        if self.steering is not None:
-            return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1) / self.spec.layers}
         if self.ponder_reduction == "sum":
             return {"ponder": ponder.sum(1).mean()}
         return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1)}
 
-    def weights(self) -> dict[str, float | Tensor]:  # type: ignore[override]
-        if self.steering is not None:
-            return {"relative_flops" if self.mix == "gate" else "ponder": self.steering.coefficient}
-        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
-        return {"ponder": self.tau * done}
+    def price(self, trace: Trace) -> dict[str, Tensor]:
+        if self.mix == "gate":
+            return super().price(trace)
+        # hard decisions have no gradient in the FLOPs; the ponder cost per token and layer has one, and is as large
+        ponder = trace.carry.ponder()
+        return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1) / self.spec.layers}
 
-    def step(self, progress: float, trace: Trace | None = None) -> None:
-        super().step(progress, trace)
-        if self.steering is not None and trace is not None:
-            self.steering.step(progress, trace.relative_flops())
-
-    def flops_per_token(self, i: int) -> float:
-        return 2.0 * self.spec.width if i < self.asked else 0.0
+    def weights(self) -> dict[str, float]:
+        return {"ponder": self.tau * self.warmed(self.warmup)}
 
 
 def add(occupancy: Occupancy, values: Tensor, rows: Tensor) -> Tensor:

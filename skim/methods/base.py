@@ -9,15 +9,26 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from skim.engine.tokens import TokenBatch
+from skim.engine.tokens import TokenBatch, at_place
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
+from skim.methods.budget import Budget
 from skim.methods.options import OptionError, Special, arguments, checked
+
+MEANS = {  # by which methods compute less, and what else a chain has to know of its members
+    "skips": "some layers do not run",
+    "retires": "tokens leave",
+    "merges": "neighbouring tokens go on as one row",
+    "reopens": "all tokens run again in the last layers",
+    "halts": "tokens stop being computed, and are still looked at",
+    "exits": "sequences end before the last layer",
+    "scores": "decisions are taken by the attention that tokens receive",
+}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Facts that a method may know about the backbone it is built for.
+    """All that a method may know about the backbone it is built for.
 
     Attributes:
         layers: layers that run, L.
@@ -56,10 +67,12 @@ class Method(nn.Module):
         needs_pads: computes with the padding, as published; masked execution only.
         reads_head: asks what the model's head says behind inner layers, and takes part in the task's loss.
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
-        means: options that give what was learned its meaning: a run that goes on from another has the same.
-        retires: tokens are gone when it is done with them, so that it could leave too few.
+        does: by which means it computes less, of :data:`MEANS`; a chain refuses pairs that cannot be.
+        defining: options without which what was learned means something else: a run that goes on from another has the
+            same.
         learning_rates: peak ones of its own parameters, by stage, where a trainer is not told another.
         target: relative FLOPs at which training shall end, or ``None``.
+        budget: what steers training there; ``None``: the penalties have the weights that the options give them.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
@@ -77,8 +90,8 @@ class Method(nn.Module):
     starts_at_target = False
     retired_run_on = False
     needs_pads = False
-    means: ClassVar[tuple[str, ...]] = ("preset", "protect")
-    retires: ClassVar[bool] = True
+    defining: ClassVar[tuple[str, ...]] = ("preset", "protect")
+    does: ClassVar[frozenset[str]] = frozenset({"retires"})
     reads_head = False
     trains_dense = False
 
@@ -100,6 +113,7 @@ class Method(nn.Module):
         self.built_for: Spec | None = None
         self.serves = False
         self.target: float | None = None
+        self.budget: Budget | None = None
         self.register_buffer("shift", None)
 
     def build(self, spec: Spec) -> None:
@@ -119,41 +133,55 @@ class Method(nn.Module):
             SkimError: what to change.
         """
 
+    def runs(self, i: int) -> bool:
+        """Tell whether layer ``i`` runs at all; of one that does not, no other hook is called."""
+        return True
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        """Before layer ``i``'s attention."""
+        """Decide before layer ``i``'s attention.
+
+        Whatever a hook runs over the rows it charges on them: ``tokens.charge(per_row)``, FLOPs.
+        """
         return tokens
 
     def wants_received(self, i: int) -> bool:
-        """Ask layer ``i`` to give :meth:`after_attention` the attention that each row received; that costs a bit."""
+        """Ask layer ``i`` to tell :meth:`after_attention` how much attention each row received; that costs a bit."""
         return False
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
-        """Between layer ``i``'s attention and its feed-forward.
+        """Decide between layer ``i``'s attention and its feed-forward.
 
         Args:
             i: the layer.
             tokens: after attention.
             received: what each row received of it, summed over the alive queries and averaged over heads, so that the
                 sum over a sequence is the number of its alive tokens; float32, ``hidden.shape[:-1]``. ``None`` unless
-                :meth:`wants_received` says so.
+                :meth:`wants_received` asks for it, and in a layer that looks at other rows than these.
         """
         return tokens
 
     def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
-        """After layer ``i``; ``before`` is what entered its attention."""
+        """Decide after layer ``i``.
+
+        Args:
+            i: the layer.
+            before: what entered its attention. Rows may have left since:
+                ``before.occupancy.follow(before.hidden, tokens.occupancy)`` are the states that the present ones had.
+            tokens: after the layer.
+        """
         return tokens
 
     def wants_reading(self, i: int) -> bool:
-        """Ask for the head's answer behind layer ``i``, in :meth:`after_reading`; needs ``reads_head``."""
+        """Ask for :meth:`after_reading` to be told what the head answers behind layer ``i``; needs ``reads_head``."""
         return False
 
     def after_reading(self, i: int, tokens: TokenBatch, logits: Tensor) -> TokenBatch:
-        """After layer ``i`` and :meth:`after_layer`.
+        """Decide after layer ``i`` and :meth:`after_layer` by what the head would answer now.
 
         Args:
             i: the layer.
             tokens: after it.
-            logits: ``(B, C)`` what the model's head says of the present states; 0 for sequences that have left.
+            logits: ``(B, C)`` of the model's head for the present states; 0 for sequences that have left.
         """
         return tokens
 
@@ -161,14 +189,14 @@ class Method(nn.Module):
         """The task's loss in training, a scalar, for a method that ``reads_head``; it takes the place of the head's.
 
         Args:
-            logits: ``(B, C)`` what the head says behind the last layer.
+            logits: ``(B, C)`` of the head behind the last layer.
             labels: ``(B,)`` classes, or numbers of a regression.
             trace: of this forward.
         """
         raise NotImplementedError
 
     def restore(self, tokens: TokenBatch) -> Tensor:
-        """Give the head its input, ``(B, N, D)``: by default every token's last state at its input position."""
+        """States for the head, ``(B, N, D)``: by default every token's last state at its input position."""
         return tokens.restore()
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
@@ -185,17 +213,42 @@ class Method(nn.Module):
 
     def weighed(self, trace: Trace) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The sum of :meth:`loss`, and what a log shows of it: each penalty by its name, and its ``<name>_weight``."""
-        weights, total = self.weights(), trace.lengths.new_zeros((), dtype=torch.float32)
+        total = trace.lengths.new_zeros((), dtype=torch.float32)
         log: dict[str, Tensor | float] = {}
-        for name, value in self.penalties(trace).items():
-            if name not in weights:
-                raise SkimError(
-                    f"{type(self).__name__}.penalties has '{name}', and its weights() says no weight for it.\n"
-                    f"Let weights() return {{'{name}': 1.0, ...}}."
-                )
-            total = total + weights[name] * value
-            log |= {name: value.detach(), f"{name}_weight": weights[name]}
+        for name, (value, weight) in self.terms(trace).items():
+            total = total + weight * value
+            log |= {name: value.detach(), f"{name}_weight": weight}
         return total, log
+
+    def terms(self, trace: Trace) -> dict[str, tuple[Tensor, Tensor | float]]:
+        """Each penalty of one forward by its name, with its weight; where a budget steers, its price alone."""
+        if self.budget is not None and self.steers:
+            return {name: (value, self.budget.coefficient) for name, value in self.price(trace).items()}
+        weights, penalties = self.weights(), self.penalties(trace)
+        if missing := [name for name in penalties if name not in weights]:
+            raise SkimError(
+                f"{type(self).__name__}.penalties has '{missing[0]}', and its weights() says no weight for it.\n"
+                f"Let weights() return {{'{missing[0]}': 1.0, ...}}."
+            )
+        return {name: (value, weights[name]) for name, value in penalties.items()}
+
+    @property
+    def steers(self) -> bool:
+        """Whether training is steered to the target at present, by the weight of :meth:`price` in the loss."""
+        return self.budget is not None
+
+    def price(self, trace: Trace) -> dict[str, Tensor]:
+        """The differentiable scalar, by its name, that a budget's coefficient weighs in place of the penalties."""
+        return {"relative_flops": trace.relative_flops().float()}
+
+    def warmed(self, warmup: float) -> float:
+        """The part of a weight that has set in by now, if it sets in over the share ``warmup`` of training."""
+        return min(self.progress / warmup, 1.0) if warmup > 0 else 1.0
+
+    @property
+    def adapting(self) -> Method:
+        """The method whose decisions move with ``target`` and ``shift``: this one, or of a chain a member."""
+        return self
 
     def enter(self, stage: str) -> None:
         """Train in another way from now on.
@@ -216,6 +269,8 @@ class Method(nn.Module):
         """
         self.progress = progress
         self.stepped = True
+        if self.budget is not None and trace is not None and self.steers:
+            self.budget.step(progress, trace.relative_flops())
 
     def requires_grad_(self, requires_grad: bool = True) -> Method:
         """Let its parameters learn, or freeze them; who calls this with False means to train without them."""
@@ -223,16 +278,8 @@ class Method(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def readings(self) -> dict[str, Tensor | float]:
-        """Return values of the method's state to be logged, by name."""
+        """Numbers of the method's state that a log shows, by name."""
         return {}
-
-    def flops_per_token(self, i: int) -> float:
-        """The method's own FLOPs in layer ``i`` per token arriving there."""
-        return 0.0
-
-    def flops_per_sequence(self, i: int) -> float:
-        """The method's own FLOPs behind layer ``i`` per sequence that is there, readings of the head not included."""
-        return 0.0
 
     @property
     def covers(self) -> bool:
@@ -249,8 +296,7 @@ class Method(nn.Module):
         """
         protected = torch.zeros_like(real)
         if "cls" in self.protect:
-            order = real.int() if place == "first" else real.int().cumsum(1)
-            protected.scatter_(1, order.argmax(1, keepdim=True), True)
+            protected |= at_place(real, place)
         if "sep" in self.protect:
             if input_ids is None:
                 raise self.refusal("needs input_ids; with inputs_embeds nothing says sep.", protect=self.protect)

@@ -9,6 +9,7 @@ class Dense(Method):
     """Retires nothing. Packed, it is still faster than plain transformers on ragged batches: it computes no pads."""
 
     name = "dense"
+    does = frozenset()
 
     def __init__(self) -> None:
         super().__init__()

@@ -109,6 +109,7 @@ class EarlyExit(Precise, Method):
     name = "early_exit"
     reads_head = True
     trains_dense = True
+    does = frozenset({"exits"})
 
     def __init__(
         self,
@@ -161,16 +162,19 @@ class EarlyExit(Precise, Method):
             return tokens
         exits = tokens.carry or Exits()
         exits = replace(exits, units=(*exits.units, self.unit(i, tokens)))
-        tokens = tokens.carrying(exits)
+        tokens = tokens.charge(per_sequence=2.0 * self.spec.width).carrying(exits)
         return tokens if self.training else tokens.leave(self.left(torch.stack(exits.units)) > 0.5)
 
     def unit(self, i: int, tokens: TokenBatch) -> Tensor:
-        """Run layer ``i``'s halting unit on each sequence that is there, ``(B,)`` float32; 0 for the others."""
-        occupancy = tokens.occupancy
-        there = (occupancy.counts() > 0).nonzero().squeeze(1)
-        cls = occupancy.rows(tokens.sequences.protected) & (occupancy.weights > 0.5)  # one row of each, in that order
-        x = self.units[i](tokens.hidden[cls]).squeeze(-1).float()
-        return x.new_zeros(len(tokens.sequences.real)).index_copy(0, there, x)
+        """Answers of layer ``i``'s halting unit for each sequence that is there, ``(B,)`` float32; 0 for the others."""
+        occupancy, read = tokens.occupancy, tokens.sequences.read
+        here = occupancy.counts() > 0
+        if tokens.memory is None:  # it is protected, so it is among the rows: one of each sequence, in their order
+            states = tokens.hidden[occupancy.rows(read) & (occupancy.weights > 0.5)]
+        else:  # it may have halted
+            states = tokens.restore()[read & here[:, None]]
+        x = self.units[i](states).squeeze(-1).float()
+        return x.new_zeros(len(here)).index_copy(0, here.nonzero().squeeze(1), x)
 
     def left(self, units: Tensor) -> Tensor:
         r"""The probability of having left, ``(k, B)`` to ``(B,)``, with every :math:`\lambda` moved by ``shift``."""
@@ -213,6 +217,3 @@ class EarlyExit(Precise, Method):
 
     def weights(self) -> dict[str, float]:
         return {"prior_distance": self.beta}
-
-    def flops_per_sequence(self, i: int) -> float:
-        return 2.0 * self.spec.width if self.halting == "pondernet" and i < self.decided else 0.0

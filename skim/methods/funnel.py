@@ -96,6 +96,10 @@ class Funnel(Method):
         if not self.merged_before:
             raise self.refusal("with one block of layers merges nothing; use more blocks, or method=dense.")
 
+    @property
+    def does(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset({"merges", "reopens"} if self.decoder_layers else {"merges"})
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if i == self.decoder and self.merged_before:
             return tokens.unpool(self.restore(tokens)).carrying(None)

@@ -23,9 +23,9 @@ from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Spec
+from skim.methods.budget import Budget
 from skim.methods.options import Fraction, NotNegative, Positive, Preset, Share, Special, Threshold
 from skim.methods.pruning import Pruner, ScoreNorm
-from skim.methods.target import Target
 from skim.published.ltp import from_published as from_published
 
 LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention at all leaves
@@ -123,7 +123,7 @@ class LTP(Pruner):
         self.final_token_threshold = final_token_threshold
         self.temperature = temperature
         self.temperature_start = start
-        self.steering = None if target is None else Target(target, warmup=0.0)
+        self.budget = None if target is None else Budget(target, warmup=0.0)
         self._deciding = PerThread()  # by layer: whether its hard decisions retire anyone, as of this forward's first
 
     def build(self, spec: Spec) -> None:
@@ -164,30 +164,22 @@ class LTP(Pruner):
         return tokens.fade(self.keep(i, self.score(received, tokens.occupancy), tokens.occupancy))
 
     def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
-        occupancy = tokens.occupancy
-        if occupancy is before.occupancy or not isinstance(occupancy, MaskedOccupancy) or occupancy.faded is None:
+        if not isinstance(tokens, MaskedTokens) or tokens.occupancy.faded is None:
             return tokens
-        return tokens.with_hidden(tokens.hidden * occupancy.faded[..., None].to(tokens.hidden.dtype))
+        faded = tokens.occupancy.faded[..., None].to(tokens.hidden.dtype)
+        return tokens.with_hidden(tokens.hidden * faded).fade(None)
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         if self.stage != "soft":
             return {}
-        if self.steering is not None:
-            return {"relative_flops": trace.relative_flops().float()}
         return {"kept": padded_mask_sum(trace) if self.preset == "paper" else kept_share(trace)}
 
-    def weights(self) -> dict[str, float | Tensor]:  # type: ignore[override]
-        if self.stage != "soft":
-            return {}
-        if self.steering is not None:
-            return {"relative_flops": self.steering.coefficient}
-        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
-        return {"kept": self.coefficient * done}
+    def weights(self) -> dict[str, float]:
+        return {"kept": self.coefficient * self.warmed(self.warmup)} if self.stage == "soft" else {}
 
-    def step(self, progress: float, trace: Trace | None = None) -> None:
-        super().step(progress, trace)
-        if self.steering is not None and trace is not None and self.stage == "soft":
-            self.steering.step(progress, trace.relative_flops())
+    @property
+    def steers(self) -> bool:
+        return self.budget is not None and self.stage == "soft"
 
     def readings(self) -> dict[str, Tensor | float]:
         scale = torch.exp(-self.shift)  # type: ignore[operator]  # a buffer of this class

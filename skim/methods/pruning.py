@@ -44,7 +44,8 @@ class Pruner(Precise, Method):
             (default [cls], paper none).
     """
 
-    means = ("preset", "score_norm", "protect")
+    defining = ("preset", "score_norm", "protect")
+    does = frozenset({"retires", "scores"})
 
     def __init__(
         self,

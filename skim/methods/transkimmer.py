@@ -21,9 +21,9 @@ from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Method, Spec
+from skim.methods.budget import Budget
 from skim.methods.options import Count, Fraction, Layer, NotNegative, Positive, Preset, Share, Special
 from skim.methods.precision import Precise
-from skim.methods.target import Target
 from skim.published.transkimmer import from_published as from_published
 
 
@@ -131,7 +131,7 @@ class Transkimmer(Precise, Method):
         self.bottleneck = bottleneck
         self.layers = layers
         self.target = target
-        self.steering = None if target is None else Target(target, self.warmup)
+        self.budget = None if target is None else Budget(target, self.warmup)
         self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:
@@ -146,6 +146,7 @@ class Transkimmer(Precise, Method):
         if str(i) not in self.predictors:
             return tokens
         logits = self.predictors[str(i)](tokens.hidden)
+        tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
         noise = self.noise(logits)
         if self.training:
             return tokens.retire(gate(logits, noise, self.temperature))
@@ -165,22 +166,7 @@ class Transkimmer(Precise, Method):
         return gumbel(logits) * scale if scale > 0 else None
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
-        if self.steering is not None:
-            return {"relative_flops": trace.relative_flops().float()}
         return {"skim_loss": padded_skim_loss(trace) if self.preset == "paper" else skim_loss(trace)}
 
-    def weights(self) -> dict[str, float | Tensor]:
-        if self.steering is not None:
-            return {"relative_flops": self.steering.coefficient}
-        done = min(self.progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
-        return {"skim_loss": self.coefficient * done}
-
-    def step(self, progress: float, trace: Trace | None = None) -> None:
-        super().step(progress, trace)
-        if self.steering is not None and trace is not None:
-            self.steering.step(progress, trace.relative_flops())
-
-    def flops_per_token(self, i: int) -> float:
-        if str(i) not in self.predictors:
-            return 0.0
-        return 2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden
+    def weights(self) -> dict[str, float]:
+        return {"skim_loss": self.coefficient * self.warmed(self.warmup)}

@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -184,6 +185,9 @@ def valid(owner: type, name: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]["msg"]
+    if isinstance(value, list):  # of objects, where a tuple is declared
+        with suppress(ValidationError):
+            return adapter.validate_python(tuple(value))
     if isinstance(value, (Mapping, Sequence)) and not isinstance(value, (str, bytes)):
         try:  # files know no tuples, and configs are no dicts: in JSON a list is either, and numbers stay strict
             return adapter.validate_json(json.dumps(value, default=plain))

@@ -52,7 +52,8 @@ def described(schema: Mapping[str, Any], many: bool = False) -> str:
     if kind == "array":
         example = f", such as {schema['examples'][0]}" if schema.get("examples") else ""
         places = schema.get("prefixItems", [])  # of a list of a fixed length
-        several = f"{len(places)} " if places else "one or more " if schema.get("minItems") else ""
+        least = {0: "", 1: "one or more "}.get(schema.get("minItems", 0), f"{schema.get('minItems')} or more ")
+        several = f"{len(places)} " if places else least
         of = described(places[0] if places else schema.get("items", {}), many=True)
         return f"{'lists' if many else 'a list'} of {several}{of.removeprefix('any of ') if several else of}{example}"
     if kind == "boolean":

@@ -76,7 +76,7 @@ def test_loops(scope: dict, heading: str) -> None:
     run(code, scope)
     model = scope["model"]
     assert model.method.progress > 0.7
-    assert float(model.method.steering.multiplier) != 0
+    assert float(model.method.budget.multiplier) != 0
     if heading == "accelerate":
         loaded = skim.from_pretrained("skimmed")
         assert torch.equal(loaded.classifier.weight, model.classifier.weight)

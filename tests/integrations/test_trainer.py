@@ -213,7 +213,7 @@ def test_mixed_precision_and_accumulated_batches(tmp_path: Path) -> None:
     made.train()
     assert made.state.global_step == 4
     assert model.method.progress == pytest.approx(3 / 4)
-    assert torch.isfinite(model.method.steering.multiplier)
+    assert torch.isfinite(model.method.budget.multiplier)
     assert "skim.integrations" not in type(vars(model)["forward"]).__module__
 
 

@@ -64,7 +64,7 @@ def test_5_who_has_halted_costs_nothing(case: Case) -> None:
     compressed.method.shift.fill_(-1e4)
     assert_flops(compressed, batch)
     first, lengths = compressed.trace.layers[0], compressed.trace.lengths
-    flops = first.cost(lengths, lengths, lengths) + compressed.method.flops_per_token(0) * lengths
+    flops = first.cost(lengths, lengths, lengths) + 2.0 * compressed.method.spec.width * lengths
     for execution in ("masked", "packed"):
         for gradients in (False, True):
             with skim.execution(compressed, execution), torch.set_grad_enabled(gradients):

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 import skim
+from skim.calibration import EXTREME, spend
 from skim.compression import walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import EXTREME, spend
 from skim.lightning.looks import curve, evaluate, load, loaded, timing
 from skim.lightning.recipe import train
 from skim.options.settle import settle

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hydra.utils import instantiate
 
-from skim.lightning.budget import EXTREME, left_over
+from skim.calibration import EXTREME, left_over
 from skim.lightning.build import Parts, build
 from skim.lightning.notes import collapsed
 from skim.lightning.recipe import train

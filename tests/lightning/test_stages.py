@@ -470,9 +470,9 @@ def test_the_hard_stage_alone_starts_from_what_was_learned(soft: Path, tmp_path:
 
 
 def test_steering_starts_anew(soft: Path) -> None:
-    assert method_state(soft)["steering.multiplier"] != 0
+    assert method_state(soft)["budget.multiplier"] != 0
     method = build(small("method=ltp", "method.target=0.5", f"init_from={soft}")).model.method
-    assert float(method.steering.multiplier) == float(method.steering.last) == 0
+    assert float(method.budget.multiplier) == float(method.budget.last) == 0
     assert torch.equal(method.delta, method_state(soft)["delta"])
 
 

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from skim.engine.trace import Trace
 from skim.methods import Method
 from skim.methods.act import ACT
+from skim.methods.budget import Budget
+from skim.methods.chain import Chain
 from skim.methods.dense import Dense
 from skim.methods.early_exit import EarlyExit, entropy
 from skim.methods.funnel import Funnel
+from skim.methods.layer_drop import LayerDrop
 from skim.methods.ltp import LTP
-from skim.methods.target import Target
 from skim.methods.threshold import Manual, Relative, Rising
 from skim.methods.topk import TopK
 from skim.methods.transkimmer import Transkimmer
@@ -45,7 +47,7 @@ def shift(value: float) -> Change:
 
 def steer(method: Any) -> None:
     """Give a method a target that it is far from."""
-    method.target, method.steering = 0.05, Target(0.05, warmup=0.0)
+    method.target, method.budget = 0.05, Budget(0.05, warmup=0.0)
 
 
 def prunes(trace: Trace) -> bool:
@@ -257,6 +259,59 @@ def be_patient(method: Any) -> None:
     method.patience = 99
 
 
+# --- layers that do not run, and chains -------------------------------------------------------------------------------
+
+
+def run_all(method: Any) -> None:
+    """Let every layer run."""
+    method.kept = frozenset(range(method.spec.layers))
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A model with one member of its chain in the place of the chain."""
+
+    model: Any
+    method: Any
+
+    def named_parameters(self) -> Any:
+        """The model's own parameters."""
+        return self.model.named_parameters()
+
+
+def chained(*rows: Row, **columns: Any) -> Row:
+    """A row of the methods of other rows, one after the other; nothing is in it that they do not say."""
+
+    def each(column: str) -> Change:
+        def change(method: Any) -> None:
+            for row, member in zip(rows, method.members, strict=True):
+                getattr(row, column)(member)
+
+        return change
+
+    def draw(model: Any, batch: dict[str, Tensor], attempt: int) -> None:
+        for row, member in zip(rows, model.method.members, strict=True):
+            row.draw(Beside(model, member), batch, attempt)  # type: ignore[arg-type]
+
+    def first_steers(method: Any) -> None:
+        steer(method.members[[row.steer is not None for row in rows].index(True)])
+
+    return Row(
+        lambda: Chain([row.make() for row in rows]),
+        draw,
+        drop_nothing=None if any(row.drop_nothing is None for row in rows) else each("drop_nothing"),
+        harden=each("harden"),
+        blur=each("blur"),
+        steer=first_steers if any(row.steer for row in rows) else None,
+        apart=any(row.apart for row in rows),
+        narrows=all(row.narrows for row in rows),
+        invariant=all(row.invariant for row in rows),
+        tolerance=max(row.tolerance for row in rows),
+        also=tuple(dict.fromkeys(name for row in rows for name in row.also)),
+        **columns,
+    )
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 METHODS: dict[str, Row] = {
@@ -281,4 +336,7 @@ METHODS: dict[str, Row] = {
     "exit_patience": exiting(lambda: EarlyExit("patience", patience=1), be_patient),
     "exit_entropy": exiting(lambda: EarlyExit("entropy", threshold=0.7), shift(200.0)),
     "exit_pondernet": exiting(lambda: EarlyExit("pondernet"), shift(200.0)),
+    "layer_drop": Row(lambda: LayerDrop(every=2), is_ragged=lambda trace: True, drop_nothing=run_all),
 }
+METHODS["transkimmer_twice"] = chained(METHODS["transkimmer"], METHODS["transkimmer"])
+METHODS["transkimmer_topk"] = chained(METHODS["transkimmer"], METHODS["topk"])

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import skim
 import skim.engine.trace
 import skim.methods.act
+from skim.calibration import check_survivors
 from skim.engine.packed import PackedTokens
-from skim.engine.tokens import Sequences
+from skim.engine.tokens import Charge, Sequences
 from skim.engine.trace import LayerTrace
 from skim.engine.walk import FORMS
 from skim.errors import SkimError
 from skim.flops import LayerCost
-from skim.lightning.budget import check_survivors
 from skim.methods import Spec
 from skim.methods.act import ACT, PUBLISHED, halting_step, runs_on
 from tests.families import batch_of, labels_of, plain
@@ -145,9 +145,16 @@ def test_units_that_would_learn_nothing_are_not_made() -> None:
     for options, asked in (({}, 3), ({"mix": "act"}, 3), ({"mix": "act", "final_remainder": False}, 4)):
         method = built(ACT(share_head=False, **options))
         assert len(method.units) == asked
-        assert [method.flops_per_token(i) for i in range(4)] == [6.0] * asked + [0.0] * (4 - asked)
+        assert [charged(method, i) for i in range(4)] == [6.0] * asked + [0.0] * (4 - asked)
         assert len(built(ACT(**options)).units) == 1
     assert not built(ACT(), layers=1).units
+
+
+def charged(method: ACT, i: int) -> float:
+    """FLOPs per token that the method charges in a layer."""
+    real = torch.ones(1, 2, dtype=torch.bool)
+    tokens = FORMS["packed"].start(torch.zeros(1, 2, method.spec.width), Sequences(real, ~real))
+    return sum(float(charge.flops()) for charge in method.after_layer(i, tokens, tokens).charges) / 2
 
 
 # the loss
@@ -171,7 +178,7 @@ def test_ponder_cost_and_its_weight() -> None:
         assert mean.weights() == pytest.approx({"ponder": weight})
     assert float(mean.loss(trace)) == pytest.approx(0.1 * 11 / 4)
     assert built(ACT(preset="base"), 24).weights() == {"ponder": 2.5e-4}
-    assert built(ACT(mix="act", target=0.5)).penalties(trace) == {"ponder": torch.tensor(11 / 16)}
+    assert built(ACT(mix="act", target=0.5)).price(trace) == {"ponder": torch.tensor(11 / 16)}
 
 
 @pytest.mark.parametrize("mix", ["gate", "act"])
@@ -186,12 +193,12 @@ def test_a_target_is_steered_to(mix: str) -> None:
     for k in range(12):
         compressed(**batch)
         method.step(k / 12, compressed.trace)
-        assert set(method.penalties(compressed.trace)) == {"relative_flops" if mix == "gate" else "ponder"}
+        assert set(method.terms(compressed.trace)) == {"relative_flops" if mix == "gate" else "ponder"}
         optimizer.zero_grad()
         method.loss(compressed.trace).backward()
         optimizer.step()
         spent.append(float(compressed.trace.relative_flops()))
-        coefficients.append(float(method.steering.coefficient))
+        coefficients.append(float(method.budget.coefficient))
     assert spent[0] > 0.9
     assert coefficients[0] > 1
     assert spent[-1] < 0.75
@@ -200,7 +207,7 @@ def test_a_target_is_steered_to(mix: str) -> None:
     compressed(**batch)
     method.step(1.0, compressed.trace)
     assert compressed.trace.relative_flops() < 0.6
-    assert method.steering.coefficient < coefficients[-1]
+    assert method.budget.coefficient < coefficients[-1]
 
 
 # what is computed
@@ -233,7 +240,7 @@ def test_forms_halt_alike(story: tuple[Tensor, list[Tensor]]) -> None:
         for tokens in (masked, packed):
             assert torch.equal(tokens.occupancy.alive(), running)
             assert tokens.occupancy.counts().long().tolist() == running.sum(1).tolist()
-            assert torch.equal(tokens.looked_at.alive(), real)
+            assert torch.equal((tokens.memory or tokens).occupancy.alive(), real)
             assert torch.equal(tokens.restore()[real], last[real])
         assert packed.hidden.shape[1] == running.sum()
 
@@ -307,12 +314,13 @@ def test_a_layer_that_nobody_enters_costs_nothing() -> None:
         keep = torch.tensor([[True, False, True], [False, False, False]])
         tokens = tokens.halt(tokens.occupancy.rows(keep))
         occupancy, looked_at = tokens.occupancy, tokens.memory.occupancy
-        some = LayerTrace(occupancy, occupancy, occupancy, cost, 5.0, 0.0, looked_at)
+        own = (Charge(occupancy, 5.0),)
+        some = LayerTrace(occupancy, occupancy, cost, 0.0, looked_at, charges=own)
         assert some.flops().tolist() == [2 * 17 + 4 * (3 - 2) + 3 * 2 * 3 + 5 * 2, 0.0]
-        cached = LayerTrace(occupancy, occupancy, occupancy, cost, 5.0, 0.0, looked_at, occupancy)
+        cached = LayerTrace(occupancy, occupancy, cost, 0.0, looked_at, occupancy, own)
         assert cached.flops().tolist() == [2 * 17 + 3 * 2 * 3 + 5 * 2, 0.0]
         nobody = tokens.halt(torch.zeros_like(tokens.hidden[..., 0])).occupancy
-        assert not LayerTrace(nobody, nobody, nobody, cost, 5.0, 0.0, looked_at).flops().any()
+        assert not LayerTrace(nobody, nobody, cost, 0.0, looked_at, charges=(Charge(nobody, 5.0),)).flops().any()
 
 
 def test_layers_that_nobody_enters_get_a_gradient_in_training() -> None:
@@ -395,17 +403,38 @@ def test_a_backbone_whose_rows_cannot_look_at_others_is_refused() -> None:
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])
-def test_halted_tokens_neither_retire_nor_merge(form: str) -> None:
-    """In the packed form; a masked one has every row in place."""
+def test_halted_tokens_are_not_merged(form: str) -> None:
     real = torch.ones(1, 4, dtype=torch.bool)
     tokens = FORMS[form].start(torch.zeros(1, 4, 1), Sequences(real, ~real))
-    halted = tokens.halt(torch.tensor([[True, False, True, True]]))
+    halted = tokens.halt(tokens.occupancy.rows(torch.tensor([[1.0, 0, 1, 1]])))
     with pytest.raises(SkimError, match="pool first"):
         halted.pool(2, torch.zeros_like(halted.hidden[..., 0], dtype=torch.bool))
-    if form == "packed":
-        assert isinstance(halted, PackedTokens)
-        with pytest.raises(SkimError, match="still looked at"):
-            halted.retire(torch.tensor([[True, False, True]]))
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_tokens_that_leave_where_others_have_halted_are_looked_at_no_longer(form: str, whole: bool) -> None:
+    """By themselves or with their sequence; the halted ones stay, and every state is found again."""
+    real = torch.tensor([[True] * 4, [True, True, True, False]])
+    hidden = torch.arange(1.0, 9).view(2, 4, 1)
+    tokens = FORMS[form].start(hidden, Sequences(real, ~real & real))
+    tokens = tokens.halt(tokens.occupancy.rows(torch.tensor([[1.0, 0, 1, 1], [1, 1, 0, 0]])))
+    tokens = tokens.with_hidden(tokens.hidden + 10 * tokens.occupancy.weights[..., None])
+    if whole:
+        tokens = tokens.leave(torch.tensor([False, True]))
+        alive, seen = [[1, 0, 1, 1], [0, 0, 0, 0]], [[1, 1, 1, 1], [0, 0, 1, 0]]
+    else:
+        tokens = tokens.retire(tokens.occupancy.rows(torch.tensor([[1.0, 1, 0, 1], [0, 1, 1, 1]])))
+        alive, seen = [[1, 0, 0, 1], [0, 1, 0, 0]], [[1, 1, 0, 1], [0, 1, 1, 0]]
+    assert tokens.occupancy.alive().int().tolist() == alive
+    assert tokens.memory.occupancy.alive().int().tolist() == seen
+    tokens = tokens.with_hidden(tokens.hidden + 100 * tokens.occupancy.weights[..., None])
+    ran, runs = torch.tensor([[1, 0, 1, 1], [1, 1, 0, 0]]), torch.tensor(alive)
+    wanted = hidden.squeeze(-1) + 10 * ran + 100 * runs
+    assert tokens.restore().squeeze(-1)[real].tolist() == wanted[real].tolist()
+    again = tokens.halt(tokens.occupancy.rows(torch.tensor([[0.0, 0, 0, 1], [0, 0, 0, 0]])))
+    assert again.memory.occupancy.alive().int().tolist() == seen
+    assert again.restore().squeeze(-1)[real].tolist() == wanted[real].tolist()
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "base"])
@@ -421,8 +450,8 @@ def test_hard_decisions_held_at_the_target_are_not_rewarded_for_pondering() -> N
     method = ACT(mix="act", target=0.6)
     skim.compress(plain("bert"), method)
     for step in range(10):
-        method.steering.step(step / 10, torch.tensor(0.6))
-        assert abs(float(method.steering.coefficient)) < 1e-6
+        method.budget.step(step / 10, torch.tensor(0.6))
+        assert abs(float(method.budget.coefficient)) < 1e-6
 
 
 @pytest.mark.parametrize("mix", ["act", "gate"])

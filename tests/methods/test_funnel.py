@@ -134,13 +134,20 @@ def test_windows_over_pads_average_them_in() -> None:
         FORMS["packed"].start(hidden, Sequences(real, first)).pool(2, first[real], "mean", pads=True)
 
 
-def test_relaxed_decisions_cannot_be_merged() -> None:
+def test_merging_hands_on_the_gradient_of_decisions() -> None:
+    """A window's state is the mean weighed by the decisions, and so is the decision on the window."""
     real = torch.ones(1, 4, dtype=torch.bool)
     tokens = FORMS["masked"].start(torch.zeros(1, 4, 1), Sequences(real, ~real))
     keep = torch.tensor([[1.0, 0.0, 1.0, 1.0]], requires_grad=True)
     assert tokens.retire(keep.detach()).pool(2, ~real).occupancy.counts().tolist() == [2]
-    with pytest.raises(SkimError, match="pool first"):
-        tokens.retire(keep).pool(2, ~real)
+    states = torch.tensor([[[1.0], [2.0], [4.0], [8.0]]])
+    tokens = FORMS["masked"].start(states, Sequences(real, ~real))
+    merged = tokens.retire(keep).pool(2, ~real)
+    assert merged.hidden.flatten().tolist() == [2.5, 8.0]  # of tokens 0 and 2, and of the last one
+    (by_state,) = torch.autograd.grad(merged.hidden[0, 0, 0], keep, retain_graph=True)
+    assert by_state.tolist() == [[(1 - 2.5) / 2, 0.0, (4 - 2.5) / 2, 0.0]]
+    (by_weight,) = torch.autograd.grad(merged.occupancy.weights[0, 0], keep)
+    assert by_weight.tolist() == [[0.5, 0.0, 0.5, 0.0]]
 
 
 @given(stories(), st.integers(2, 4))
@@ -169,7 +176,8 @@ def test_unpool_gives_every_token_a_row_again(form: str) -> None:
     states = torch.randn(2, 4, 1)
     apart = merged.looking_at(tokens).unpool(states)
     assert merged.carry == apart.carry == "luggage"
-    assert apart.memory is None
+    assert merged.looking_at(tokens).source is tokens
+    assert apart.source is None
     assert type(apart) is type(merged)
     assert apart.occupancy.counts().tolist() == [3, 2]
     assert torch.equal(apart.restore()[real], states[real])

@@ -130,7 +130,7 @@ def test_packed_inference_agrees_with_the_branch_cutting_tokens_away(published: 
     assert model.trace.execution == "packed"
     close(output.logits, wanted["logits"], 1e-3)
     close(last[:, :length], wanted["last_hidden_state"], 1e-3)
-    arrived = [layer.arriving.counts().item() for layer in model.trace.layers]
+    arrived = [layer.charges[0].occupancy.counts().item() for layer in model.trace.layers]
     assert arrived == [wanted[f"skim_mask.{i}"].shape[1] for i in range(3)]
     assert arrived[-1] < length
 

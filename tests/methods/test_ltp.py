@@ -145,14 +145,14 @@ def test_a_target_steers_the_soft_stage_only() -> None:
     method = model.method
     model(**batch_of("bert"))
     method.step(0.5, model.trace)
-    coefficient = float(method.steering.coefficient)
+    coefficient = float(method.budget.coefficient)
     assert coefficient > 0, "it spends more than it should"
-    assert list(method.penalties(model.trace)) == ["relative_flops"]
+    assert list(method.terms(model.trace)) == ["relative_flops"]
     torch.testing.assert_close(method.loss(model.trace), coefficient * model.trace.relative_flops().float())
     method.enter("hard")
     model(**batch_of("bert"))
     method.step(0.9, model.trace)
-    assert float(method.steering.coefficient) == coefficient
+    assert float(method.budget.coefficient) == coefficient
     assert method.weights() == {}
 
 

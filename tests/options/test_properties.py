@@ -74,6 +74,8 @@ def allows(schema: Mapping[str, Any], value: Any) -> bool:
 
 
 def allows_kind(kind: Mapping[str, Any], value: Any) -> bool:
+    if not kind:  # a thing of any kind
+        return True
     known = enumerated(kind)
     if known or kind.get("type") == "string":
         named = kind.get("numbers") and isinstance(value, (int, float))  # a name that YAML reads as a number

@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file
 
 import skim
+from skim.calibration import spend
 from skim.errors import SkimError
-from skim.lightning.budget import spend
 from skim.lightning.build import COMPANION, build
 from skim.lightning.looks import load
 from skim.lightning.recipe import train

@@ -7,11 +7,11 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from skim.lightning.budget import Batches, look_after
+from skim.calibration import Batches, look_after
 
 
 class Budget(Callback):
-    """Keep a method with a target at it while it trains, see :func:`skim.lightning.budget.look_after`.
+    """Keep a method with a target at it while it trains, see :func:`skim.calibration.look_after`.
 
     Args:
         inputs: to calibrate on.

@@ -12,8 +12,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
+from skim.calibration import TOLERANCE
 from skim.errors import SkimError
-from skim.lightning.budget import TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from skim.calibration import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.compression import walk_of
 from skim.errors import SkimError
-from skim.lightning.budget import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import latency

@@ -1,4 +1,8 @@
-"""Budgets: what a method must spend at least, and the last small turn that lands a trained model on its target."""
+"""The budget of a compressed model: what it spends, the least it can spend, and the turn that lands it on its target.
+
+Steering in training (:class:`skim.methods.budget.Budget`) brings a model near its target; :func:`calibrate` lands it
+there. None of this needs Lightning: ``skim.calibrate(model, batches, 0.4)``.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 @torch.no_grad()
 def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
-    """Run a compressed model on each of the batches, deterministic; labels are not read."""
+    """Run a compressed model over batches and give the trace of each, deterministic; labels are not read."""
     training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -30,7 +34,7 @@ def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
         for batch in batches:
             model(**{name: tensor.to(device) for name, tensor in inputs_of(batch).items()})
             yield walk_of(model).trace
-    finally:  # whoever has seen enough stops early
+    finally:  # also where the caller has seen enough
         model.train(training)
 
 
@@ -45,7 +49,7 @@ def spend(model: nn.Module, batches: Batches) -> float:
 
 def check_target(model: nn.Module, batches: Batches) -> None:
     """Refuse a target below what the method spends when it retires everything it may, before any training."""
-    method = walk_of(model).method
+    method = walk_of(model).method.adapting
     target = method.target
     if target is None or method.shift is None:
         return
@@ -65,7 +69,8 @@ def check_target(model: nn.Module, batches: Batches) -> None:
 
 def survivors(trace: Trace) -> Tensor:
     """Unprotected tokens of each sequence that enter the last feed-forward of the first half of the layers, (B,)."""
-    left = trace.layers[(len(trace.layers) - 1) // 2].feeding.counts()
+    ran = [layer for layer in trace.layers if layer.ran] or trace.layers
+    left = ran[(len(ran) - 1) // 2].feeding.counts()
     return left - trace.sequences.protected.sum(1).clamp_min(1)
 
 
@@ -82,7 +87,7 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
     """Refuse a method that as configured leaves nothing behind the first half of the layers: too little to learn from.
 
     Half of them, because nothing may well be left in the last layers: that is what thresholds that rise with the layer
-    are for. What counts is who enters the last feed-forward of that half, behind all that it decides.
+    are for. Counted are the tokens that enter the last feed-forward of that half, behind all that it decides.
 
     Args:
         model: compressed, not trained yet.
@@ -90,8 +95,9 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
         calibrates: whether hard decisions are set to the target before they are trained with.
     """
     method = walk_of(model).method
-    calibrated = calibrates and method.target is not None and not method.trains_masked
-    if method.shift is None or calibrated or method.trains_dense or not method.retires:
+    adapting = method.adapting
+    calibrated = calibrates and adapting.target is not None and not adapting.trains_masked
+    if adapting.shift is None or calibrated or method.trains_dense or "retires" not in method.does:
         return
     for trace in traces(model, batches):
         if (survivors(trace) > 0).any():
@@ -129,7 +135,7 @@ def calibrate(
     Raises:
         SkimError: the method has nothing to shift, no target is given, or no input, or what is none.
     """
-    method, batches = walk_of(model).method, list(batches)
+    method, batches = walk_of(model).method.adapting, list(batches)
     target = method.target if target is None else target
     if method.shift is None:
         raise SkimError(f"method={method.name} has no one number that moves its decisions, so it is not calibrated.")
@@ -176,7 +182,7 @@ def look_after(
         starts: whether training itself starts with this stage.
         tell: told of what takes a while.
     """
-    method = walk_of(model).method
+    method = walk_of(model).method.adapting
     if method.target is None or method.shift is None or method.trains_dense:
         return
     relaxed = method.trains_masked
@@ -189,7 +195,7 @@ def look_after(
 
 def hold(model: nn.Module, batches: Batches) -> None:
     """Bring a calibrated model back to its target if training has moved it away: on a quarter of the inputs, nearby."""
-    method = walk_of(model).method
+    method = walk_of(model).method.adapting
     few = batches[: max(len(batches) // 4, 1)]
     if abs(spend(model, few) - method.target) > CLOSE:
         calibrate(model, few, steps=7, reach=0.4, around=method.shift.item())

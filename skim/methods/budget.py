@@ -1,8 +1,8 @@
-"""Steering towards a budget: the user sets the budget, training adjusts the weight of the FLOPs penalty.
+"""The budget in training: the user sets relative FLOPs, training adjusts the weight of the FLOPs penalty.
 
 A coefficient says nothing about the result: the same one skims 30 % on one task and 90 % on another, and with the wrong
 schedule it skims everything before the model has learned (reference: the published Transkimmer recipe collapses). With
-:class:`Target` the user states relative FLOPs, and the coefficient follows as the multiplier of that constraint.
+:class:`Budget` the user states relative FLOPs, and the coefficient follows as the multiplier of that constraint.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STIFFNESS = 4.0  # the part of the coefficient that answers this step's error at
 REACH = 0.1  # a larger error counts as this much: while predictors are on their way, the multiplier must not wind up
 
 
-class Target(Precise):
+class Budget(Precise):
     r"""A proportional-integral controller, the stochastic form of an augmented Lagrangian.
 
     With :math:`r` the relative FLOPs of a step and :math:`g(p)` the goal at progress :math:`p`, falling from 1 to the
@@ -30,8 +30,8 @@ class Target(Precise):
     is saved with the method; under DDP all ranks steer by their mean.
 
     Args:
-        relative_flops: the budget, in (0, 1].
-        warmup: share of training over which the goal falls from 1 to the budget.
+        target: relative FLOPs at which training shall end, in (0, 1].
+        warmup: share of training over which the goal falls from 1 to the target.
     """
 
     multiplier: Tensor
@@ -39,9 +39,9 @@ class Target(Precise):
     last: Tensor
 
     @checked
-    def __init__(self, relative_flops: Share, warmup: Fraction) -> None:
+    def __init__(self, target: Share, warmup: Fraction) -> None:
         super().__init__()
-        self.relative_flops = relative_flops
+        self.target = target
         self.warmup = warmup
         for name in ("multiplier", "coefficient", "last"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float32))
@@ -49,7 +49,7 @@ class Target(Precise):
     def goal(self, progress: float) -> float:
         """The relative FLOPs to aim for at this point of training."""
         done = min(progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
-        return 1.0 - (1.0 - self.relative_flops) * done
+        return 1.0 - (1.0 - self.target) * done
 
     @torch.no_grad()
     def step(self, progress: float, relative_flops: Tensor) -> None:

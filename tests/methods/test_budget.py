@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from skim.errors import SkimError
-from skim.methods.target import Target
+from skim.methods.budget import Budget
 
 
 def simulate(target: float, resistance: float, steps: int) -> float:
     """A plant that answers like a model: spending falls with the coefficient, slowly, and the task pulls it up."""
-    steering, logit = Target(target, warmup=0.3), 5.0
+    budget, logit = Budget(target, warmup=0.3), 5.0
     for step in range(steps):
         spent = torch.sigmoid(torch.tensor(logit))
-        steering.step(step / steps, spent)
+        budget.step(step / steps, spent)
         slope = float(spent * (1 - spent)) + 0.02
-        logit += 200 / steps * (resistance * (1 - float(spent)) - float(steering.coefficient) * slope)
+        logit += 200 / steps * (resistance * (1 - float(spent)) - float(budget.coefficient) * slope)
     return float(torch.sigmoid(torch.tensor(logit)))
 
 
@@ -28,19 +28,19 @@ def test_ends_at_the_target(target: float, resistance: float, steps: int) -> Non
 
 
 def test_goal_falls_over_the_warmup_and_stays() -> None:
-    steering = Target(0.4, warmup=0.5)
-    assert [steering.goal(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.7, 0.4, 0.4])
+    budget = Budget(0.4, warmup=0.5)
+    assert [budget.goal(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.7, 0.4, 0.4])
 
 
 def test_state_is_saved() -> None:
-    steering = Target(0.4, warmup=0.5)
-    steering.step(0.5, torch.tensor(0.9))
-    other = Target(0.4, warmup=0.5)
-    other.load_state_dict(steering.state_dict())
-    assert float(other.coefficient) == float(steering.coefficient) > 0
+    budget = Budget(0.4, warmup=0.5)
+    budget.step(0.5, torch.tensor(0.9))
+    other = Budget(0.4, warmup=0.5)
+    other.load_state_dict(budget.state_dict())
+    assert float(other.coefficient) == float(budget.coefficient) > 0
 
 
 @pytest.mark.parametrize("target", [0.0, -0.1, 1.1])
 def test_impossible_targets_are_refused(target: float) -> None:
-    with pytest.raises(SkimError, match="relative_flops"):
-        Target(target, warmup=0.3)
+    with pytest.raises(SkimError, match="Budget\\(target="):
+        Budget(target, warmup=0.3)

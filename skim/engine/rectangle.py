@@ -1,0 +1,129 @@
+"""Rows in a rectangle, ``(B, K)``: what the masked and the narrowed form have in common."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skim.engine.pooling import openings, pooled
+from skim.engine.tokens import Occupancy, merge
+
+
+class Rectangle(Occupancy):
+    """Rows of B sequences side by side; some may be filler.
+
+    Attributes:
+        position: ``(B, K)`` input position of each row; ``N`` on filler rows.
+        there: ``(B, K)`` bool, False on filler rows and pads.
+    """
+
+    position: Tensor
+    there: Tensor
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row still is where it came in, K = N."""
+        return self.position is self.sequences.position
+
+    def counts(self) -> Tensor:
+        return self.weights.sum(1)
+
+    def alive(self) -> Tensor:
+        alive = self.weights > 0.5
+        if self.whole:
+            return alive
+        batch, positions = self.sequences.real.shape
+        spread = self.sequences.real.new_zeros(batch, positions + 1).scatter(1, self.position, alive)
+        return self.shared(spread[:, :positions]) & self.sequences.real
+
+    def rows(self, values: Tensor) -> Tensor:
+        return values if self.whole else F.pad(values, (0, 1)).gather(1, self.position)
+
+    def put(self, values: Tensor, into: Tensor) -> Tensor:
+        if self.whole:
+            return values.to(into.dtype)
+        return F.pad(into, (0, 1)).scatter(1, self.position, values.to(into.dtype))[:, :-1]
+
+    def follow(self, values: Tensor, later: Occupancy) -> Tensor:
+        if later.position is self.position:
+            return values
+        rows = torch.searchsorted(self.position.contiguous(), later.position.contiguous())
+        rows = rows.clamp(max=self.position.shape[1] - 1)  # filler finds filler, or the last row
+        index = rows.view(*rows.shape, *[1] * (values.dim() - 2)).expand(*rows.shape, *values.shape[2:])
+        return values.gather(1, index)
+
+    def restored(self, states: Tensor, left: Tensor | None) -> Tensor:
+        """States of the rows at their input positions, among the last states of all that left.
+
+        Args:
+            states: ``(B, K, D)``.
+            left: ``(B, N + 1, D)``, column N for filler; ``None`` before anybody has left.
+
+        Returns:
+            ``(B, N + 1, D)``; out of place, because filler rows share a column and a scatter must not race.
+        """
+        if left is None:
+            batch, positions = self.sequences.real.shape
+            left = states.new_zeros(batch, positions + 1, states.shape[-1])
+        index = self.position[..., None].expand(-1, -1, states.shape[-1])
+        return left.scatter(1, index, states.to(left.dtype))
+
+
+class Windows(NamedTuple):
+    """Merged rows of a rectangle, each sequence's side by side at its front."""
+
+    hidden: Tensor  # (B, K, D)
+    position: Tensor  # (B, K) of each window's first row; N on filler
+    there: Tensor  # (B, K) bool
+    merged: Tensor  # (B, N) the input position at which each token's row sits
+    kept: Tensor | None  # (B, K) the mean weight of each window's rows, if they had any
+
+
+def windows(
+    hidden: Tensor, rows: Rectangle, kept: Tensor | None, stride: int, alone: Tensor, kind: str, pads: bool
+) -> Windows:
+    """Merge each ``stride`` neighbouring alive rows.
+
+    Args:
+        hidden: ``(B, K, D)``.
+        rows: the rectangle.
+        kept: ``(B, K)`` weights of the rows in a mean, 1 for those that are alive for certain; ``None``: all alike.
+        stride: rows per window.
+        alone: ``(B, K)`` bool, rows that stay rows of their own.
+        kind: ``mean`` or ``max``.
+        pads: windows are laid over pads as well.
+    """
+    batch, positions = rows.sequences.real.shape
+    there = rows.there if kept is None else rows.there & (kept > 0.5)
+    line = torch.arange(there.numel(), device=there.device)
+    if not pads:
+        line = line[there.reshape(-1)]
+    of = line // there.shape[1]  # the sequence of each row
+    first = torch.ones_like(of, dtype=torch.bool)
+    first[1:] = of[1:] != of[:-1]
+    opens = openings(first, alone.reshape(-1)[line], stride).nonzero().squeeze(1)
+    size = F.pad(opens, (0, 1), value=len(line)).diff()
+    weight = None if kept is None else kept.reshape(-1)[line]
+    states = pooled(hidden.reshape(-1, hidden.shape[-1])[line], opens, size, kind, weight)
+    # each sequence's windows side by side at the front of a rectangle; with pads, real if any member is
+    of_window = of[opens]
+    count = of_window.bincount(minlength=batch)
+    slot = torch.arange(len(opens), device=line.device) - (count.cumsum(0) - count)[of_window]
+    width = max(int(count.max()), 1)
+    place = of_window * width + slot
+    window = torch.arange(len(opens), device=line.device).repeat_interleave(size, output_size=len(line))
+    real = torch.zeros_like(opens, dtype=torch.int64).index_add(0, window, there.reshape(-1)[line].long()) > 0
+    at = rows.position.reshape(-1)[line]
+    shape = batch, width
+    packed = states.new_zeros(batch * width, states.shape[-1]).index_copy(0, place, states)
+    position = torch.full((batch * width,), positions, device=line.device).index_copy(0, place, at[opens])
+    taken = torch.zeros_like(position, dtype=torch.bool).index_copy(0, place, real)
+    here = at < positions  # filler merges with filler
+    merged = merge(rows, (of * positions + at)[here], (of * positions + at[opens][window])[here])
+    if weight is not None:
+        weight = pooled(weight[:, None], opens, size, "mean").squeeze(1)
+        weight = weight.new_zeros(batch * width).index_copy(0, place, weight).view(shape)
+    return Windows(packed.view(*shape, -1), position.view(shape), taken.view(shape), merged, weight)

@@ -1,0 +1,295 @@
+"""Chains: several methods on one backbone, such as fewer layers, then fewer tokens in them, then an earlier end.
+
+Each hook of the members is called in their order. How their answers become one:
+
+* Layers: one runs if every member lets it. The others count those that run, from 0, and no more.
+* Decisions, penalties, logs and FLOPs add up. Each member hands its own things from layer to layer, and is charged for
+  the rows that it ran over, which an earlier member may have made fewer.
+* Training is masked as soon as one member trains through its decisions. Stages are those of all members, in their
+  order; members without the present one stay as they are.
+* One budget: at most one member has a target, which is that of the whole chain, and only that member adapts. Without
+  a target, :func:`skim.calibrate` moves the last member that has a shift.
+* What any member protects, none retires.
+
+Pairs that cannot be are refused by name, from what each method says that it ``does``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import combinations
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from skim.engine.tokens import TokenBatch
+from skim.engine.trace import Trace
+from skim.errors import SkimError, shortened
+from skim.methods import method_class
+from skim.methods.base import Method, Spec
+
+CLASHES = {  # what one member does, what another does, and why both cannot be
+    ("merges", "merges"): "each lays windows over the tokens, and one layout is undone at the end",
+    ("halts", "halts"): "a halted token keeps one state, and each would settle another",
+    ("exits", "exits"): "each ends sequences with an answer, and a model gives one",
+    ("halts", "merges"): "a halted token stays in its place to be looked at, so it cannot be merged",
+    ("halts", "scores"): "attention to halted tokens is not counted, and one of them decides by attention received",
+    ("reopens", "retires"): "the last layers run on all tokens again, those among them that the other retired",
+    ("reopens", "exits"): "the last layers run on all tokens again, those of sequences that have ended as well",
+}
+
+
+Members = Annotated[tuple[Any, ...], Field(min_length=2, examples=[["layer_drop", "transkimmer"]])]
+
+
+class Chain(Method):
+    """Methods one after the other in each layer.
+
+    Args:
+        methods: the members in order, two or more; each a method, the name of one, or a mapping of ``method`` to its
+            name, and its options.
+
+    Attributes:
+        members: the methods.
+        labels: a name for each, for logs: the method's, with a number behind the second of a kind.
+    """
+
+    name = "chain"
+    defining = ("methods",)
+
+    def __init__(self, methods: Members = ("layer_drop", "transkimmer")) -> None:
+        super().__init__(())
+        members = [member_of(one) for one in methods]
+        self.members = nn.ModuleList(members)
+        self.stage = self.stages[0] if self.stages else ""
+        self.labels = labels(members)
+        targets = [label for label, one in zip(self.labels, members, strict=True) if one.target is not None]
+        if len(targets) > 1:
+            raise SkimError(
+                f"{' and '.join(targets)} of this chain both have a target, and a chain has one budget.\n"
+                "Give it to the method that shall adapt; it is met by the chain as a whole."
+            )
+
+    @property
+    def methods(self) -> list[dict[str, Any]]:
+        """The members as the constructor takes them from a file."""
+        return [{"method": member.name, **member.options()} for member in self._each()]
+
+    def _each(self) -> list[Any]:
+        return list(self.members) if "members" in self._modules else []  # a chain that is being made has none yet
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        check(self._each())
+        skips = [member for member in self._each() if "skips" in member.does]
+        for member in skips:
+            member.build(spec)
+        running = [i for i in range(spec.layers) if all(member.runs(i) for member in skips)]
+        if not running:
+            raise SkimError(f"{' and '.join(member.name for member in skips)} of this chain leave no layer that runs.")
+        self.among = {i: place for place, i in enumerate(running)}  # the layers that run, and how members count them
+        for member in self._each():
+            if member not in skips:
+                member.build(replace(spec, layers=len(running)))
+
+    def runs(self, i: int) -> bool:
+        return i in self.among
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        return self._in_turn(tokens, lambda member, rows: member.before_layer(self.among[i], rows))
+
+    def wants_received(self, i: int) -> bool:
+        return any([member.wants_received(self.among[i]) for member in self._each()])  # each is asked: it may note it
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        begin, place = tokens.occupancy, self.among[i]
+
+        def decide(member: Method, rows: TokenBatch) -> TokenBatch:
+            if received is None or not member.wants_received(place):
+                return member.after_attention(place, rows, None)
+            return member.after_attention(place, rows, begin.follow(received, rows.occupancy))
+
+        return self._in_turn(tokens, decide)
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        return self._in_turn(tokens, lambda member, rows: member.after_layer(self.among[i], before, rows))
+
+    def wants_reading(self, i: int) -> bool:
+        return any(member.wants_reading(self.among[i]) for member in self._each())
+
+    def after_reading(self, i: int, tokens: TokenBatch, logits: Tensor) -> TokenBatch:
+        place = self.among[i]
+
+        def decide(member: Method, rows: TokenBatch) -> TokenBatch:
+            return member.after_reading(place, rows, logits) if member.wants_reading(place) else rows
+
+        return self._in_turn(tokens, decide)
+
+    def restore(self, tokens: TokenBatch) -> Tensor:
+        for member, carry in zip(self._each(), self._carried(tokens.carry), strict=True):
+            if "merges" in member.does:  # there is one at most; to the others, rows are where they are
+                return member.restore(tokens.carrying(carry))
+        return tokens.restore()
+
+    def _carried(self, carry: Any) -> list[Any]:
+        """The things that each member handed on."""
+        return [None] * len(self.members) if carry is None else list(carry)
+
+    def _in_turn(self, tokens: TokenBatch, hook: Callable[[Any, TokenBatch], TokenBatch]) -> TokenBatch:
+        """Call a hook of each member, with its own carry."""
+        carried = self._carried(tokens.carry)
+        for k, member in enumerate(self._each()):
+            tokens = hook(member, tokens.carrying(carried[k]))
+            carried[k] = tokens.carry
+        return tokens.carrying(tuple(carried))
+
+    def _seen_by(self, trace: Trace) -> list[tuple[str, Any, Trace]]:
+        """Each member with its label and the trace as it knows it."""
+        carried = self._carried(trace.carry)
+        traces = [replace(trace, carry=carry) for carry in carried]
+        return list(zip(self.labels, self._each(), traces, strict=True))
+
+    def task_loss(self, logits: Tensor, labels: Tensor, trace: Trace) -> Tensor:
+        _, reader, seen = next(one for one in self._seen_by(trace) if one[1].reads_head)
+        return reader.task_loss(logits, labels, seen)
+
+    def terms(self, trace: Trace) -> dict[str, tuple[Tensor, Tensor | float]]:
+        return {
+            f"{label}/{name}": term
+            for label, member, seen in self._seen_by(trace)
+            for name, term in member.terms(seen).items()
+        }
+
+    def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        return {name: value for name, (value, _) in self.terms(trace).items()}
+
+    def weights(self) -> dict[str, float]:
+        named = zip(self.labels, self._each(), strict=True)
+        return {f"{label}/{name}": value for label, member in named for name, value in member.weights().items()}
+
+    def step(self, progress: float, trace: Trace | None = None) -> None:
+        super().step(progress, trace)
+        carried = self._each() if trace is None else self._seen_by(trace)
+        for one in carried:
+            one.step(progress) if trace is None else one[1].step(progress, one[2])
+
+    def enter(self, stage: str) -> None:
+        super().enter(stage)
+        for member in self._each():
+            if stage in member.stages:
+                member.enter(stage)
+
+    def readings(self) -> dict[str, Tensor | float]:
+        named = zip(self.labels, self._each(), strict=True)
+        return {f"{label}/{name}": value for label, member in named for name, value in member.readings().items()}
+
+    # what a method answers by an attribute, a chain answers by those of its members
+
+    @property
+    def does(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset().union(*(member.does for member in self._each()))
+
+    @property
+    def stages(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(stage for member in self._each() for stage in member.stages))
+
+    @property
+    def learning_rates(self) -> dict[str, float]:  # type: ignore[override]
+        learning = [member for member in self._each() if next(member.parameters(), None) is not None]
+        return {stage: min((rate(one, stage) for one in learning), default=0.0) for stage in self.stages or ("",)}
+
+    @property
+    def trains_masked(self) -> bool:  # type: ignore[override]
+        return any(member.trains_masked for member in self._each())
+
+    @property
+    def trains_dense(self) -> bool:  # type: ignore[override]
+        return all(member.trains_dense for member in self._each())
+
+    @property
+    def reads_head(self) -> bool:  # type: ignore[override]
+        return any(member.reads_head for member in self._each())
+
+    @property
+    def target(self) -> float | None:  # type: ignore[override]
+        return self.adapting.target if self._each() else None
+
+    @target.setter
+    def target(self, value: float | None) -> None:
+        if self._each():
+            self.adapting.target = value
+
+    @property
+    def shift(self) -> Tensor | None:  # type: ignore[override]
+        if not self._each():
+            raise AttributeError("shift")
+        return self.adapting.shift
+
+    @property
+    def covers(self) -> bool:
+        return any(member.covers for member in self._each())
+
+    def protected(self, real: Tensor, input_ids: Tensor | None, place: str) -> Tensor:
+        return torch.stack([member.protected(real, input_ids, place) for member in self._each()]).any(0)
+
+    @property
+    def adapting(self) -> Method:
+        targeted = [member for member in self._each() if member.target is not None]
+        shifting = [member for member in self._each() if member.shift is not None]
+        return (targeted or shifting or self._each())[-1]
+
+
+def member_of(given: Any) -> Method:
+    """The method that a member of a chain is given as: itself, its name, or its name and options."""
+    if isinstance(given, Chain):
+        raise SkimError("A chain is no member of a chain; name its methods in this one.")
+    if isinstance(given, Method):
+        return given
+    if isinstance(given, str):
+        return method_class(given)()
+    if isinstance(given, Mapping) and isinstance(given.get("method"), str):
+        options = {name: value for name, value in given.items() if name != "method"}
+        return member_of(method_class(given["method"])(**options))
+    raise SkimError(
+        f"A chain takes methods, and got {shortened(repr(given))}.\n"
+        "Each is a method, the name of one, or a mapping such as {method: transkimmer, target: 0.5}."
+    )
+
+
+def labels(members: Iterable[Method]) -> list[str]:
+    """A name for each member: its method's, with a number behind from the second of a kind on."""
+    seen: Counter[str] = Counter()
+    found = []
+    for member in members:
+        seen[member.name] += 1
+        found.append(member.name if seen[member.name] == 1 else f"{member.name}_{seen[member.name]}")
+    return found
+
+
+def rate(member: Method, stage: str) -> float:
+    """Peak learning rate of a member in a stage of the chain, which it may not have."""
+    return member.learning_rates.get(stage, member.learning_rates.get("", 0.0))
+
+
+def check(members: Iterable[Method]) -> None:
+    """Refuse members that cannot be together.
+
+    Raises:
+        SkimError: it names the pair, or the member that only works alone.
+    """
+    members = list(members)
+    for member in members:
+        if not member.inside_softmax or member.needs_pads or member.retired_run_on:
+            raise SkimError(
+                f"{member.name} with preset=paper does what its published code did, pads and retired tokens included, "
+                "so it cannot be in a chain.\nUse preset=default."
+            )
+    for pair in combinations(members, 2):
+        for one, other in (pair, pair[::-1]):
+            for (does, others), why in CLASHES.items():
+                if does in one.does and others in other.does:
+                    raise SkimError(f"{pair[0].name} and {pair[1].name} cannot be in one chain: {why}.")

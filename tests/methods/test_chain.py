@@ -1,0 +1,268 @@
+"""Chains: whose hook runs on what, who pays, who adapts, and which pairs are refused. The laws run over chains too."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import skim
+from skim.calibration import spend
+from skim.engine.tokens import TokenBatch
+from skim.errors import SkimError
+from skim.methods.chain import CLASHES
+from tests.families import batch_of, labels_of, plain
+from tests.ragged import Scripted, assert_same
+
+BATCH = batch_of("bert")
+
+
+def chained(*methods, family: str = "bert", **options) -> torch.nn.Module:
+    return skim.compress(copy.deepcopy(plain(family)), list(methods), **options).eval()
+
+
+def run(model: torch.nn.Module, execution: str = "auto") -> Tensor:
+    with torch.no_grad(), skim.execution(model, execution):
+        return model(**BATCH).logits
+
+
+class Noting(skim.Method):
+    """Notes what its hooks are given; its luggage is the layers it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: list[tuple[Tensor, TokenBatch]] = []
+        self.seen: list[int] = []
+
+    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        self.seen.append(i)
+        return tokens.carrying((*(tokens.carry or ()), i))
+
+    def wants_received(self, i: int) -> bool:
+        return True
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        assert received is not None
+        self.received.append((received, tokens))
+        return tokens
+
+
+# pairs that cannot be
+
+REFUSED = {
+    "act and funnel": lambda: [skim.ACT(), skim.Funnel()],
+    "funnel and act": lambda: [skim.Funnel(residual=True), skim.ACT()],
+    "funnel and funnel": lambda: [skim.Funnel(), skim.Funnel(pooling="max")],
+    "act and act": lambda: [skim.ACT(), skim.ACT(mix="act")],
+    "early_exit and early_exit": lambda: [skim.EarlyExit(), skim.EarlyExit(halting="entropy")],
+    "act and topk": lambda: [skim.ACT(), skim.TopK(start=1)],
+    "ltp and act": lambda: [skim.LTP(), skim.ACT()],
+    "funnel and transkimmer": lambda: [skim.Funnel(decoder_layers=1), skim.Transkimmer()],
+    "early_exit and funnel": lambda: [skim.EarlyExit(), skim.Funnel(decoder_layers=1)],
+}
+
+
+@pytest.mark.parametrize("pair", REFUSED)
+def test_pairs_that_cannot_be_are_refused_by_name(pair: str) -> None:
+    model = copy.deepcopy(plain("bert"))
+    with pytest.raises(SkimError, match=f"^{pair} cannot be in one chain: "):
+        skim.compress(model, REFUSED[pair]())
+    assert not hasattr(model, "skim_walk")
+    skim.compress(model, "dense")  # nothing of the chain is left on the model
+
+
+def test_every_clash_has_a_pair_that_shows_it() -> None:
+    shown = set()
+    for make in REFUSED.values():
+        one, other = make()
+        shown |= {
+            clash
+            for clash in CLASHES
+            for a, b in ((one, other), (other, one))
+            if {clash[0]} <= a.does and {clash[1]} <= b.does
+        }
+    assert shown == set(CLASHES)
+
+
+@pytest.mark.parametrize("paper", [skim.Transkimmer, skim.LTP, skim.Funnel])
+def test_published_quirks_are_refused(paper: type) -> None:
+    with pytest.raises(SkimError, match="with preset=paper"):
+        chained(skim.LayerDrop(2), paper(preset="paper"))
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ([skim.Transkimmer, "ltp"], "A chain takes methods, and got"),
+        (["transkimmer", 3], "A chain takes methods, and got 3"),
+        ([{"name": "ltp"}, "dense"], "A chain takes methods, and got {'name': 'ltp'}"),
+        ([{"method": "ltp", "targt": 0.5}, "dense"], "targt.*is no option of LTP"),
+        (["transkimer", "dense"], "transkimmer"),
+        (["dense"], "must be a list of 2 or more values"),
+        ([], "must be a list of 2 or more values"),
+    ],
+)
+def test_what_is_no_chain_is_refused(methods: list, words: str) -> None:
+    with pytest.raises(SkimError, match=f"(?s){words}"):
+        skim.Chain(methods)
+
+
+def test_a_chain_has_one_budget() -> None:
+    with pytest.raises(SkimError, match="transkimmer and ltp of this chain both have a target"):
+        skim.Chain([skim.Transkimmer(target=0.5), skim.LTP(target=0.4)])
+    with pytest.raises(SkimError, match="transkimmer and transkimmer_2"):
+        skim.Chain([skim.Transkimmer(target=0.5), skim.Transkimmer(target=0.4)])
+
+
+def test_a_chain_is_no_member() -> None:
+    with pytest.raises(SkimError, match="A chain is no member of a chain"):
+        skim.Chain([skim.Chain(), "dense"])
+
+
+def test_layers_that_nobody_lets_run_are_refused() -> None:
+    with pytest.raises(SkimError, match="leave no layer that runs"):
+        chained(skim.LayerDrop((0,)), skim.LayerDrop((1, 2)))
+
+
+# whose hook runs on what
+
+
+def test_received_attention_follows_the_rows() -> None:
+    """The second method gets what the first one got, of the rows that the first one left."""
+    keep = torch.zeros(3, *BATCH["input_ids"].shape)
+    keep[:, :, ::3] = 1  # of every three tokens one stays
+    for execution in ("masked", "packed", "narrowed"):
+        first, second = Noting(), Noting()
+        model = chained(first, Scripted(keep, between=True, protect=("cls",)), second)
+        run(model, execution)
+        assert len(first.received) == len(second.received) == 3
+        for (whole, before), (rest, after) in zip(first.received, second.received, strict=True):
+            assert rest.shape == after.hidden.shape[:-1]
+            blank = torch.zeros(BATCH["input_ids"].shape)
+            one, other = before.occupancy.put(whole, blank), after.occupancy.put(rest, blank)
+            there = after.occupancy.alive()
+            assert there.sum() < BATCH["attention_mask"].sum() / 2
+            assert torch.equal(one[there], other[there])
+
+
+def test_each_member_carries_its_own() -> None:
+    one, other = Noting(), Noting()
+    model = chained(one, "dense", other)
+    run(model)
+    assert model.trace.carry == ((0, 1, 2), None, (0, 1, 2))
+
+
+def test_members_count_the_layers_that_run() -> None:
+    one = Noting()
+    model = chained(skim.LayerDrop((0, 2)), one)
+    run(model)
+    assert one.seen == [0, 1]
+    assert one.spec.layers == 2
+    assert [layer.ran for layer in model.trace.layers] == [True, False, True]
+
+
+def test_a_cost_is_charged_on_the_rows_that_paid_it() -> None:
+    """The second Transkimmer's predictors run over what the first one has left."""
+    model = chained(skim.Transkimmer(), skim.Transkimmer())
+    for predictor in model.method.members[0].predictors.values():
+        torch.nn.init.normal_(predictor[4].weight, std=2.0)
+    run(model)
+    for layer in model.trace.layers:
+        first, second = (int(charge.occupancy.counts().sum()) for charge in layer.charges)
+        assert second == int(model.trace.layers[0].charges[1].occupancy.counts().sum()) or second < first
+    assert model.trace.layers[0].charges[1].occupancy.counts().sum() < model.trace.lengths.sum()
+
+
+def test_what_any_member_protects_stays() -> None:
+    keep = torch.zeros(3, *BATCH["input_ids"].shape)
+    model = chained(Scripted(keep), skim.Transkimmer(protect=("cls", "sep")))
+    run(model)
+    ids, left = BATCH["input_ids"], model.trace.alive()[-1]
+    separators = (ids == model.config.sep_token_id) & BATCH["attention_mask"].bool()
+    assert separators.any()
+    assert left[separators].all()
+    assert left[:, 0].all()
+
+
+# penalties, stages, the budget
+
+
+def test_penalties_are_named_by_member_and_add_up() -> None:
+    model = chained(skim.Transkimmer(warmup=0.0), skim.Transkimmer(coefficient=0.25, warmup=0.0)).train()
+    model(**BATCH)
+    total, log = model.method.weighed(model.trace)
+    assert log["transkimmer/skim_loss_weight"] == 0.5
+    assert log["transkimmer_2/skim_loss_weight"] == 0.25
+    assert torch.allclose(total, 0.5 * log["transkimmer/skim_loss"] + 0.25 * log["transkimmer_2/skim_loss"])
+    assert model.method.weights() == {"transkimmer/skim_loss": 0.5, "transkimmer_2/skim_loss": 0.25}
+
+
+def test_stages_are_the_members_and_reach_those_that_have_them() -> None:
+    chain = skim.Chain(["transkimmer", "ltp"])
+    assert (chain.stages, chain.stage, chain.learning_rates.keys()) == (("soft", "hard"), "soft", {"soft", "hard"})
+    chain.enter("hard")
+    assert [member.stage for member in chain.members] == ["", "hard"]
+    assert chain.trains_masked  # Transkimmer does
+    assert not skim.Chain(["layer_drop", "topk"]).trains_masked
+
+
+def test_the_smallest_learning_rate_is_the_chains() -> None:
+    model = chained("transkimmer", "ltp")
+    assert model.method.learning_rates == {"soft": 1e-5, "hard": 0.0}
+    assert chained("layer_drop", "transkimmer").method.learning_rates == {"": 1e-3}
+
+
+def test_one_member_adapts_to_the_budget_of_the_whole() -> None:
+    """Half of the layers are gone already; the member with the target brings the chain there, by its own decisions."""
+    model = chained(skim.LayerDrop((0, 1)), skim.Transkimmer(target=0.5), skim.TopK(start=1, token_keep_rate=0.9))
+    chain, (_, skimmer, topk) = model.method, model.method.members
+    for predictor in skimmer.predictors.values():
+        torch.nn.init.normal_(predictor[4].weight, std=2.0)
+    assert (chain.target, chain.adapting) == (0.5, skimmer)
+    spent = skim.calibrate(model, [BATCH])
+    assert abs(spent - 0.5) < 0.03
+    assert spend(model, [BATCH]) == spent
+    assert float(skimmer.shift) != 0
+    assert float(topk.shift) == 0
+    assert float(chain.shift) == float(skimmer.shift)
+    model.train()(**BATCH)
+    chain.step(0.5, model.trace)
+    assert float(skimmer.budget.last) == 0.5
+    assert list(chain.terms(model.trace)) == ["transkimmer/relative_flops"]
+
+
+def test_without_a_target_the_last_member_with_a_shift_is_calibrated() -> None:
+    model = chained(skim.Transkimmer(), skim.TopK(start=0), "dense")
+    skim.calibrate(model, [BATCH], 0.6)
+    assert float(model.method.members[1].shift) != 0
+    assert float(model.method.members[0].shift) == 0
+
+
+def test_the_task_loss_is_that_of_the_member_that_reads_the_head() -> None:
+    model = chained(skim.Transkimmer(), skim.EarlyExit(halting="pondernet")).train()
+    inputs = BATCH | labels_of("classification", BATCH)
+    torch.manual_seed(0)
+    loss = model(**inputs).loss
+    torch.manual_seed(0)
+    logits = model(**BATCH).logits
+    _, exits = model.method.members
+    view = model.method._seen_by(model.trace)[1][2]
+    assert torch.allclose(loss, exits.task_loss(logits, inputs["labels"], view))
+
+
+# save and load
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    model = chained(skim.LayerDrop(2), skim.Funnel(blocks=[1, 1]), skim.LTP(final_token_threshold=0.2))
+    model.method.enter("hard")
+    model.method.members[2].delta.data += 0.05
+    wanted = run(model)
+    skim.save_pretrained(model, tmp_path)
+    again = skim.from_pretrained(tmp_path).eval()
+    assert_same(run(again), wanted)
+    assert again.method.options() == model.method.options()
+    assert [member.stage for member in again.method.members] == ["", "", "hard"]
+    assert torch.equal(again.trace.flops(), model.trace.flops())
+    assert skim.decompress(again).__class__.__name__ == type(model).__name__
