@@ -97,7 +97,7 @@ def test_published_quirks_are_refused(paper: type) -> None:
         ([skim.Transkimmer, "ltp"], "A chain takes methods, and got"),
         (["transkimmer", 3], "A chain takes methods, and got 3"),
         ([{"name": "ltp"}, "dense"], "A chain takes methods, and got {'name': 'ltp'}"),
-        ([{"method": "ltp", "targt": 0.5}, "dense"], "targt.*is no option of LTP"),
+        ([{"method": "ltp", "targt": 0.5}, "dense"], "targt.*is not an option of LTP"),
         (["transkimer", "dense"], "transkimmer"),
         (["dense"], "must be a list of 2 or more values"),
         ([], "must be a list of 2 or more values"),
