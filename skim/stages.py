@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from skim.errors import SkimError
+from skim.options.kinds import Count, Positive
 from skim.options.run import Schedule
 
 KINDS = ("decay", "plain", "method")  # of parameters: matrices, biases and norms, the method's own
@@ -24,9 +25,11 @@ class Stage(Schedule):
 
     Attributes:
         name: of the method's stage; empty for a method that has one way to train.
+        epochs: passes over the training data, or where steps are counted any share of them.
     """
 
     name: str = ""
+    epochs: Count | Positive = field(default=1, kw_only=True)  # type: ignore[assignment]
 
     def decay(self, kind: str) -> float:
         """Weight decay of one of :data:`KINDS`."""

@@ -163,7 +163,7 @@ class SkimCallback(TrainerCallback):
                 raise unknown("stage of the method", name, known)
             if not share > 0:
                 raise SkimError(f"stages={{'{name}': {share}}} is not a share of the training; leave the stage out.")
-        plan = Plan([Stage(name, epochs=asked[name]) for name in known if name in asked], steps)  # type: ignore[arg-type]
+        plan = Plan([Stage(name, epochs=asked[name]) for name in known if name in asked], steps)
         for stage, begin, end in zip(plan.stages, plan.bounds, plan.bounds[1:], strict=False):
             if begin == end:
                 raise SkimError(f"Stage {stage.name} gets none of the {steps} steps; train longer, or leave it out.")

@@ -128,8 +128,8 @@ def test_stages_left_out_and_their_order() -> None:
         (["method=ltp", "method.stages=null"], "leaves every stage out"),
         (["method=topk", "+method.stages.soft.lr=1"], "stage"),
         (["train.method_weight_decay=-1"], "train.method_weight_decay=-1"),
-        (["formulas=[lpt]"], "'ltp'"),
-        (["formulas=ltp"], "formulas=[ltp]"),
+        (["formulas=[lpt]"], "any of ltp"),
+        (["formulas=ltp"], "formulas=ltp must be a list"),
         # what is known before training only once the model has been built
         (["method=ltp_hard"], "init_from=<a run of method=ltp>"),
         (["method=ltp_manual", "method.final_token_threshold=0.99"], "retires every token"),
