@@ -25,7 +25,7 @@ class Rectangle(Occupancy):
 
     @property
     def whole(self) -> bool:
-        """Whether every row still is where it came in, K = N."""
+        """True if every row still is where it came in, K = N."""
         return self.position is self.sequences.position
 
     def counts(self) -> Tensor:

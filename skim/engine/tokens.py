@@ -105,7 +105,7 @@ class Occupancy:
         raise NotImplementedError
 
     def among(self, others: Occupancy) -> Occupancy:
-        """Those of these rows that ``others`` has as well; both of the same form."""
+        """Keep the rows that ``others`` has as well; both of the same form."""
         raise NotImplementedError
 
     def shared(self, values: Tensor) -> Tensor:

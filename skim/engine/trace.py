@@ -44,7 +44,7 @@ class LayerTrace:
 
     @property
     def ran(self) -> bool:
-        """Whether the layer ran at all."""
+        """True if the layer ran at all."""
         return not isinstance(self.attending, Nobody)
 
     def flops(self, formula: LayerCost | None = None) -> Tensor:

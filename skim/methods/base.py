@@ -234,7 +234,7 @@ class Method(nn.Module):
 
     @property
     def steers(self) -> bool:
-        """Whether training is steered to the target at present, by the weight of :meth:`price` in the loss."""
+        """True if training is steered to the target at present, by the weight of :meth:`price` in the loss."""
         return self.budget is not None
 
     def price(self, trace: Trace) -> dict[str, Tensor]:

@@ -246,7 +246,7 @@ class Chain(Method):
 def member_of(given: Any) -> Method:
     """The method that a member of a chain is given as: itself, its name, or its name and options."""
     if isinstance(given, Chain):
-        raise SkimError("A chain is no member of a chain; name its methods in this one.")
+        raise SkimError("A chain cannot be in a chain; name its methods in this one.")
     if isinstance(given, Method):
         return given
     if isinstance(given, str):
