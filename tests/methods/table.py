@@ -1,13 +1,13 @@
 """The table of methods that the laws run over.
 
 A row says how a method is made, how to draw what it decides by, and how to bring it where a law can see something.
-A chain is a row as well: ``chained("topk", "transkimmer")``.
+A chain is a row as well, made of others: ``chained("topk", "transkimmer")``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,13 @@ def steer(method: Any) -> None:
 def prunes(trace: Trace) -> bool:
     """Tokens leave in several layers, and a different number of each sequence is left."""
     return is_ragged(entering(trace), trace.lengths)
+
+
+def thins(trace: Trace) -> bool:
+    """Tokens leave, if only in one layer, and a different number of each sequence is left."""
+    there = trace.lengths > 0
+    left = entering(trace)[-1, there]
+    return bool((left < trace.lengths[there]).any() and len(left.unique()) > 1 and left.min() > 1)
 
 
 @dataclass(frozen=True)
@@ -269,47 +276,50 @@ def run_all(method: Any) -> None:
 
 @dataclass(frozen=True)
 class Beside:
-    """A model with one member of its chain in the place of the chain."""
+    """A model with one member of its chain in the place of the chain.
 
-    model: Any
-    method: Any
+    Attributes:
+        model: the compressed model.
+        method: the member.
+    """
 
-    def named_parameters(self) -> Any:
+    model: nn.Module
+    method: Method
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The model's own parameters."""
         return self.model.named_parameters()
 
 
-def chained(*rows: Row, **columns: Any) -> Row:
-    """A row of the methods of other rows, one after the other; nothing is in it that they do not say."""
+def chained(*names: str, **columns: Any) -> Row:
+    """A row of the methods of other rows, one after the other in each layer."""
+    rows = [METHODS[name] for name in names]
 
-    def each(column: str) -> Change:
-        def change(method: Any) -> None:
-            for row, member in zip(rows, method.members, strict=True):
-                getattr(row, column)(member)
+    def each(column: str) -> Change | None:
+        changes = [getattr(row, column) for row in rows]
+        if None in changes:
+            return None
+        return lambda method: [change(member) for change, member in zip(changes, method.members, strict=True)]
 
-        return change
+    def draw(model: nn.Module, batch: dict[str, Tensor], attempt: int) -> None:
+        for k, (row, member) in enumerate(zip(rows, model.method.members, strict=True)):
+            row.draw(Beside(model, member), batch, attempt + k * 1009)  # type: ignore[arg-type]
 
-    def draw(model: Any, batch: dict[str, Tensor], attempt: int) -> None:
-        for row, member in zip(rows, model.method.members, strict=True):
-            row.draw(Beside(model, member), batch, attempt)  # type: ignore[arg-type]
+    def steer_first(method: Any) -> None:
+        steer(next(member for row, member in zip(rows, method.members, strict=True) if row.steer is not None))
 
-    def first_steers(method: Any) -> None:
-        steer(method.members[[row.steer is not None for row in rows].index(True)])
-
-    return Row(
-        lambda: Chain([row.make() for row in rows]),
-        draw,
-        drop_nothing=None if any(row.drop_nothing is None for row in rows) else each("drop_nothing"),
-        harden=each("harden"),
-        blur=each("blur"),
-        steer=first_steers if any(row.steer for row in rows) else None,
-        apart=any(row.apart for row in rows),
-        narrows=all(row.narrows for row in rows),
-        invariant=all(row.invariant for row in rows),
-        tolerance=max(row.tolerance for row in rows),
-        also=tuple(dict.fromkeys(name for row in rows for name in row.also)),
-        **columns,
-    )
+    given: dict[str, Any] = {
+        "is_ragged": merges if any(row.is_ragged is merges for row in rows) else prunes,
+        "drop_nothing": each("drop_nothing"),
+        "harden": each("harden"),
+        "blur": each("blur"),
+        "steer": steer_first if any(row.steer is not None for row in rows) else None,
+        "apart": any(row.apart for row in rows),
+        "narrows": all(row.narrows for row in rows),
+        "invariant": all(row.invariant for row in rows),
+        "tolerance": max(row.tolerance for row in rows),
+    }
+    return Row(lambda: Chain([row.make() for row in rows]), draw, **given | columns)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -338,5 +348,12 @@ METHODS: dict[str, Row] = {
     "exit_pondernet": exiting(lambda: EarlyExit("pondernet"), shift(200.0)),
     "layer_drop": Row(lambda: LayerDrop(every=2), is_ragged=lambda trace: True, drop_nothing=run_all),
 }
-METHODS["transkimmer_twice"] = chained(METHODS["transkimmer"], METHODS["transkimmer"])
-METHODS["transkimmer_topk"] = chained(METHODS["transkimmer"], METHODS["topk"])
+METHODS |= {
+    "topk+topk": chained("topk", "topk"),
+    "funnel+transkimmer": chained("funnel", "transkimmer"),
+    "act+transkimmer": chained("act_gate", "transkimmer"),
+    "transkimmer+transkimmer": chained("transkimmer", "transkimmer"),
+    "transkimmer+topk": chained("transkimmer", "topk"),
+    "ltp+transkimmer": chained("ltp", "transkimmer"),
+    "layer_drop+transkimmer": chained("layer_drop", "transkimmer", is_ragged=thins, drop_nothing=None),
+}
