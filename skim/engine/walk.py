@@ -21,6 +21,7 @@ from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.attention import AttentionMask
 from skim.engine.backbone import Backbone
 from skim.engine.head import Head
+from skim.engine.hooks import Hooks
 from skim.engine.inputs import INPUTS, Inputs, check_read
 from skim.engine.keys import KeyValues
 from skim.engine.masked import MaskedTokens
@@ -32,7 +33,6 @@ from skim.engine.trace import LayerTrace, Trace
 from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
 from skim.flops import LayerCost
-from skim.methods.base import Method
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
@@ -56,18 +56,18 @@ class Walk:
         model: nn.Module,
         base: nn.Module,
         backbone: Backbone,
-        method: Method,
+        method: Hooks,
         execution: str,
         head: Head,
     ) -> None:
-        if backbone.shortens and any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
+        if backbone.shortens and any(getattr(type(method), hook) is not getattr(Hooks, hook) for hook in HOOKS):
             raise SkimError(
                 f"{type(base).__name__} shortens its sequences by itself, so it takes no method={method.name}.\n"
                 "Use method=dense, or another backbone."
             )
         self.model, self.base, self.backbone = model, base, backbone
         self._method = method
-        self.stand_in: Method | None = None  # in whose place the method waits
+        self.stand_in: Hooks | None = None  # in whose place the method waits
         self.execution = execution
         self.head = head
         self._last = PerThread()
@@ -88,11 +88,11 @@ class Walk:
         return trace
 
     @property
-    def method(self) -> Method:
+    def method(self) -> Any:
         """The method; of PEFT's copies of it the active one, or whoever stands in for it."""
         return self._present() if self.stand_in is None else self.stand_in
 
-    def _present(self) -> Method:
+    def _present(self) -> Hooks:
         return serving(self.model._modules.get("method", self._method))
 
     @property

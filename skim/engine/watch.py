@@ -11,8 +11,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from skim.engine.hooks import Hooks
 from skim.errors import SkimError
-from skim.methods.base import Method
 
 UPDATES = 3  # of the model's weights without a step of its method that make a warning
 
@@ -28,7 +28,7 @@ class Watch:
         self.updates = 0
         self.seen: Tensor | None = None  # a weight of every parameter that trains, as of the last look
 
-    def look(self, model: nn.Module, method: Method) -> None:
+    def look(self, model: nn.Module, method: Hooks) -> None:
         """Called by a forward in training, with gradients.
 
         Raises:
@@ -43,7 +43,7 @@ class Watch:
         if not method.stepped and self.updates < UPDATES and needed:
             self._count(model, method)
 
-    def _count(self, model: nn.Module, method: Method) -> None:
+    def _count(self, model: nn.Module, method: Hooks) -> None:
         before, self.seen = self.seen, _sample(model)
         if before is None or self.seen is None or before.shape != self.seen.shape or torch.equal(before, self.seen):
             return
@@ -65,7 +65,7 @@ def _sample(model: nn.Module) -> Tensor | None:
     return torch.stack([p.reshape(-1)[-1].float() for p in training]).cpu() if training else None
 
 
-def _check_frozen(model: nn.Module, method: Method) -> None:
+def _check_frozen(model: nn.Module, method: Hooks) -> None:
     """Refuse to train anything else of a model while all of its method is frozen."""
     if any(p.requires_grad for p in method.parameters()) or not any(p.requires_grad for p in model.parameters()):
         return

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from skim.engine.tokens import TokenBatch, at_place
+from skim.engine.hooks import Hooks
+from skim.engine.tokens import at_place
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.methods.budget import Budget
@@ -45,8 +46,10 @@ class Spec:
     outputs: int | None = None
 
 
-class Method(nn.Module):
-    """A compression method. Override what the paper needs; every default leaves the dense model as it is.
+class Method(Hooks):
+    """A compression method: the hooks of :class:`~skim.engine.hooks.Hooks`, and how it is built, trained and saved.
+
+    Override what the paper needs; every default leaves the dense model as it is.
 
     Two conventions spare boilerplate: a constructor argument is an attribute of the same name (so :meth:`options` can
     write it to a checkpoint), and it is a key of ``conf/method/<name>.yaml`` with the same default. What it may be, its
@@ -56,43 +59,27 @@ class Method(nn.Module):
         protect: special tokens that never retire: ``cls`` (what the head reads), ``sep``.
 
     Attributes:
-        name: by which it is known; the class's, in small letters, unless it says another.
         stages: names of the ways to train, in their order; empty for a method that has one.
         stage: the present one.
-        trains_masked: gradients pass through the decisions, so training runs in masked execution.
-        inside_softmax: False: the mask multiplies after the softmax (published Transkimmer); masked execution only.
         starts_at_target: a target is met before training through decisions as well, by moving ``shift``.
-        retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
-            narrowed execution is asked for by name.
-        needs_pads: computes with the padding, as published; masked execution only.
-        reads_head: asks what the model's head says behind inner layers, and takes part in the task's loss.
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
         does: by which means it computes less, of :data:`MEANS`; a chain refuses pairs that cannot be.
         defining: options without which what was learned means something else: a run that goes on from another has the
             same.
         learning_rates: peak ones of its own parameters, by stage, where a trainer is not told another.
-        target: relative FLOPs at which training shall end, or ``None``.
         budget: what steers training there; ``None``: the penalties have the weights that the options give them.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
         progress: share of training done, of the present stage if there are several.
-        stepped: whether anybody has ever called :meth:`step`.
-        kept_frozen: it was frozen as a whole, by :meth:`requires_grad_`, and so on purpose.
     """
 
     shift: Tensor | None
-    name: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ()
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-3}
-    trains_masked = False
-    inside_softmax = True
     starts_at_target = False
-    retired_run_on = False
-    needs_pads = False
     defining: ClassVar[tuple[str, ...]] = ("preset", "protect")
     does: ClassVar[frozenset[str]] = frozenset({"retires"})
-    reads_head = False
     trains_dense = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -133,78 +120,8 @@ class Method(nn.Module):
             SkimError: what to change.
         """
 
-    def runs(self, i: int) -> bool:
-        """Tell whether layer ``i`` runs at all; of one that does not, no other hook is called."""
-        return True
-
-    def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        """Decide before layer ``i``'s attention.
-
-        Whatever a hook runs over the rows it charges on them: ``tokens.charge(per_row)``, FLOPs.
-        """
-        return tokens
-
-    def wants_received(self, i: int) -> bool:
-        """Ask layer ``i`` to tell :meth:`after_attention` how much attention each row received; that costs a bit."""
-        return False
-
-    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
-        """Decide between layer ``i``'s attention and its feed-forward.
-
-        Args:
-            i: the layer.
-            tokens: after attention.
-            received: what each row received of it, summed over the alive queries and averaged over heads, so that the
-                sum over a sequence is the number of its alive tokens; float32, ``hidden.shape[:-1]``. ``None`` unless
-                :meth:`wants_received` asks for it, and in a layer that looks at other rows than these.
-        """
-        return tokens
-
-    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
-        """Decide after layer ``i``.
-
-        Args:
-            i: the layer.
-            before: what entered its attention. Rows may have left since:
-                ``before.occupancy.follow(before.hidden, tokens.occupancy)`` are the states that the present ones had.
-            tokens: after the layer.
-        """
-        return tokens
-
-    def wants_reading(self, i: int) -> bool:
-        """Ask for :meth:`after_reading` to be told what the head answers behind layer ``i``; needs ``reads_head``."""
-        return False
-
-    def after_reading(self, i: int, tokens: TokenBatch, logits: Tensor) -> TokenBatch:
-        """Decide after layer ``i`` and :meth:`after_layer` by what the head would answer now.
-
-        Args:
-            i: the layer.
-            tokens: after it.
-            logits: ``(B, C)`` of the model's head for the present states; 0 for sequences that have left.
-        """
-        return tokens
-
-    def task_loss(self, logits: Tensor, labels: Tensor, trace: Trace) -> Tensor:
-        """The task's loss in training, a scalar, for a method that ``reads_head``; it takes the place of the head's.
-
-        Args:
-            logits: ``(B, C)`` of the head behind the last layer.
-            labels: ``(B,)`` classes, or numbers of a regression.
-            trace: of this forward.
-        """
-        raise NotImplementedError
-
-    def restore(self, tokens: TokenBatch) -> Tensor:
-        """States for the head, ``(B, N, D)``: by default every token's last state at its input position."""
-        return tokens.restore()
-
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         """Scalars that training adds to the task's loss, unweighted, each logged by its name."""
-        return {}
-
-    def weights(self) -> dict[str, float]:
-        """The present weight of each penalty."""
         return {}
 
     def loss(self, trace: Trace) -> Tensor:
