@@ -116,7 +116,7 @@ def test_a_chain_has_one_budget() -> None:
 
 
 def test_a_chain_is_no_member() -> None:
-    with pytest.raises(SkimError, match="A chain is no member of a chain"):
+    with pytest.raises(SkimError, match="A chain cannot be in a chain"):
         skim.Chain([skim.Chain(), "dense"])
 
 
