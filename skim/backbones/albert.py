@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module, heads, look
-from skim.engine.attention import AttentionMask
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask
 
 
 class Albert(Backbone):

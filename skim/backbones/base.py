@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skim.engine.attention import AttentionMask, MaskedSoftmax
 from skim.engine.backbone import Backbone, Module, heads, look
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask, MaskedSoftmax
 from skim.engine.tokens import TokenBatch
 
 __all__ = ["Backbone", "Module", "Narrowed", "distances", "heads", "look", "positions", "rotated"]

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
-from skim.engine.attention import AttentionMask
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask
 from skim.engine.tokens import TokenBatch
 
 

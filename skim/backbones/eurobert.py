@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
-from skim.engine.attention import AttentionMask
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask
 from skim.engine.tokens import TokenBatch
 
 

@@ -28,8 +28,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from skim.backbones.base import Backbone, Module, heads
 from skim.engine.adapters import call_flops, linear_flops
-from skim.engine.attention import BLOCK, AttentionMask
 from skim.engine.inputs import Inputs
+from skim.engine.kernels.padded import BLOCK
+from skim.engine.mask import AttentionMask
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.tokens import TokenBatch
 from skim.errors import SkimError

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from skim.backbones.base import Backbone, Module
-from skim.engine.attention import AttentionMask
+from skim.engine.mask import AttentionMask
 
 
 class MobileBert(Backbone):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from skim.backbones.base import Module, Narrowed, distances
 from skim.engine.adapters import call_flops, linear_flops
-from skim.engine.attention import AttentionMask, MaskedSoftmax
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask, MaskedSoftmax
 from skim.engine.tokens import TokenBatch
 from skim.flops import LayerCost, precise
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from skim.engine.adapters import call_flops, linear_flops
-from skim.engine.attention import AttentionMask, skim_attention
+from skim.engine.attention import skim_attention
 from skim.engine.inputs import Inputs
+from skim.engine.mask import AttentionMask
 from skim.engine.tokens import TokenBatch
 from skim.flops import LayerCost
 

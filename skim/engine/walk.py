@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
-from skim.engine.attention import AttentionMask
 from skim.engine.backbone import Backbone
 from skim.engine.head import Head
 from skim.engine.hooks import Hooks
 from skim.engine.inputs import INPUTS, Inputs, check_read
 from skim.engine.keys import KeyValues
+from skim.engine.mask import AttentionMask
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens

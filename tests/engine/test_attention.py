@@ -9,17 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skim.engine.attention import (
-    BLOCK,
-    AttentionMask,
-    MaskedSoftmax,
-    attention_with_sums,
-    column_sums,
-    masked_softmax,
-    packed_attention,
-    rectangle_attention,
-    skim_attention,
-)
+from skim.engine.attention import skim_attention
+from skim.engine.kernels.cpu import packed_attention
+from skim.engine.kernels.cuda import rectangle_attention
+from skim.engine.kernels.padded import BLOCK, attention_with_sums
+from skim.engine.mask import AttentionMask, MaskedSoftmax, column_sums, masked_softmax
 from skim.engine.masked import MaskedTokens
 from skim.engine.packed import PackedTokens
 from skim.engine.tokens import Sequences

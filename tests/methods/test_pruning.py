@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import skim
-import skim.engine.attention
+import skim.engine.kernels.cpu
+import skim.engine.mask
 from skim.engine.masked import MaskedTokens
 from skim.engine.tokens import Occupancy, Sequences
 from skim.engine.walk import FORMS
@@ -351,9 +352,9 @@ def test_a_schedule_that_leaves_all_layers_whole_is_refused() -> None:
 @pytest.mark.parametrize("family", ["bert", "deberta-v3"])
 def test_an_attention_that_tells_nothing_is_refused(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not a silent dense model."""
-    real = skim.engine.attention.attention
-    monkeypatch.setattr(skim.engine.attention, "attention", lambda *args: (real(*args)[0], None))
-    monkeypatch.setattr(skim.engine.attention, "column_sums", lambda *args: None)
+    real = skim.engine.kernels.padded.attention
+    monkeypatch.setattr(skim.engine.kernels.cpu, "attention", lambda *args: (real(*args)[0], None))
+    monkeypatch.setattr(skim.engine.mask, "column_sums", lambda *args: None)
     dense, model = plain(family), skim.compress(plain(family), Relative())
     with pytest.raises(SkimError, match=r"does not tell which token received.*\n?.*ltp_relative"):
         model(**batch_of(family))
