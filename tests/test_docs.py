@@ -71,6 +71,9 @@ def test_the_site_builds_strictly_and_offline(
     page = (tmp_path / "methods" / "transkimmer.html").read_text(encoding="utf-8")
     assert "width of the predictor's hidden layer" in page  # options, from the docstring
     assert "<math" in page
+    api = (tmp_path / "api.html").read_text(encoding="utf-8")
+    for name in ("compress", "Method.penalties", "engine.hooks.Hooks.before_layer", "engine.tokens.TokenBatch.retire"):
+        assert f'id="skim.{name}"' in api
     left = {  # what a browser would fetch, and what no one has translated
         f"{file.relative_to(tmp_path)}: {found}"
         for file in tmp_path.rglob("*.html")
