@@ -11,14 +11,12 @@ L layers.
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-if TYPE_CHECKING:  # the public names, written once: for type checkers as they stand, and read below for everyone else
+if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test holds the two together
     from skim.calibration import calibrate as calibrate
     from skim.compression import compress as compress
     from skim.compression import decompress as decompress
@@ -42,8 +40,30 @@ if TYPE_CHECKING:  # the public names, written once: for type checkers as they s
     from skim.methods.transkimmer import Transkimmer as Transkimmer
     from skim.saving import save_pretrained as save_pretrained
 
-_IMPORT = re.compile(r"^    from ([\w.]+) import (\w+) as \2$", re.MULTILINE)
-_PUBLIC = {name: module for module, name in _IMPORT.findall(Path(__file__).read_text(encoding="utf-8"))}
+_PUBLIC = {  # public names, and the modules that they are loaded from on first use
+    "calibrate": "skim.calibration",
+    "compress": "skim.compression",
+    "decompress": "skim.compression",
+    "execution": "skim.compression",
+    "uncompressed": "skim.compression",
+    "SkimError": "skim.errors",
+    "from_pretrained": "skim.loading",
+    "Method": "skim.methods",
+    "register": "skim.methods",
+    "ACT": "skim.methods.act",
+    "Chain": "skim.methods.chain",
+    "Dense": "skim.methods.dense",
+    "EarlyExit": "skim.methods.early_exit",
+    "Funnel": "skim.methods.funnel",
+    "LayerDrop": "skim.methods.layer_drop",
+    "LTP": "skim.methods.ltp",
+    "Manual": "skim.methods.threshold",
+    "Relative": "skim.methods.threshold",
+    "Rising": "skim.methods.threshold",
+    "TopK": "skim.methods.topk",
+    "Transkimmer": "skim.methods.transkimmer",
+    "save_pretrained": "skim.saving",
+}
 
 __all__ = ["__version__", *_PUBLIC]
 
