@@ -155,7 +155,7 @@ def test_a_rate_of_its_own_is_the_optimizers_step_stretched() -> None:
         OwnRate([torch.nn.Parameter(torch.ones(1))], two, base=1.0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "chain"])  # a chain's are its members'
 def test_rates_are_those_of_the_configs(name: str) -> None:
     conf = OmegaConf.load(Path(__file__).parents[2] / "conf" / "method" / f"{name}.yaml")
     common = OmegaConf.load(Path(__file__).parents[2] / "conf" / "train.yaml").train.method_lr
@@ -223,7 +223,7 @@ def test_what_cannot_be_is_said_before_the_first_step(tmp_path: Path) -> None:
             trainer(tiny(method), tmp_path, [callback], **QUICK).train()
 
     fails(SkimCallback(stages={"sofd": 1}), "Did you mean 'soft'")
-    fails(SkimCallback(stages={"soft": 0}), "no share of the training")
+    fails(SkimCallback(stages={"soft": 0}), "is not a share of the training")
     fails(SkimCallback(stages={"soft": 1, "hard": 1e-3}), "Stage hard gets none of the 4 steps")
     with pytest.raises(SkimError, match="not compressed"):
         trainer(fresh(), tmp_path, [SkimCallback()], **QUICK).train()
