@@ -87,14 +87,18 @@ class Chain(Method):
         check(self._each())
         skips = [member for member in self._each() if "skips" in member.does]
         for member in skips:
-            member.build(spec)
+            built(member, spec)
         running = [i for i in range(spec.layers) if all(member.runs(i) for member in skips)]
         if not running:
             raise SkimError(f"{' and '.join(member.name for member in skips)} of this chain leave no layer that runs.")
         self.among = {i: place for place, i in enumerate(running)}  # the layers that run, and how members count them
         for member in self._each():
             if member not in skips:
-                member.build(replace(spec, layers=len(running)))
+                built(member, replace(spec, layers=len(running)))
+
+    def check_fit(self) -> None:
+        for member in self._each():
+            member.check_fit()
 
     def runs(self, i: int) -> bool:
         return i in self.among
@@ -248,6 +252,8 @@ def member_of(given: Any) -> Method:
     if isinstance(given, Chain):
         raise SkimError("A chain cannot be in a chain; name its methods in this one.")
     if isinstance(given, Method):
+        if given.serves or given.built_for is not None:
+            raise SkimError(f"This {given.name} was built for another model already; make a new one for the chain.")
         return given
     if isinstance(given, str):
         return method_class(given)()
@@ -258,6 +264,12 @@ def member_of(given: Any) -> Method:
         f"A chain takes methods, and got {shortened(repr(given))}.\n"
         "Each is a method, the name of one, or a mapping such as {method: transkimmer, target: 0.5}."
     )
+
+
+def built(member: Method, spec: Spec) -> None:
+    """Build a member, as ``compress`` builds a method that is alone."""
+    member.build(spec)
+    member.built_for = spec
 
 
 def labels(members: Iterable[Method]) -> list[str]:

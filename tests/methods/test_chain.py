@@ -120,6 +120,15 @@ def test_a_chain_is_no_member() -> None:
         skim.Chain([skim.Chain(), "dense"])
 
 
+def test_a_method_in_use_is_no_member_and_one_that_does_nothing_does_not_fit() -> None:
+    used = skim.Transkimmer()
+    skim.compress(copy.deepcopy(plain("bert")), used)
+    with pytest.raises(SkimError, match="built for another model already"):
+        skim.Chain([used, "dense"])
+    with pytest.raises(SkimError, match="merges nothing"):
+        chained("dense", skim.Funnel(blocks=[3])).method.check_fit()
+
+
 def test_layers_that_nobody_lets_run_are_refused() -> None:
     with pytest.raises(SkimError, match="leave no layer that runs"):
         chained(skim.LayerDrop((0,)), skim.LayerDrop((1, 2)))
