@@ -28,14 +28,14 @@ def continue_method(method: Method, folder: Path) -> bool:
     if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
         return False
     before, state = read_method(folder, type(method))
-    for option in method.defining:
-        was, now = getattr(before, option, None), getattr(method, option, None)
-        if was != now:
+    learned = before.definition()
+    for option, now in method.definition().items():
+        if (was := learned.get(option)) != now:
             raise SkimError(
                 f"init_from={folder.parent} was trained with method.{option}={was}, this run has {now}: what it "
                 f"learned means something else.\nUse method.{option}={was}, or another init_from."
             )
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("budget.")}
+    state = {name: tensor for name, tensor in state.items() if not of_a_budget(name)}
     try:
         report = method.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -43,12 +43,17 @@ def continue_method(method: Method, folder: Path) -> bool:
             f"init_from={folder.parent} was trained with other options of method={method.name}, such that its "
             f"parameters do not fit:\n{str(error).splitlines()[1].strip()[:200]}"
         ) from None
-    if report.unexpected_keys or any(not name.startswith("budget.") for name in report.missing_keys):
+    if other := report.unexpected_keys + [name for name in report.missing_keys if not of_a_budget(name)]:
         raise SkimError(
-            f"init_from={folder.parent} was trained with other options of method={method.name}: "
-            f"{(report.unexpected_keys + report.missing_keys)[0]} is in one and not in the other."
+            f"init_from={folder.parent} was trained with other options of method={method.name}: {other[0]} is in one "
+            "and not in the other."
         )
     return True
+
+
+def of_a_budget(name: str) -> bool:
+    """Tell whether a tensor of a method's state is of a budget, its own or that of a chain's member."""
+    return "budget" in name.split(".")[:-1]
 
 
 def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:

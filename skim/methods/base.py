@@ -231,6 +231,10 @@ class Method(Hooks):
             )
         return {name: getattr(self, name) for name in names}
 
+    def definition(self) -> dict[str, Any]:
+        """The options in :attr:`defining` that it has, by name; those of a chain's members have paths."""
+        return {name: getattr(self, name) for name in self.defining if hasattr(self, name)}
+
     def refusal(self, reason: str, **given: Any) -> OptionError:
         """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
         return OptionError(type(self), reason, given)

@@ -59,7 +59,6 @@ class Chain(Method):
     """
 
     name = "chain"
-    defining = ("methods",)
 
     def __init__(self, methods: Members = ("layer_drop", "transkimmer")) -> None:
         super().__init__(())
@@ -177,15 +176,27 @@ class Chain(Method):
 
     def step(self, progress: float, trace: Trace | None = None) -> None:
         super().step(progress, trace)
-        carried = self._each() if trace is None else self._seen_by(trace)
-        for one in carried:
-            one.step(progress) if trace is None else one[1].step(progress, one[2])
+        if trace is None:
+            for member in self._each():
+                member.step(progress)
+        else:
+            for _, member, seen in self._seen_by(trace):
+                member.step(progress, seen)
 
     def enter(self, stage: str) -> None:
         super().enter(stage)
+        begun = self.stages[: self.stages.index(stage) + 1]
         for member in self._each():
-            if stage in member.stages:
-                member.enter(stage)
+            if own := [one for one in begun if one in member.stages]:
+                member.enter(own[-1])  # also where earlier stages were never entered, as in a model that is loaded
+
+    def definition(self) -> dict[str, Any]:
+        options = {
+            f"methods.{k}.{name}": value
+            for k, member in enumerate(self._each())
+            for name, value in member.definition().items()
+        }
+        return {"methods": [member.name for member in self._each()], **options}
 
     def readings(self) -> dict[str, Tensor | float]:
         named = zip(self.labels, self._each(), strict=True)
@@ -217,6 +228,16 @@ class Chain(Method):
     @property
     def reads_head(self) -> bool:  # type: ignore[override]
         return any(member.reads_head for member in self._each())
+
+    @property
+    def progress(self) -> float:  # type: ignore[override]
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
+        for member in self._each():
+            member.progress = value
 
     @property
     def target(self) -> float | None:  # type: ignore[override]

@@ -19,6 +19,7 @@ from skim.lightning.distill import Distiller
 from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
+from skim.lightning.start import continue_method
 from skim.stages import Stage
 from tasks.base import Task
 from tests.runs import composed, looking, small
@@ -285,6 +286,29 @@ def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Pat
         build(small("method=transkimmer", "method.bottleneck=16", f"init_from={folder}"))
     with pytest.raises(SkimError, match="in one and not in the other"):
         build(small("method=transkimmer", "method.layers=[0]", f"init_from={folder}"))
+
+
+def test_a_chain_goes_on_with_what_its_members_have_learned(tmp_path: Path) -> None:
+    """Budgets are steered anew, options that change nothing of what was learned may be others, and the rest may not."""
+
+    def chained(layers: int = 2, **options: Any) -> torch.nn.Module:
+        config = transformers.BertConfig(
+            vocab_size=99, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+        )
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        return skim.compress(model, [skim.LayerDrop(layers), skim.Transkimmer(**options)])
+
+    before = chained(target=0.5)
+    before.method.members[1].budget.multiplier.fill_(7.0)
+    skim.save_pretrained(before, tmp_path / "run" / "model")
+    for options in ({"target": 0.4}, {"coefficient": 0.1}):
+        after = chained(**options).method
+        assert continue_method(after, tmp_path / "run" / "model")
+        one, other = before.method.members[1].predictors, after.members[1].predictors
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        assert after.members[1].budget is None or float(after.members[1].budget.multiplier) == 0
+    with pytest.raises(SkimError, match=r"trained with method\.methods\.0\.layers=2, this run has 1"):
+        continue_method(chained(layers=1).method, tmp_path / "run" / "model")
 
 
 # ---- what a run refuses, before it writes anything ----

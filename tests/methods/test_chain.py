@@ -216,6 +216,45 @@ def test_stages_are_the_members_and_reach_those_that_have_them() -> None:
     assert not skim.Chain(["layer_drop", "topk"]).trains_masked
 
 
+class Staged(skim.Method):
+    """Has stages of its own names."""
+
+    stages = ("first", "second")
+
+
+def test_a_later_stage_finds_every_member_at_its_last() -> None:
+    """As after the stages before it, also where those were never entered: in a chain that is loaded."""
+    chain = skim.Chain(["ltp", Staged()])
+    chain.enter("second")
+    assert [member.stage for member in chain.members] == ["hard", "second"]
+    chain.enter("soft")
+    assert chain.members[0].stage == "soft"
+
+
+def test_a_resumed_training_stands_where_it_was_in_every_member() -> None:
+    """A trainer that goes on sets ``progress``, and the next forward decides by it."""
+    chain = skim.Chain(["transkimmer", "ltp"])
+    chain.progress = 0.25
+    assert [chain.progress, *(member.progress for member in chain.members)] == [0.25, 0.25, 0.25]
+    chain.step(0.5)
+    assert [chain.progress, *(member.progress for member in chain.members)] == [0.5, 0.5, 0.5]
+    assert all(member.stepped for member in chain.members)
+
+
+def test_a_member_that_asks_for_no_attention_is_told_none() -> None:
+    class Late(Noting):
+        def wants_received(self, i: int) -> bool:
+            return i == 2
+
+        def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+            assert (received is None) == (i < 2)
+            return tokens
+
+    model = chained(Noting(), Late())
+    run(model)
+    assert len(model.method.members[0].received) == 3
+
+
 def test_the_smallest_learning_rate_is_the_chains() -> None:
     model = chained("transkimmer", "ltp")
     assert model.method.learning_rates == {"soft": 1e-5, "hard": 0.0}
