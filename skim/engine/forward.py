@@ -31,7 +31,10 @@ class HeadForward:
         output = type(model).forward(model, *args, **kwargs)
         if labels is None or not model.training or not method.reads_head:
             return output
+        logits = output[1] if isinstance(output, tuple) else output.logits
+        logits = logits.view(-1, walk.head.outputs)  # with labels of a regression, DeBERTa's come without a column
+        loss = method.task_loss(logits, labels, walk.trace)
         if isinstance(output, tuple):
-            return (method.task_loss(output[1], labels, walk.trace), *output[1:])
-        output.loss = method.task_loss(output.logits, labels, walk.trace)
+            return (loss, *output[1:])
+        output.loss = loss
         return output

@@ -126,6 +126,16 @@ def test_the_loss_is_that_of_every_exit(head: str) -> None:
     )
 
 
+def test_a_regression_of_deberta_trains() -> None:
+    """With labels its head answers ``(B,)``, and without ``(B, 1)``."""
+    batch = batch_of("deberta-v3") | labels_of("regression", batch_of("deberta-v3"))
+    model = skim.compress(plain("deberta-v3", "regression"), EarlyExit()).train()
+    found = model(**batch)
+    exits = [*(logits.squeeze(-1) for logits in model.trace.carry.logits), found.logits]
+    wanted = [nn.functional.mse_loss(logits, batch["labels"]) for logits in exits]
+    assert_same(found.loss, sum(k * loss for k, loss in enumerate(wanted, 1)) / 6)
+
+
 def test_pondernet_weighs_the_exits_by_their_probability() -> None:
     batch = batch_of("bert") | labels_of("classification", batch_of("bert"))
     model = skim.compress(plain("bert"), EarlyExit("pondernet", prior=0.3, beta=2.0)).train()
