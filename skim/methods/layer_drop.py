@@ -34,6 +34,8 @@ class LayerDrop(Method):
         super().__init__()
         if layers is not None and every is not None:
             raise self.refusal("name the same thing twice; use one of them.", layers=layers, every=every)
+        if isinstance(layers, tuple) and list(layers) != sorted(set(layers)):
+            raise self.refusal("names layers in another order than they run in, or twice.", layers=layers)
         self.layers = layers
         self.every = every
 
