@@ -39,16 +39,21 @@ def traces(model: nn.Module, batches: Batches) -> Iterator[Trace]:
 
 
 def spend(model: nn.Module, batches: Batches) -> float:
-    """Relative FLOPs of a compressed model over batches."""
+    """Relative FLOPs of a compressed model over batches; a SkimError if they hold nothing but padding."""
     flops = dense = 0.0
     for trace in traces(model, batches):
         flops += float(trace.flops().sum())
         dense += float(trace.dense_flops.sum())
+    if not dense:
+        raise SkimError("Nothing is spent on these inputs: there is no token in them that is not padding.")
     return flops / dense
 
 
 def check_target(model: nn.Module, batches: Batches) -> None:
-    """Refuse a target below what the method spends when it retires everything it may, before any training."""
+    """Refuse a target out of reach, before any training: below what the method spends when it retires all it may.
+
+    Or above what it spends when it retires nothing, where other methods of its chain have made the model cheaper.
+    """
     method = walk_of(model).method.adapting
     target = method.target
     if target is None or method.shift is None:
@@ -56,7 +61,15 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     before = method.shift.clone()
     method.shift.fill_(-EXTREME)
     floor = spend(model, batches)
+    method.shift.fill_(EXTREME)
+    most = spend(model, batches)
     method.shift.copy_(before)
+    if target > most + TOLERANCE:
+        raise method.refusal(
+            f"cannot be reached: the rest of the chain leaves no more than {most:.3f} to be spent on these inputs.\n"
+            "Use a target below that, or let more layers run.",
+            target=target,
+        )
     if target < floor:
         raise method.refusal(
             f"cannot be reached: with every token gone that it may retire, this method on these inputs still spends "
@@ -135,14 +148,16 @@ def calibrate(
     Raises:
         SkimError: the method has nothing to shift, no target is given, or no input, or what is none.
     """
-    method, batches = walk_of(model).method.adapting, list(batches)
+    whole = walk_of(model).method
+    method = whole.adapting
     target = method.target if target is None else target
     if method.shift is None:
-        raise SkimError(f"method={method.name} has no one number that moves its decisions, so it is not calibrated.")
+        raise SkimError(f"method={whole.name} has no one number that moves its decisions, so it is not calibrated.")
     if target is None:
         raise SkimError("Calibrate to what? skim.calibrate(model, batches, target=0.5): a share of the dense FLOPs.")
     if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target <= 1:
         raise SkimError(f"target={target!r} is not a share of the dense FLOPs; use a number in (0, 1].")
+    batches = list(batches) if isinstance(batches, Iterable) else [batches]
     if not batches:
         raise SkimError("There are no inputs to calibrate on: the batches are empty, or have been used up.")
     if strange := [batch for batch in batches if not isinstance(batch, Mapping)]:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from skim.engine.walk import walk_of
+from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, first_line
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
@@ -23,29 +23,39 @@ FORMAT = 1  # of skim.json
 LEARNED = "method.safetensors"  # what the method has learned
 
 
-def write_method(model: Any, folder: str | Path) -> None:
-    """Write the method of a compressed model into the folder where the model lies: two files."""
-    walk, folder = walk_of(model), Path(folder)
+def about_method(walk: Walk) -> dict[str, Any]:
+    """Describe a method and its model for ``skim.json``.
+
+    Raises:
+        SkimError: what says how the method is made cannot be written into a file, or read from one.
+    """
     method = walk.method
-    about: dict[str, Any] = {
+    about = {
         "format": FORMAT,
         "method": method.name,
         "options": method.options(),
         "stage": method.stage,
         **classes(method, walk.model),
     }
+    try:
+        json.dumps(about)
+    except (TypeError, ValueError) as error:
+        raise SkimError(f"{type(method).__name__} has options that no file can hold: {error}.") from None
+    return about
+
+
+def write_method(model: Any, folder: str | Path) -> None:
+    """Write the method of a compressed model into the folder where the model lies: two files."""
+    walk, folder = walk_of(model), Path(folder)
+    about = about_method(walk)
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
         config = copy.deepcopy(walk.model.config)
         config.architectures = [type(walk.model).__name__]
         config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
         about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
-    try:
-        told = json.dumps(about, indent=2) + "\n"
-    except TypeError as error:
-        raise SkimError(f"{type(method).__name__} has options that no file can hold: {error}.") from None
-    save_file({name: tensor.contiguous() for name, tensor in method.state_dict().items()}, folder / LEARNED)
-    (folder / "skim.json").write_text(told)
+    save_file({name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}, folder / LEARNED)
+    (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 def classes(method: Method, model: nn.Module) -> dict[str, str]:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from torch import nn
@@ -19,6 +18,7 @@ from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
+from skim.methods.base import check_free
 from skim.saving import keep_method
 
 __all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]
@@ -67,7 +67,7 @@ def compress(model: nn.Module, method: Method | str | Sequence[Method | str], ex
         looks_apart=backbone.looks_apart,
         outputs=head.outputs if method.reads_head else None,
     )
-    build(method, spec)
+    method.build_for(spec)
     method.train(whole.training)
     parameter = next(whole.parameters())
     walk = Walk(whole, base, backbone, method.to(parameter.device, parameter.dtype), execution, head)
@@ -101,31 +101,8 @@ def chosen(method: Any) -> Method:
             f"skim.compress takes a method or the name of one, and got {shortened(repr(method))}.\n"
             f"Such as skim.Transkimmer(target=0.5), or a name: {', '.join(METHODS)}."
         )
-    if type(method) is Method:
-        raise SkimError("skim.compress takes a method, and Method is what methods derive from.")
-    if not hasattr(method, "serves"):
-        raise SkimError(f"{type(method).__name__}.__init__ does not call super().__init__(...) of methods.")
-    if method.serves:
-        raise SkimError(
-            "This method object serves another model already; make a new one for each model, or skim.decompress "
-            "that one first."
-        )
+    check_free(method)
     return method
-
-
-def build(method: Method, spec: Spec) -> None:
-    """Build a method for a backbone, unless it was built for one like it: then it keeps what it has learned."""
-    before = method.built_for
-    if before is None:
-        method.build(spec)
-        method.built_for = spec
-    elif before != spec:
-        was, now = asdict(before), asdict(spec)
-        differs = "; ".join(f"{name} was {was[name]} and is {now[name]}" for name in was if was[name] != now[name])
-        raise SkimError(
-            f"This method object was built for another backbone ({differs}).\n"
-            f"Make a new one: {type(method).__name__}(...)."
-        )
 
 
 def _serves(part: nn.Module, whole: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from skim.checkpoint import LEARNED, read_method, restore, write_method
+from skim.checkpoint import LEARNED, about_method, read_method, restore, write_method
 from skim.engine.adapters import adapters, is_copied, unwrapped
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
@@ -25,6 +25,7 @@ def save_pretrained(model: nn.Module, folder: str | Path) -> None:
             "This model has adapters in its layers and is not the PEFT model around them.\nSave what get_peft_model "
             "returned, or merge them first (merge_and_unload)."
         )
+    about_method(walk)  # a refusal comes before anything is written
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise SkimError(f"{folder} is a file; name the folder to save the model in.")
@@ -47,6 +48,7 @@ class SavePretrained:
         self.model = model
 
     def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        about_method(walk_of(self.model))
         result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_method(self.model, save_directory)

@@ -83,13 +83,19 @@ def method_class(name: str) -> type[Method]:
     if name in METHODS:
         return imported(METHODS[name])
     if name not in REGISTERED:
-        raise unknown("method", name, [*METHODS, *REGISTERED])
+        raise SkimError(f"{unknown('method', name, [*METHODS, *REGISTERED])}\nOne of your own: skim.register it first.")
     found = REGISTERED[name]
     kind = imported(found) if isinstance(found, str) else found
     if not (isinstance(kind, type) and issubclass(kind, Method) and kind.name == name):
         what = f"a method named '{kind.name}'" if hasattr(kind, "name") else "not a method"
         raise SkimError(f"'{name}' is registered for {found}, which is {what}.")
     return kind
+
+
+def has_its_name(kind: type[Method]) -> bool:
+    """Tell whether a class is the one that is found by its name."""
+    known = METHODS.get(kind.name) or REGISTERED.get(kind.name)
+    return known is not None and path_of(known) == path_of(kind)
 
 
 def imported(path: str) -> Any:
@@ -107,4 +113,14 @@ def method_name(target: str) -> str:
     return known[target] if target in known else imported(target).name
 
 
-__all__ = ["METHODS", "REGISTERED", "Method", "Spec", "method_class", "method_name", "path_of", "register"]
+__all__ = [
+    "METHODS",
+    "REGISTERED",
+    "Method",
+    "Spec",
+    "has_its_name",
+    "method_class",
+    "method_name",
+    "path_of",
+    "register",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -111,6 +111,20 @@ class Method(Hooks):
                 "needs to know the separator, and the model's config does not say.\n"
                 "Set model.config.sep_token_id = tokenizer.sep_token_id before compressing.",
                 protect=self.protect,
+            )
+
+    def build_for(self, spec: Spec) -> None:
+        """Call :meth:`build`, unless it was called for a backbone like this: then what was learned stays."""
+        before = self.built_for
+        if before is None:
+            self.build(spec)
+            self.built_for = spec
+        elif before != spec:
+            was, now = asdict(before), asdict(spec)
+            differs = "; ".join(f"{name} was {was[name]} and is {now[name]}" for name in was if was[name] != now[name])
+            raise SkimError(
+                f"This method object was built for another backbone ({differs}).\n"
+                f"Make a new one: {type(self).__name__}(...)."
             )
 
     def check_fit(self) -> None:
@@ -238,3 +252,20 @@ class Method(Hooks):
     def refusal(self, reason: str, **given: Any) -> OptionError:
         """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
         return OptionError(type(self), reason, given)
+
+
+def check_free(method: Method) -> None:
+    """Refuse a method that no model can be given.
+
+    Raises:
+        SkimError: it is not made as methods are, or serves a model already.
+    """
+    if type(method) is Method:
+        raise SkimError("Method is what methods derive from, and no method itself; take one of its classes.")
+    if not hasattr(method, "serves"):
+        raise SkimError(f"{type(method).__name__}.__init__ does not call super().__init__(...) of methods.")
+    if method.serves:
+        raise SkimError(
+            "This method object serves another model already; make a new one for each model, or skim.decompress "
+            "that one first."
+        )

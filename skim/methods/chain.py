@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError, shortened
-from skim.methods import method_class
-from skim.methods.base import Method, Spec
+from skim.methods import has_its_name, method_class, path_of
+from skim.methods.base import Method, Spec, check_free
 
 CLASHES = {  # what one member does, what another does, and why both cannot be
     ("merges", "merges"): "each lays windows over the tokens, and one layout is undone at the end",
@@ -63,6 +63,8 @@ class Chain(Method):
     def __init__(self, methods: Members = ("layer_drop", "transkimmer")) -> None:
         super().__init__(())
         members = [member_of(one) for one in methods]
+        if len({id(member) for member in members}) < len(members):
+            raise SkimError("One method object stands in this chain twice; make one for each place.")
         self.members = nn.ModuleList(members)
         self.stage = self.stages[0] if self.stages else ""
         self.labels = labels(members)
@@ -78,6 +80,16 @@ class Chain(Method):
         """The members as the constructor takes them from a file."""
         return [{"method": member.name, **member.options()} for member in self._each()]
 
+    def options(self) -> dict[str, Any]:
+        for member in self._each():
+            if not has_its_name(type(member)):
+                raise SkimError(
+                    f"A chain is saved by the names of its methods, and '{member.name}' does not stand for "
+                    f"{path_of(type(member))}.\nGive the class a name of its own, and say so where it is saved and "
+                    f"where it is loaded: skim.register({type(member).__name__})."
+                )
+        return super().options()
+
     def _each(self) -> list[Any]:
         return list(self.members) if "members" in self._modules else []  # a chain that is being made has none yet
 
@@ -86,14 +98,14 @@ class Chain(Method):
         check(self._each())
         skips = [member for member in self._each() if "skips" in member.does]
         for member in skips:
-            built(member, spec)
+            member.build_for(seen_by(member, spec))
         running = [i for i in range(spec.layers) if all(member.runs(i) for member in skips)]
         if not running:
             raise SkimError(f"{' and '.join(member.name for member in skips)} of this chain leave no layer that runs.")
         self.among = {i: place for place, i in enumerate(running)}  # the layers that run, and how members count them
         for member in self._each():
             if member not in skips:
-                built(member, replace(spec, layers=len(running)))
+                member.build_for(seen_by(member, replace(spec, layers=len(running))))
 
     def check_fit(self) -> None:
         for member in self._each():
@@ -255,6 +267,25 @@ class Chain(Method):
         return self.adapting.shift
 
     @property
+    def serves(self) -> bool:  # type: ignore[override]
+        return any(member.serves for member in self._each())
+
+    @serves.setter
+    def serves(self, value: bool) -> None:
+        for member in self._each():
+            member.serves = value
+
+    @property
+    def progress(self) -> float:  # type: ignore[override]
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:  # also where a training goes on: members decide by it
+        self._progress = value
+        for member in self._each():
+            member.progress = value
+
+    @property
     def covers(self) -> bool:
         return any(member.covers for member in self._each())
 
@@ -273,12 +304,11 @@ def member_of(given: Any) -> Method:
     if isinstance(given, Chain):
         raise SkimError("A chain cannot be in a chain; name its methods in this one.")
     if isinstance(given, Method):
-        if given.serves or given.built_for is not None:
-            raise SkimError(f"This {given.name} was built for another model already; make a new one for the chain.")
+        check_free(given)
         return given
     if isinstance(given, str):
         return method_class(given)()
-    if isinstance(given, Mapping) and isinstance(given.get("method"), str):
+    if isinstance(given, Mapping) and isinstance(given.get("method"), str) and all(isinstance(k, str) for k in given):
         options = {name: value for name, value in given.items() if name != "method"}
         return member_of(method_class(given["method"])(**options))
     raise SkimError(
@@ -287,10 +317,9 @@ def member_of(given: Any) -> Method:
     )
 
 
-def built(member: Method, spec: Spec) -> None:
-    """Build a member, as ``compress`` builds a method that is alone."""
-    member.build(spec)
-    member.built_for = spec
+def seen_by(member: Method, spec: Spec) -> Spec:
+    """The backbone as a member knows it: its head only if it reads that, as where it is alone."""
+    return spec if member.reads_head else replace(spec, outputs=None)
 
 
 def labels(members: Iterable[Method]) -> list[str]:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 import skim
-from skim.calibration import spend
+from skim.calibration import check_target, spend
 from skim.engine.tokens import TokenBatch
 from skim.errors import SkimError
+from skim.methods import Method
 from skim.methods.chain import CLASHES
 from tests.families import batch_of, labels_of, plain
 from tests.ragged import Scripted, assert_same
@@ -97,6 +98,9 @@ def test_published_quirks_are_refused(paper: type) -> None:
         ([skim.Transkimmer, "ltp"], "A chain takes methods, and got"),
         (["transkimmer", 3], "A chain takes methods, and got 3"),
         ([{"name": "ltp"}, "dense"], "A chain takes methods, and got {'name': 'ltp'}"),
+        ([{"method": "ltp", 3: 4}, "dense"], "A chain takes methods, and got"),
+        ([Method(), "dense"], "Method is what methods derive from"),
+        ([skim.Dense()] * 2, "stands in this chain twice"),
         ([{"method": "ltp", "targt": 0.5}, "dense"], "targt.*is not an option of LTP"),
         (["transkimer", "dense"], "transkimmer"),
         (["dense"], "must be a list of 2 or more values"),
@@ -123,10 +127,33 @@ def test_a_chain_is_no_member() -> None:
 def test_a_method_in_use_is_no_member_and_one_that_does_nothing_does_not_fit() -> None:
     used = skim.Transkimmer()
     skim.compress(copy.deepcopy(plain("bert")), used)
-    with pytest.raises(SkimError, match="built for another model already"):
+    with pytest.raises(SkimError, match="serves another model already"):
         skim.Chain([used, "dense"])
     with pytest.raises(SkimError, match="merges nothing"):
         chained("dense", skim.Funnel(blocks=[3])).method.check_fit()
+
+
+def test_a_member_serves_the_model_of_its_chain() -> None:
+    member = skim.Transkimmer()
+    model, other = chained(member, "dense"), copy.deepcopy(plain("bert"))
+    for taken in (lambda: skim.compress(other, member), lambda: skim.Chain([member, "dense"])):
+        with pytest.raises(SkimError, match="serves another model already"):
+            taken()
+    skim.decompress(model)
+    skim.compress(other, member)
+
+
+def test_what_a_member_has_learned_stays() -> None:
+    alone = skim.compress(copy.deepcopy(plain("bert")), skim.Transkimmer())
+    learned = alone.method
+    torch.nn.init.normal_(learned.predictors["0"][4].weight, std=2.0)
+    wanted = run(alone)
+    skim.decompress(alone)
+    model = chained(learned, "dense")
+    assert_same(run(model), wanted)
+    skim.decompress(model)
+    with pytest.raises(SkimError, match=r"built for another backbone \(layers was 3 and is 2\)"):
+        chained(skim.LayerDrop(2), learned)
 
 
 def test_layers_that_nobody_lets_run_are_refused() -> None:
@@ -280,6 +307,31 @@ def test_one_member_adapts_to_the_budget_of_the_whole() -> None:
     assert list(chain.terms(model.trace)) == ["transkimmer/relative_flops"]
 
 
+def test_a_target_above_what_the_layers_that_run_can_spend_is_refused() -> None:
+    model = chained(skim.LayerDrop(1), skim.Transkimmer(target=0.9))
+    with pytest.raises(SkimError, match=r"target=0\.9\).*no more than 0\.37"):
+        check_target(model, [BATCH])
+    assert float(model.method.shift) == 0
+    check_target(chained(skim.LayerDrop(1), skim.Transkimmer(target=0.37)), [BATCH])
+
+
+def test_inputs_without_a_token_are_refused() -> None:
+    model = chained(skim.Transkimmer(), "dense")
+    with pytest.raises(SkimError, match="no token in them"):
+        skim.calibrate(model, [{name: torch.zeros_like(value) for name, value in BATCH.items()}], 0.5)
+    with pytest.raises(SkimError, match="got a NoneType"):
+        skim.calibrate(model, None, 0.5)
+    with pytest.raises(SkimError, match="method=chain has no one number"):
+        skim.calibrate(chained("layer_drop", "dense"), [BATCH], 0.5)
+
+
+def test_progress_set_from_a_checkpoint_is_every_members() -> None:
+    """What goes on decides by it in its first forward, before any step."""
+    chain = skim.Chain(["transkimmer", "ltp"])
+    chain.progress = 0.6
+    assert [chain.progress, *(member.progress for member in chain.members)] == [0.6] * 3
+
+
 def test_without_a_target_the_last_member_with_a_shift_is_calibrated() -> None:
     model = chained(skim.Transkimmer(), skim.TopK(start=0), "dense")
     skim.calibrate(model, [BATCH], 0.6)
@@ -314,3 +366,26 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [member.stage for member in again.method.members] == ["", "", "hard"]
     assert torch.equal(again.trace.flops(), model.trace.flops())
     assert skim.decompress(again).__class__.__name__ == type(model).__name__
+
+
+class Mine(skim.Transkimmer):
+    """Has the name of what it derives from."""
+
+
+@skim.register
+class Known(skim.Transkimmer):
+    """Has a name of its own, and is found by it."""
+
+    name = "known_in_chains"
+
+
+def test_a_member_that_is_not_found_by_its_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    model = chained(Mine(), "dense")
+    for save in (lambda: skim.save_pretrained(model, tmp_path / "a"), lambda: model.save_pretrained(tmp_path / "a")):
+        with pytest.raises(
+            SkimError, match=r"'transkimmer' does not stand for .*Mine\.\nGive .*skim\.register\(Mine\)"
+        ):
+            save()
+    assert not (tmp_path / "a").exists()
+    skim.save_pretrained(chained(Known(), "dense"), tmp_path / "b")
+    assert type(skim.from_pretrained(tmp_path / "b").method.members[0]) is Known
