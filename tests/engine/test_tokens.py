@@ -131,6 +131,17 @@ def test_masked_gradients_reach_a_decision_through_keep_and_through_the_state() 
     assert keep.grad.tolist() == [[9.0, 18.0, 27.0]]
 
 
+def test_gradients_reach_decisions_on_rows_that_were_merged_since() -> None:
+    """A window counts as much as its rows on average, and is their weighted mean."""
+    sequences = Sequences(torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4, dtype=torch.bool))
+    keep = torch.ones(1, 4, requires_grad=True)
+    tokens = MaskedTokens.start(torch.tensor([[[1.0], [3.0], [5.0], [9.0]]]), sequences).retire(keep)
+    merged = tokens.pool(2, torch.zeros(1, 4, dtype=torch.bool))
+    assert merged.hidden.squeeze().tolist() == [2.0, 7.0]
+    assert torch.autograd.grad(merged.occupancy.counts().sum(), keep, retain_graph=True)[0].tolist() == [[0.5] * 4]
+    assert torch.autograd.grad(merged.hidden.sum(), keep)[0].tolist() == [[-0.5, 0.5, -1.0, 1.0]]
+
+
 @pytest.mark.parametrize("form", [PackedTokens, NarrowedTokens])
 def test_gradients_flow_into_states_that_left(form: type) -> None:
     """Training without decisions to learn may run packed: a token that left early still trains the layers below."""

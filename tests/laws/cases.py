@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -131,14 +132,14 @@ def pairs(selection: str) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*three, *two, *instead]))
 
 
-def cases(selection: str = "default", heads: bool = False) -> list[Case]:
+def cases(selection: str = "default", heads: Iterable[str] = ()) -> list[Case]:
     """List the cases of a law.
 
     Args:
         selection: ``default``, ``full`` or ``quick``.
-        heads: one method under every head, as well, but for ``quick``.
+        heads: families on which one method runs under every head as well, but for ``quick``.
     """
     found = [Case(method, family, usual(family, METHODS[method].reads_head)) for method, family in pairs(selection)]
-    if heads and selection != "quick":
-        found += [Case(EVERY_HEAD, family, head) for family in FAMILIES for head in HEADS]
+    if selection != "quick":
+        found += [Case(EVERY_HEAD, family, head) for family in heads for head in HEADS]
     return [case for case in dict.fromkeys(found) if case.applies]

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import skim
+from tests.families import FAMILIES
 from tests.laws.cases import Case
 from tests.ragged import assert_same, logits_of
 
 
-@pytest.mark.where(lambda case: case.row.drop_nothing is not None, heads=True)
+@pytest.mark.where(lambda case: case.row.drop_nothing is not None, heads=FAMILIES)
 def test_1_identity(case: Case, device: str) -> None:
     """In every execution: the same type, keys, loss, logits and hidden states, and nobody left."""
     compressed = case.compressed(device)

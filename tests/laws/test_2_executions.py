@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import skim
+from tests.families import FAMILIES
 from tests.laws.cases import Case
 from tests.ragged import assert_same, entering, logits_of, on_real
 
@@ -22,7 +23,7 @@ def filled(case: Case, value: Tensor, mask: Tensor) -> Tensor:
     return value.masked_fill(empty.view(-1, *[1] * (value.dim() - 1)), 0.0)
 
 
-@pytest.mark.where(lambda case: True, heads=True)
+@pytest.mark.where(lambda case: True, heads=FAMILIES)
 def test_2_masked_is_packed_is_narrowed(case: Case, device: str) -> None:
     """Removing rows gives what masking them gives, to those who stay, and to those who halted, merged or left."""
     compressed, batch = case.compressed(device), case.batch(device)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 
 import skim
-from tests.laws.cases import Case
+from tests.laws.cases import THREE, Case
 from tests.ragged import logits_of, on_real
 
 
+@pytest.mark.where(lambda case: True, heads=THREE)
 def test_6_round_trip(case: Case, tmp_path: Path) -> None:
     compressed, batch = case.compressed(), case.some(case.batch())
     mask, method = batch["attention_mask"], compressed.method

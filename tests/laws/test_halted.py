@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import skim
 from skim.engine.tokens import TokenBatch
 from skim.errors import SkimError
 from skim.methods.act import ACT
-from tests.families import rows_of
+from tests.families import batch_of, plain, rows_of
 from tests.laws.cases import Case
-from tests.ragged import assert_flops, assert_same
+from tests.ragged import Scripted, assert_flops, assert_same
 
 halting = pytest.mark.where(lambda case: isinstance(case.row.make(), ACT))
 gated = pytest.mark.where(lambda case: case.method == "act_gate")
@@ -106,3 +107,44 @@ def test_5_sequences_that_have_halted_cost_nothing(case: Case) -> None:
         with torch.no_grad():
             compressed(**rows_of(case.family, batch, [row]))
         assert torch.equal(compressed.trace.flops(), trace.flops()[row : row + 1])
+
+
+class Drawn(Scripted):
+    """Retires before each layer and halts after it, as two scripts say; in some layers neither."""
+
+    does = frozenset({"halts", "retires"})
+
+    def __init__(self, keep: torch.Tensor, run: torch.Tensor, protect: tuple[str, ...] = ("cls",)) -> None:
+        super().__init__(keep, protect)
+        self.run = run
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        stand = before.occupancy.follow(before.hidden, tokens.occupancy)  # a masked row that has halted stays as it is
+        hidden = torch.where((tokens.occupancy.weights > 0.5)[..., None], tokens.hidden, stand)
+        tokens = tokens.with_hidden(hidden)
+        return tokens.halt(tokens.occupancy.rows(self.run[i].to(hidden)))
+
+
+@pytest.mark.parametrize("family", ["bert", "albert-shared"])
+def test_2_and_5_tokens_retire_among_halted_ones(family: str) -> None:
+    """Who retires is looked at no longer, though others have halted before, also where keys and values are kept."""
+    batch, fell = batch_of(family), 0
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        keep, run = (torch.rand(5, *batch["input_ids"].shape, generator=generator) < 0.85 for _ in range(2))
+        keep[seed % 4] = True
+        compressed = skim.compress(copy.deepcopy(plain(family, "tokens")), Drawn(keep, run)).eval()
+        outputs, traces = [], []
+        for execution in ("masked", "packed"):
+            with torch.no_grad(), skim.execution(compressed, execution):
+                outputs.append(compressed(**batch, output_hidden_states=True))
+            traces.append(compressed.trace)
+        for one, other in zip(*(output.hidden_states for output in outputs), strict=True):
+            assert_same(one, other, batch["attention_mask"])
+        assert_same(outputs[0].logits, outputs[1].logits, batch["attention_mask"])
+        assert torch.equal(traces[0].alive(), traces[1].alive())
+        assert torch.equal(traces[0].flops(), traces[1].flops())
+        assert_flops(compressed, batch)
+        memory = [layer.looked_at for layer in traces[1].layers if layer.looked_at is not None]
+        fell += int((memory[-1].counts() < memory[0].counts()).any())
+    assert fell > 3

@@ -14,6 +14,8 @@ from skim.errors import SkimError
 from skim.methods import Method
 from skim.methods.chain import CLASHES
 from tests.families import batch_of, labels_of, plain
+from tests.laws.cases import Case, usual
+from tests.methods.table import METHODS
 from tests.ragged import Scripted, assert_same
 
 BATCH = batch_of("bert")
@@ -47,6 +49,15 @@ class Noting(skim.Method):
         assert received is not None
         self.received.append((received, tokens))
         return tokens
+
+
+class Idle(skim.Method):
+    """Does nothing, and protects nobody."""
+
+    does = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__(())
 
 
 # pairs that cannot be
@@ -162,6 +173,25 @@ def test_layers_that_nobody_lets_run_are_refused() -> None:
 
 
 # whose hook runs on what
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "+" not in name])
+def test_a_method_beside_one_that_does_nothing_is_that_method(name: str) -> None:
+    """Its hooks, what it hands on and what it puts back are its own, wherever it stands."""
+    row = METHODS[name]
+    case = Case(name, "bert", usual("bert", row.reads_head))
+    alone, batch = case.compressed(), case.batch()
+    for place, pair in enumerate([[row.make(), Idle()], [Idle(), row.make()]]):
+        model = skim.compress(skim.decompress(copy.deepcopy(alone)), pair).eval()
+        model.method.members[place].load_state_dict(alone.method.state_dict())
+        for execution in case.executions:
+            found = []
+            for one in (alone, model):
+                with torch.no_grad(), skim.execution(one, execution):
+                    found.append(one(**batch).logits.nan_to_num())
+            assert torch.equal(*found)
+            assert torch.equal(model.trace.flops(), alone.trace.flops())
+            assert torch.equal(model.trace.alive(), alone.trace.alive())
 
 
 def test_received_attention_follows_the_rows() -> None:
