@@ -25,13 +25,11 @@ def stages_of(cfg: DictConfig, known: Sequence[str]) -> list[Stage]:
     names = [field.name for field in fields(Stage) if field.name != "name"]
     common = {name: cfg.train[name] for name in names}
     given: Any = OmegaConf.to_container(cfg.method, resolve=True)
-    asked = given.get("stages")
-    if asked is None:
-        asked = {name: {} for name in known}
-    if not asked and not known:
+    if not known and not given.get("stages"):
         return [Stage(**common)]
+    asked = given["stages"] if "stages" in given else {name: {} for name in known}  # a chain's file names none
     stages = []
-    for name, options in asked.items():
+    for name, options in (asked or {}).items():
         if name not in known:
             raise unknown("stage in method.stages", name, known)
         if options is None:  # left out

@@ -202,5 +202,5 @@ def test_the_best_weights_are_none_to_go_on_from(tmp_path: Path, monkeypatch: py
     with pytest.raises(SkimError, match=r"Use last\.ckpt beside it"):
         train(small(*TINY, *DENSE, f"resume={best}"), tmp_path / "second", "")
     assert not (tmp_path / "second").exists()
-    with pytest.raises(SkimError, match=r"callbacks\.export 'bets'\. Did you mean 'best'"):
+    with pytest.raises(SkimError, match=r"callbacks\.export=bets must be one of best, last\. Did you mean 'best'"):
         train(small(*TINY, *DENSE, "callbacks.export=bets"), tmp_path / "second", "")

@@ -80,8 +80,9 @@ def test_later_stages_do_not_know_when_the_first_began() -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method=transkimmer", "train.method_after=1", "train.max_steps=4"], "step 4 of 4 and so leaves it no step"),
-        (["method=transkimmer", "train.method_after=-0.1"], "from 0 to 1"),
+        (["method=transkimmer", "train.method_after=0.9", "train.max_steps=4"], "step 4 of 4 and so leaves it no step"),
+        (["method=transkimmer", "train.method_after=-0.1"], "must be a number, at least 0 and below 1"),
+        (["method=transkimmer", "train.method_after=1"], "must be a number, at least 0 and below 1"),
         ([*LTP, "train.method_after=0.34", "train.max_steps=6"], "leaves stage soft, which ends at step 2, no step"),
     ],
 )

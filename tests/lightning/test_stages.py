@@ -77,6 +77,11 @@ def test_one_step_learns() -> None:
 # ---- from a config ----
 
 
+def stage(name: str, *options: float) -> Stage:
+    names = ("epochs", "lr", "method_lr", "weight_decay", "method_weight_decay", "warmup")
+    return Stage(name, **dict(zip(names, options, strict=True)))
+
+
 def test_an_option_left_out_is_that_of_training() -> None:
     cfg = small(
         "method=ltp",
@@ -93,12 +98,14 @@ def test_an_option_left_out_is_that_of_training() -> None:
         "method.stages.hard.weight_decay=0",
     )
     assert stages_of(cfg, ("soft", "hard")) == [
-        Stage("soft", 3, 1e-3, 2e-3, 0.3, 0.4, 0),
-        Stage("hard", 5, 7e-4, 0.0, 0, 0.0, 0.2),
+        stage("soft", 3, 1e-3, 2e-3, 0.3, 0.4, 0),
+        stage("hard", 5, 7e-4, 0.0, 0, 0.0, 0.2),
     ]
     assert stages_of(small("method=dense", "train.lr=1e-3", "train.method_weight_decay=0.4"), ()) == [
-        Stage("", 1, 1e-3, 1e-3, 0.01, 0.4, 0.1)
+        stage("", 1, 1e-3, 1e-3, 0.01, 0.4, 0.1)
     ]
+    chain = small("method=chain", "method.methods=[ltp,topk]")  # its file names no stages: they are its members'
+    assert [one.name for one in stages_of(chain, ("soft", "hard"))] == ["soft", "hard"]
 
 
 def test_stages_left_out_and_their_order() -> None:
