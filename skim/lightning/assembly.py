@@ -23,7 +23,7 @@ from skim.lightning.distill import Distiller
 from skim.lightning.module import SkimModule
 
 Part = TypeVar("Part")
-FILLED = {"callbacks": "callbacks", "logger": "logger"}  # arguments of the Trainer that are groups of their own
+FILLED = ("callbacks", "logger")  # arguments of the Trainer that are groups of their own
 
 
 def made(cfg: DictConfig, path: str, **options: Any) -> Any:
@@ -83,8 +83,9 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
     """
     given = [name for name in FILLED if name in cfg.trainer]
     if given:
-        group = FILLED[given[0]]
-        raise SkimError(f"trainer.{given[0]}: these are in a group of their own; add yours by {group}.<name>._target_=")
+        raise SkimError(
+            f"trainer.{given[0]}: these are in a group of their own; add yours by {given[0]}.<name>._target_=<class>."
+        )
     make = made(cfg, "trainer", _partial_=True)
     interval = cfg.train.eval_every
     follows = {

@@ -194,6 +194,16 @@ def test_a_method_beside_one_that_does_nothing_is_that_method(name: str) -> None
             assert torch.equal(model.trace.alive(), alone.trace.alive())
 
 
+def test_states_are_put_back_by_the_member_that_merges() -> None:
+    """Funnel adds its residual to what the head reads, beside others as alone."""
+    alone = skim.compress(copy.deepcopy(plain("bert")), skim.Funnel(residual=True)).eval()
+    chain, without = chained(Idle(), skim.Funnel(residual=True), Idle()), chained(Idle(), skim.Funnel())
+    for execution in ("masked", "packed", "narrowed"):
+        wanted = run(alone, execution)
+        assert torch.equal(run(chain, execution), wanted)
+        assert not torch.allclose(run(without, execution), wanted, atol=1e-3)
+
+
 def test_received_attention_follows_the_rows() -> None:
     """The second method gets what the first one got, of the rows that the first one left."""
     keep = torch.zeros(3, *BATCH["input_ids"].shape)
