@@ -115,9 +115,10 @@ def check_survivors(model: nn.Module, batches: Batches, calibrates: bool = True)
     for trace in traces(model, batches):
         if (survivors(trace) > 0).any():
             return
+    target = "set method.target" if adapting is method else "give one of its methods a target"
     raise SkimError(
         f"method={method.name} as configured retires every token: halfway through the layers nothing but protected "
-        "ones is left, in any sequence.\nLower its thresholds (or raise its keep rate), or set method.target."
+        f"ones is left, in any sequence.\nLower its thresholds (or raise its keep rate), or {target}."
     )
 
 

@@ -53,4 +53,5 @@ def collapsed(results: Results, parts: Parts, inputs: Batches) -> str | None:
         said += f", where {task.monitor} is {score:.4f}"
     options = method.options()
     ways = [say for option, say in WAYS.items() if option in options]
-    return f"collapsed: {said}. {', '.join([*ways, 'set method.target']).capitalize()}, or start from a dense run."
+    target = "set method.target" if "target" in options else "give one of its methods a target"
+    return f"collapsed: {said}. {', '.join([*ways, target]).capitalize()}, or start from a dense run."

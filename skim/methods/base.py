@@ -71,6 +71,7 @@ class Method(Hooks):
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
+        chained: whether it is a member of a chain.
         progress: share of training done, of the present stage if there are several.
     """
 
@@ -99,6 +100,7 @@ class Method(Hooks):
         self.kept_frozen = False
         self.built_for: Spec | None = None
         self.serves = False
+        self.chained = False
         self.target: float | None = None
         self.budget: Budget | None = None
         self.register_buffer("shift", None)
@@ -249,9 +251,10 @@ class Method(Hooks):
         """The options in :attr:`defining` that it has, by name; those of a chain's members have paths."""
         return {name: getattr(self, name) for name in self.defining if hasattr(self, name)}
 
-    def refusal(self, reason: str, **given: Any) -> OptionError:
+    def refusal(self, reason: str, **given: Any) -> SkimError:
         """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
-        return OptionError(type(self), reason, given)
+        error = OptionError(type(self), reason, given)
+        return SkimError(str(error)) if self.chained else error  # a command line knows options of the chain alone
 
 
 def check_free(method: Method) -> None:

@@ -31,6 +31,7 @@ from skim.engine.trace import Trace
 from skim.errors import SkimError, shortened
 from skim.methods import has_its_name, method_class, path_of
 from skim.methods.base import Method, Spec, check_free
+from skim.methods.options import OptionError
 
 CLASHES = {  # what one member does, what another does, and why both cannot be
     ("merges", "merges"): "each lays windows over the tokens, and one layout is undone at the end",
@@ -66,6 +67,8 @@ class Chain(Method):
         if len({id(member) for member in members}) < len(members):
             raise SkimError("One method object stands in this chain twice; make one for each place.")
         self.members = nn.ModuleList(members)
+        for member in members:
+            member.chained = True
         self.stage = self.stages[0] if self.stages else ""
         self.labels = labels(members)
         targets = [label for label, one in zip(self.labels, members, strict=True) if one.target is not None]
@@ -276,16 +279,6 @@ class Chain(Method):
             member.serves = value
 
     @property
-    def progress(self) -> float:  # type: ignore[override]
-        return self._progress
-
-    @progress.setter
-    def progress(self, value: float) -> None:  # also where a training goes on: members decide by it
-        self._progress = value
-        for member in self._each():
-            member.progress = value
-
-    @property
     def covers(self) -> bool:
         return any(member.covers for member in self._each())
 
@@ -310,7 +303,10 @@ def member_of(given: Any) -> Method:
         return method_class(given)()
     if isinstance(given, Mapping) and isinstance(given.get("method"), str) and all(isinstance(k, str) for k in given):
         options = {name: value for name, value in given.items() if name != "method"}
-        return member_of(method_class(given["method"])(**options))
+        try:
+            return member_of(method_class(given["method"])(**options))
+        except OptionError as error:
+            raise SkimError(str(error)) from None  # by name of the member: on a command line it is no option of its own
     raise SkimError(
         f"A chain takes methods, and got {shortened(repr(given))}.\n"
         "Each is a method, the name of one, or a mapping such as {method: transkimmer, target: 0.5}."

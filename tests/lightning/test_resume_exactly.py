@@ -57,8 +57,11 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
         ["task=builtin_text", "method=dense", "task.max_train_samples=60", "train.accumulate=2"],
         [2],
     ),
-    "two stages": (
-        ["task=builtin", "method=ltp", "method.target=0.6", "task.train_rows=48"],
+    "two stages of a chain, whose members' decisions depend on their progress": (
+        [
+            *("task=builtin", "method=chain", "task.train_rows=48"),
+            "method.methods=[transkimmer,{method: ltp, target: 0.8}]",
+        ],
         [5, 12, 15],
     ),
     "a late method that learns from itself": (

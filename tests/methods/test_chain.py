@@ -13,6 +13,7 @@ from skim.engine.tokens import TokenBatch
 from skim.errors import SkimError
 from skim.methods import Method
 from skim.methods.chain import CLASHES
+from skim.options.check import typed
 from tests.families import batch_of, labels_of, plain
 from tests.laws.cases import Case, usual
 from tests.methods.table import METHODS
@@ -353,6 +354,16 @@ def test_a_target_above_what_the_layers_that_run_can_spend_is_refused() -> None:
         check_target(model, [BATCH])
     assert float(model.method.shift) == 0
     check_target(chained(skim.LayerDrop(1), skim.Transkimmer(target=0.37)), [BATCH])
+
+
+def test_a_members_options_are_refused_in_words_that_fit_the_command_line() -> None:
+    """There, ``method.target`` would be an option of the chain."""
+    for methods in ([{"method": "ltp", "target": 7}, "dense"], [{"method": "layer_drop", "layers": 9}, "dense"]):
+        with (
+            pytest.raises(SkimError, match=r"^(LTP\(target=7\): must be|LayerDrop\(layers=9\): asks for)"),
+            typed("method"),
+        ):
+            chained(*methods)
 
 
 def test_inputs_without_a_token_are_refused() -> None:
