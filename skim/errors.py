@@ -40,8 +40,12 @@ def shortened(text: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message, at most 300 characters; the error's name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:300]
+    """First line of an error's message, with the next one behind a colon; at most 300 characters.
+
+    The error's name if it has no message.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".:")[:300]
 
 
 def message(error: BaseException) -> str:

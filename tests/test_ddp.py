@@ -102,3 +102,13 @@ def test_thresholds_learn_in_mixed_precision(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["status"] == "done"
     assert all(value == value for value in results["readings"].values())
+
+
+def test_layers_that_do_not_run_keep_their_weights_where_ddp_waits_for_gradients(tmp_path: Path) -> None:
+    try:
+        train(small("method=layer_drop", "hardware.strategy=ddp", "train.max_steps=3"), tmp_path, "")
+    finally:
+        torch.distributed.destroy_process_group()
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    norms = [state[f"model.bert.encoder.layer.{i}.output.LayerNorm.weight"] for i in range(4)]
+    assert [bool((norm == 1).all()) for norm in norms] == [False, False, True, True], "they begin as ones"

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from skim.errors import SkimError, first_line
@@ -60,7 +61,10 @@ def every(cfg: DictConfig, group: str, kind: Any) -> list[Any]:
             continue
         part = made(cfg, f"{group}.{name}")
         if not isinstance(part, kind):
-            raise SkimError(f"{group}.{name} ({options._target_}) makes a {type(part).__name__}, no {kind.__name__}.")
+            raise SkimError(
+                f"{group}.{name}._target_={options._target_} is of type {type(part).__name__}, and not a Lightning "
+                f"{kind.__name__}."
+            )
         parts.append(part)
     return parts
 
@@ -84,7 +88,8 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
     given = [name for name in FILLED if name in cfg.trainer]
     if given:
         raise SkimError(
-            f"trainer.{given[0]}: these are in a group of their own; add yours by {given[0]}.<name>._target_=<class>."
+            f"trainer.{given[0]} is filled from the group {given[0]}.\n"
+            f"Add one of yours there: {given[0]}.mine._target_=<its class>"
         )
     make = made(cfg, "trainer", _partial_=True)
     interval = cfg.train.eval_every
@@ -100,6 +105,12 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
         return make(callbacks=list(callbacks), logger=every(cfg, "logger", Logger) or False, **options)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise SkimError(f"trainer or hardware cannot be used as configured: {str(error).splitlines()[0]}") from error
+
+
+def leave_unused(trainer: pl.Trainer) -> None:
+    """Let parameters be without a gradient in a step: DDP would wait for it. They stay as they are."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
 def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:

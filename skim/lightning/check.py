@@ -33,6 +33,7 @@ def check(cfg: DictConfig) -> None:
     if board is not None and not isinstance(board, Mapping):
         raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")
     check_optimizer(cfg)
+    check_trainer(cfg)
 
 
 def check_optimizer(cfg: DictConfig) -> None:
@@ -41,6 +42,13 @@ def check_optimizer(cfg: DictConfig) -> None:
     for name, options in rates.items():
         if name in (cfg.get("optimizer") or {}):
             raise SkimError(f"optimizer.{name} would change nothing, parameter groups have their own: set {options}.")
+
+
+def check_trainer(cfg: DictConfig) -> None:
+    """Refuse a number of steps that is none: the schedules are planned by it before Lightning sees it."""
+    steps = OmegaConf.select(cfg, "trainer.max_steps", default=-1)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < -1:
+        raise SkimError(f"trainer.max_steps={steps} must be a whole number, at least -1; it follows train.max_steps.")
 
 
 def method_of(cfg: DictConfig) -> Method:

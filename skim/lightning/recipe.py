@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from skim.benchmark import compare
 from skim.calibration import check_survivors, check_target
 from skim.errors import SkimError
-from skim.lightning.assembly import callbacks_of, module_of, part_of, trainer_of
+from skim.lightning.assembly import callbacks_of, leave_unused, module_of, part_of, trainer_of
 from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
 from skim.lightning.callbacks.progress import Shown
@@ -108,7 +108,7 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
         SkimError: values that no run can use, and a checkpoint that none can go on from.
     """
     check(cfg)
-    if cfg.paths.run is not None and Path(cfg.paths.run).resolve() != folder.resolve():
+    if cfg.paths.run is not None and Path(str(cfg.paths.run)).resolve() != folder.resolve():
         raise SkimError(f"paths.run={cfg.paths.run} is filled in when a run begins.\nChoose its folder: hydra.run.dir=")
     changed, resume = [], None
     if cfg.resume is not None:
@@ -152,6 +152,8 @@ def prepare(cfg: DictConfig, parts: Parts) -> None:
 
 def fit(trainer: pl.Trainer, module: SkimModule, parts: Parts, cfg: DictConfig) -> None:
     """Train, from the start or from the checkpoint that ``resume`` names."""
+    if "skips" in module.method.does:
+        leave_unused(trainer)
     for logger in trainer.loggers:
         logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
     try:

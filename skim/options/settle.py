@@ -58,7 +58,7 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         return loader.get_group_options(group, config_name=name, overrides=hydra)
 
     groups = {o.key_or_group: o for o in typed if o not in own and files_of(o.key_or_group)}
-    values = [o for o in typed if o not in own and o not in groups.values()]
+    values = [o for o in typed if o not in own and o.key_or_group not in groups]  # a group typed twice: the last counts
     for group, override in groups.items():
         check_group(override, [c for c in files_of(group) if not c.startswith("_")])
     swept = {g: choices_of(o) for g, o in groups.items() if not o.is_delete()}
@@ -133,7 +133,7 @@ def check_group(override: Any, options: Sequence[str]) -> None:
         raise SkimError(f"{override.input_line}: a group has one place here; write {group}={choices_of(override)[0]}.")
     if override.is_delete():
         if group not in EXTRAS:
-            raise SkimError(f"{override.input_line}: every run has a {group}. Choose one: {', '.join(options)}.")
+            raise SkimError(f"{override.input_line}: a run needs its {group}. Choose one: {', '.join(options)}.")
         return
     for choice in choices_of(override):
         for single in choice.strip("[]").split(","):

@@ -19,6 +19,12 @@ OPEN = ("backbone.overrides", "overrides")
 SYNONYMS = {"learning_rate": "lr", "device": "accelerator", "dataset": "task", "model": "backbone", "gpus": "devices"}
 # groups that take parts of the user's own: of any name, with a class
 PARTS = ("callbacks", "logger")
+# arguments of a part that a run fills, and an override cannot
+FILLED = {
+    "optimizer": ("params", "lr", "weight_decay"),
+    "trainer": ("callbacks", "logger"),
+    "scheduler": ("optimizer",),
+}
 HYDRA = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # its words about a part
 Tree = dict[str, Any]
 
@@ -142,7 +148,8 @@ def no_option(key: str, chosen: Chosen, where: str = "") -> SkimError:
         parent = parent.rpartition(".")[0]
     for target in targets_at(parent, chosen) if parent else ():
         for argument in arguments(target):
-            groups[parent].setdefault(argument, None)  # as if its file had said so
+            if argument not in FILLED.get(parent, ()):
+                groups[parent].setdefault(argument, None)  # as if its file had said so
     near = meant(key, tree)
     hint = f" Did you mean {near}?" if near else ""
     known = names(groups[parent] if parent else tree)

@@ -21,8 +21,18 @@ MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
 # of a run's config: the parts in which two runs of one setting may differ
-INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "logger", "callbacks", "benchmark")
-DECIDING = ("callbacks.patience", "callbacks.export")  # of these all the same: which weights were measured
+INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "trainer", "logger", "callbacks", "benchmark")
+DECIDING = (  # of these all the same: which weights were measured, and how much was trained
+    *("callbacks.patience", "callbacks.export"),
+    *(f"trainer.{name}" for name in ("gradient_clip_algorithm", "limit_train_batches", "overfit_batches")),
+    *(f"trainer.{name}" for name in ("max_epochs", "min_epochs", "min_steps", "max_time", "fast_dev_run")),
+)
+# the Trainer's arguments that have an option of the training's in place of their own, unless they were given both
+FOLLOWING = {
+    "trainer.max_steps": "train.max_steps",
+    "trainer.gradient_clip_val": "train.clip",
+    "trainer.accumulate_grad_batches": "train.accumulate",
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,11 @@ def _config(run: Results) -> dict[str, Any]:
                 flat[prefix + key] = value
 
     walk("", run["config"])
+    trainer, training = run["config"].get("trainer", {}), run["config"].get("train", {})
+    for key, source in FOLLOWING.items():
+        value = trainer.get(key.partition(".")[2])
+        if value != training.get(source.partition(".")[2]):
+            flat[key] = value
     return flat
 
 
@@ -137,11 +152,13 @@ def _variants(runs: list[Results]) -> list[str]:
     variants = []
     for run in runs:
         named = sorted(keys[_line(run)])
-        last = [key.rpartition(".")[2] for key in named]
+        last = [key.removesuffix("._target_").rpartition(".")[2] for key in named]
         config = _config(run)
         parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
         for key, short in zip(named, last, strict=True):
             value = "null" if config.get(key) is None else config[key]
+            if key.endswith("._target_"):
+                value = str(value).rpartition(".")[2]  # optimizer=SGD
             parts.append(f"{short if last.count(short) == 1 else key}={value}")
         variants.append(", ".join(parts))
     return variants

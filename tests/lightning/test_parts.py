@@ -168,10 +168,10 @@ def test_a_schedule_that_cannot_follow_the_plan_is_refused(stages: list[Stage], 
     ("overrides", "says"),
     [
         (["trainer.precision=half"], "trainer or hardware cannot be used as configured: "),
-        (["trainer.callbacks=[]"], "trainer.callbacks: these are in a group of their own"),
+        (["trainer.callbacks=[]"], "trainer.callbacks is filled from the group callbacks"),
         (["optimizer.lr=1"], "optimizer.lr would change nothing"),
         (["callbacks.mine._target_=nowhere.Mine"], "callbacks.mine._target_=nowhere.Mine cannot be imported"),
-        (["callbacks.mine._target_=mine_of_parts.NoCallback"], "makes a NoCallback"),
+        (["callbacks.mine._target_=mine_of_parts.NoCallback"], "is of type NoCallback, and not a Lightning Callback"),
         (
             ["callbacks.mine={_target_:mine_of_parts.Counts,evry:2}"],
             "callbacks.mine (mine_of_parts.Counts) cannot be made",

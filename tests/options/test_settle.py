@@ -143,7 +143,7 @@ def test_what_there_is_stands_beside_it() -> None:
         ("~train.lr", "cannot be taken away"),
         ("train=5", "train is a group of options: epochs"),
         ("train=null", "train is a group of options: epochs"),
-        ("~logger", "every run has a logger. Choose one: csv, wandb"),
+        ("~logger", "a run needs its logger. Choose one: csv, wandb"),
         ("method=null", "Unknown method 'null'"),
         ("task@other=sst2", "write task=sst2"),
         ("+task@other=sst2", "write task=sst2"),
@@ -204,6 +204,10 @@ def test_places_of_others_are_open() -> None:
 def test_a_plus_in_front_of_a_group_changes_nothing() -> None:
     assert settled(["+experiment=demo", "+method=topk"]) == ["experiment=demo", "method=topk"]
     assert made(["+experiment=demo"]).train.epochs == 3
+
+
+def test_of_a_group_that_is_typed_twice_the_last_counts_as_of_an_option() -> None:
+    assert made(["task=builtin", "seed=1", "task=text", "seed=2"]).task.name == "text"
 
 
 class Mine:

@@ -350,3 +350,24 @@ def test_what_decides_which_weights_were_measured_tells_settings_apart() -> None
     assert [setting.variant for setting in aggregate([run(), run(export="last")])] == ["export=best", "export=last"]
     named = [setting.variant for setting in aggregate([run(), run(patience=2)])]
     assert named == ["patience=2", "patience=null"], "in the words in which it is typed"
+
+
+def test_what_the_trainer_repeats_of_other_groups_tells_no_settings_apart() -> None:
+    """Its folder is another in each run, which would leave every seed a setting of its own."""
+
+    def run(seed: int, steps: int = -1, **trainer: Any) -> dict[str, Any]:
+        own = {"default_root_dir": f"runs/{seed}", "accelerator": "cpu", "max_steps": -1, "gradient_clip_val": 1.0}
+        config = {"train": {"max_steps": steps, "clip": 1.0}, "trainer": {**own, "max_steps": steps, **trainer}}
+        return results(seed=seed, config=config)
+
+    assert [one.seeds for one in aggregate([run(1), run(2, accelerator="gpu"), run(3)])] == [(1, 2, 3)]
+    assert {one.variant for one in aggregate([run(1), run(2, steps=9)])} == {"max_steps=-1", "max_steps=9"}
+    other = aggregate([run(1), run(2, gradient_clip_val=2.0)])
+    assert {one.variant for one in other} == {"gradient_clip_val=null", "gradient_clip_val=2.0"}
+
+
+def test_a_part_is_named_by_its_group_and_class() -> None:
+    runs = [
+        results(seed=s, config={"optimizer": {"_target_": f"torch.optim.{o}"}}) for s, o in ((1, "SGD"), (1, "Adam"))
+    ]
+    assert {one.variant for one in aggregate(runs)} == {"optimizer=SGD", "optimizer=Adam"}
