@@ -128,6 +128,7 @@ class PackedTokens(TokenBatch):
     charges: tuple[Charge, ...] = ()
     within: Tensor | None = None  # (T,) where the rows are among the memory's, if others have halted
     changed: Tensor | None = None  # rows of the memory that are new since the layer before; None: all
+    current: bool = True  # False: rows have run since the memory took their states
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences) -> PackedTokens:
@@ -137,6 +138,14 @@ class PackedTokens(TokenBatch):
         if len(index) < rows.shape[1]:
             rows = rows[:, index]
         return cls(rows, PackedOccupancy(index, bounds, sequences), sequences)
+
+    def with_hidden(self, hidden: Tensor) -> PackedTokens:
+        return replace(self, hidden=hidden, current=False)
+
+    def renewed(self) -> PackedTokens:
+        if self.memory is None or self.current:
+            return self
+        return replace(self, memory=self._memory(), changed=self.within, current=True)
 
     def retire(self, keep: Tensor) -> PackedTokens:
         index, bounds = self.occupancy.index, self.occupancy.bounds
@@ -162,7 +171,9 @@ class PackedTokens(TokenBatch):
 
     def _forget(self, rows: Tensor, keep: Tensor) -> PackedTokens:
         """As :meth:`_only` where others have halted: those who leave are no longer in the memory either."""
-        memory, within, changed = self._memory(), self.within, self.changed
+        now = self.renewed()
+        memory, within, changed = now.memory, now.within, now.changed
+        assert memory is not None
         assert within is not None
         stays = torch.ones_like(memory.occupancy.index, dtype=torch.bool).index_copy(0, within, keep)
         place = stays.cumsum(0) - 1  # of each row that stays, among those that do
@@ -175,26 +186,29 @@ class PackedTokens(TokenBatch):
             memory=memory._only(stays),
             within=place[within[rows]],
             changed=changed,
+            current=True,
         )
 
     def halt(self, running: Tensor) -> PackedTokens:
         rows = (running.view(-1) > 0.5).nonzero().squeeze(1)  # the one host sync, as in retire
         if self.memory is None and len(rows) == running.numel():
             return self
-        memory, within = self._memory(), self.within
+        now = self.renewed()
         return replace(
-            self,
+            now,
             hidden=self.hidden.index_select(1, rows),
             occupancy=self.occupancy.only(rows),
-            memory=memory,
-            within=rows if within is None else within[rows],
-            changed=within,
+            memory=now._memory(),
+            within=rows if now.within is None else now.within[rows],
+            current=True,
         )
 
     def _memory(self) -> PackedTokens:
         """All rows, halted ones included, as they are now."""
         if self.memory is None or self.within is None:
             return replace(self, source=None, carry=None, charges=())
+        if self.current:
+            return self.memory
         return replace(
             self.memory, hidden=self.memory.hidden.index_copy(1, self.within, self.hidden.to(self.memory.hidden.dtype))
         )

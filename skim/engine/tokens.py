@@ -263,6 +263,10 @@ class TokenBatch:
         """The same rows at the beginning of a layer, in which nothing has been charged yet."""
         return replace(self, charges=()) if self.charges else self  # type: ignore[type-var]
 
+    def renewed(self) -> TokenBatch:
+        """The same rows at the beginning of attention: halted ones and those that run are looked at as they are now."""
+        return self
+
     def unpool(self, hidden: Tensor) -> TokenBatch:
         """Every token as a row of its own again, with these states ``(B, N, D)``."""
         start = type(self).start(hidden, self.sequences)  # type: ignore[attr-defined]

@@ -185,7 +185,8 @@ class Walk:
                 trace.layers.append(LayerTrace(nobody, nobody, costs[i], shortened=backbone.shortens))
                 idle.append(layer)
                 continue
-            tokens = before = method.before_layer(i, backbone.before_layer(base, i, tokens.uncharged()))
+            tokens = method.before_layer(i, backbone.before_layer(base, i, tokens.uncharged()))
+            tokens = before = tokens.renewed()
             attending = tokens.occupancy
             looked_at = None if tokens.others is None else tokens.others.occupancy
             if attending.position is not position or looked_at is not seen:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import skim
 from skim.engine.tokens import TokenBatch
@@ -148,3 +149,38 @@ def test_2_and_5_tokens_retire_among_halted_ones(family: str) -> None:
         memory = [layer.looked_at for layer in traces[1].layers if layer.looked_at is not None]
         fell += int((memory[-1].counts() < memory[0].counts()).any())
     assert fell > 3
+
+
+class Once(skim.Method):
+    """Halts some tokens behind one layer, and lets others leave behind the next; asks for nothing in the others."""
+
+    does = frozenset({"halts"})
+
+    def __init__(self, at: int = 1) -> None:
+        super().__init__()
+        self.at = at
+
+    def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
+        running = (tokens.occupancy.weights > 0.5)[..., None]  # a masked row that has halted keeps its state
+        earlier = before.occupancy.follow(before.hidden, tokens.occupancy)
+        tokens = tokens.with_hidden(torch.where(running, tokens.hidden, earlier))
+        stays = tokens.occupancy.rows(tokens.sequences.position) % 3 > 0
+        return tokens.halt(stays) if i == self.at else tokens
+
+    def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
+        stays = tokens.occupancy.rows(tokens.sequences.position) != 4
+        return tokens.retire(stays) if i == self.at + 1 else tokens
+
+
+@pytest.mark.parametrize("family", ["bert", "albert-shared", "modernbert"])
+def test_rows_that_run_on_are_looked_at_as_they_are(family: str) -> None:
+    """Also in layers between two that halt: the memory has the states that rows have by now, and no older ones."""
+    options = {} if family == "albert-shared" else {"num_hidden_layers": 5}
+    model, batch = skim.compress(plain(family, **options), Once()).eval(), batch_of(family)
+    found = {}
+    for execution in ("masked", "packed"):
+        with torch.no_grad(), skim.execution(model, execution):
+            found[execution] = model(**batch).logits, model.trace.flops()
+    assert_same(found["packed"][0], found["masked"][0])
+    assert torch.equal(found["packed"][1], found["masked"][1])
+    assert_flops(model, batch)
