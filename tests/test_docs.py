@@ -71,6 +71,8 @@ def test_the_site_builds_strictly_and_offline(
     page = (tmp_path / "methods" / "transkimmer.html").read_text(encoding="utf-8")
     assert "width of the predictor's hidden layer" in page  # options, from the docstring
     assert "<math" in page
+    family = (tmp_path / "extend" / "family.html").read_text(encoding="utf-8")
+    assert ">MegatronBert<" in family  # a file that the page includes, highlighted
     api = (tmp_path / "api.html").read_text(encoding="utf-8")
     for name in ("compress", "Method.penalties", "engine.hooks.Hooks.before_layer", "engine.tokens.TokenBatch.retire"):
         assert f'id="skim.{name}"' in api
