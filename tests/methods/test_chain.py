@@ -251,6 +251,22 @@ def test_a_cost_is_charged_on_the_rows_that_paid_it() -> None:
     assert model.trace.layers[0].charges[1].occupancy.counts().sum() < model.trace.lengths.sum()
 
 
+def test_what_was_charged_stays_charged_when_rows_are_unmerged() -> None:
+    """Each pays as it comes to the layer: before it is merged, and merged before all tokens are rows again."""
+
+    class Paying(Idle):
+        def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
+            return tokens.charge(per_row=7.0)
+
+    for execution in ("masked", "packed", "narrowed"):
+        model = chained(Paying(), skim.Funnel(decoder_layers=1))
+        run(model, execution)
+        trace, counts = model.trace, model.trace.counts()
+        assert (counts[2] > counts[1]).all()
+        paid = torch.stack([sum(charge.flops() for charge in layer.charges) for layer in trace.layers])
+        assert torch.equal(paid, 7.0 * counts[[0, 0, 1]].double())
+
+
 def test_what_any_member_protects_stays() -> None:
     keep = torch.zeros(3, *BATCH["input_ids"].shape)
     model = chained(Scripted(keep), skim.Transkimmer(protect=("cls", "sep")))
