@@ -184,3 +184,17 @@ def test_rows_that_run_on_are_looked_at_as_they_are(family: str) -> None:
     assert_same(found["packed"][0], found["masked"][0])
     assert torch.equal(found["packed"][1], found["masked"][1])
     assert_flops(model, batch)
+
+
+@pytest.mark.where(lambda case: case.method == "act_mix")
+def test_4_layers_that_nobody_reaches_have_gradients_all_the_same(case: Case) -> None:
+    """Of zero: who trains on several devices waits for those of every weight."""
+    compressed = case.compressed().train()
+    compressed.method.shift.fill_(-1e4)
+    compressed(**case.labelled(case.some(case.batch(), pools_only=True))).loss.backward()
+    assert compressed.trace.execution == "packed"
+    assert not compressed.trace.counts()[1:].any()
+    walk = compressed.skim_walk
+    grads = [p.grad for layer in walk.backbone.layers(walk.base) for p in layer.parameters()]
+    assert grads
+    assert all(grad is not None for grad in grads)
