@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,11 @@ def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) 
     # set one by one: as keywords, what a family's config does not name would go to the model's constructor
     specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
     for name, value in {**overrides, **specials}.items():
+        near = difflib.get_close_matches(str(name), config.to_dict(), n=1, cutoff=0.85)
+        if near and not hasattr(config, name):  # what is like nothing may be an option of the family's own
+            raise SkimError(
+                f"backbone.overrides.{name} is not an option of {type(config).__name__}. Did you mean {near[0]}?"
+            )
         setattr(config, name, value)
     return config
 

@@ -179,6 +179,8 @@ def test_a_schedule_that_cannot_follow_the_plan_is_refused(stages: list[Stage], 
         (["optimizer._target_=torch.optim.SGD", "optimizer.momentum=-1"], "optimizer cannot be used as configured"),
         (["scheduler._target_=torch.optim.lr_scheduler.StepLR"], "scheduler cannot be used as configured"),
         (["paths.run=elsewhere"], "hydra.run.dir="),
+        (["trainer.max_steps=abc"], "trainer.max_steps=abc must be a whole number"),
+        (["backbone.overrides.hidden_siz=64"], "Did you mean hidden_size?"),
     ],
 )
 def test_parts_that_cannot_be_made_are_refused(
