@@ -173,7 +173,7 @@ class Walk:
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
         costs = [backbone.charged(cost, inputs) for cost in self.costs]
-        states, idle = [], []
+        states = []
         position, seen, geometry = None, None, None
         key_values = KeyValues(backbone, base, inputs)
         for i, layer in enumerate(backbone.layers(base)):
@@ -183,7 +183,6 @@ class Walk:
             if over or not method.runs(i):
                 nobody = Nobody(sequences)
                 trace.layers.append(LayerTrace(nobody, nobody, costs[i], shortened=backbone.shortens))
-                idle.append(layer)
                 continue
             tokens = method.before_layer(i, backbone.before_layer(base, i, tokens.uncharged()))
             tokens = before = tokens.renewed()
@@ -231,8 +230,6 @@ class Walk:
             )
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
-        if learns:
-            hidden = waited_for(hidden, idle)
         if inputs.attention_mask is not None and form != "packed":  # there, who has no token has no state either
             hidden = hidden.masked_fill(~real.any(1)[:, None, None], 0.0)
         output = backbone.finish(base, hidden)
@@ -284,17 +281,6 @@ class Walk:
         if extra:
             raise SkimError(f"{type(self.base).__name__} under skim does not take {', '.join(extra)}.")
         return inputs, bool(wants_states), wants_tuple
-
-
-def waited_for(hidden: Tensor, idle: list[nn.Module]) -> Tensor:
-    """States ``(B, N, D)`` that depend, with a gradient of zero, on layers that did not run.
-
-    Where several processes train, each waits for the gradient of every parameter that trains.
-    """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return hidden
-    some = [parameter.reshape(-1)[:1] for layer in idle for parameter in layer.parameters() if parameter.requires_grad]
-    return hidden + 0.0 * torch.cat(some).sum().to(hidden.dtype) if some else hidden
 
 
 def walk_of(model: nn.Module) -> Walk:

@@ -2,8 +2,8 @@
 
 An encoder whose upper layers are left out and that is then fine-tuned keeps much of what it could (Sajjad et al., 2023,
 "On the effect of dropping layers of pre-trained transformer models": the top layers go first, or every second one).
-Embeddings and head stay as they are, and so do the weights of the layers that do not run; where several processes
-train, these get a gradient of zero, because each process waits for all of them, and weight decay shrinks them.
+Embeddings and head stay as they are, and so do the weights of the layers that do not run: they get no gradient. skim's
+own training tells DDP so; in a loop of your own, ``DistributedDataParallel(..., find_unused_parameters=True)``.
 """
 
 from __future__ import annotations
