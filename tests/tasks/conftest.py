@@ -10,6 +10,10 @@ import pytest
 import torch
 from transformers import BertTokenizer
 
+# streams of parquet end without the seconds of sleep in which datasets waits for a server's threads; for the whole
+# process, because a stream ends when it is collected, and that may be in a later test
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
+
 WORDS = "a good bad film soup the was not very and it is".split()
 
 
