@@ -71,7 +71,7 @@ class Chain(Method):
             member.chained = True
         self.stage = self.stages[0] if self.stages else ""
         self.labels = labels(members)
-        targets = [label for label, one in zip(self.labels, members, strict=True) if one.target is not None]
+        targets = [label for label, one in self._named() if one.target is not None]
         if len(targets) > 1:
             raise SkimError(
                 f"{' and '.join(targets)} of this chain both have a target, and a chain has one budget.\n"
@@ -95,6 +95,10 @@ class Chain(Method):
 
     def _each(self) -> list[Any]:
         return list(self.members) if "members" in self._modules else []  # a chain that is being made has none yet
+
+    def _named(self) -> list[tuple[str, Any]]:
+        """Each member with its label."""
+        return list(zip(self.labels, self._each(), strict=True))
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -167,9 +171,8 @@ class Chain(Method):
 
     def _seen_by(self, trace: Trace) -> list[tuple[str, Any, Trace]]:
         """Each member with its label and the trace as it knows it."""
-        carried = self._carried(trace.carry)
-        traces = [replace(trace, carry=carry) for carry in carried]
-        return list(zip(self.labels, self._each(), traces, strict=True))
+        carried = zip(self._named(), self._carried(trace.carry), strict=True)
+        return [(label, member, replace(trace, carry=carry)) for (label, member), carry in carried]
 
     def task_loss(self, logits: Tensor, labels: Tensor, trace: Trace) -> Tensor:
         _, reader, seen = next(one for one in self._seen_by(trace) if one[1].reads_head)
@@ -186,8 +189,7 @@ class Chain(Method):
         return {name: value for name, (value, _) in self.terms(trace).items()}
 
     def weights(self) -> dict[str, float]:
-        named = zip(self.labels, self._each(), strict=True)
-        return {f"{label}/{name}": value for label, member in named for name, value in member.weights().items()}
+        return {f"{label}/{name}": value for label, one in self._named() for name, value in one.weights().items()}
 
     def step(self, progress: float, trace: Trace | None = None) -> None:
         super().step(progress, trace)
@@ -214,8 +216,7 @@ class Chain(Method):
         return {"methods": [member.name for member in self._each()], **options}
 
     def readings(self) -> dict[str, Tensor | float]:
-        named = zip(self.labels, self._each(), strict=True)
-        return {f"{label}/{name}": value for label, member in named for name, value in member.readings().items()}
+        return {f"{label}/{name}": value for label, one in self._named() for name, value in one.readings().items()}
 
     # what a method answers by an attribute, a chain answers by those of its members
 
