@@ -14,7 +14,8 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 	@# this torch is the newest one that the tests have run on; one that is there already is kept
 	@$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install --quiet "torch==2.13.0"
-	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@# setuptools warns of folders that bear a package's name, as a checkout's do
+	@PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $(READY)
 
 demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a shaded sentence
