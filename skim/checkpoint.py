@@ -20,6 +20,7 @@ from skim.errors import SkimError, first_line
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
 FORMAT = 1  # of skim.json
+DESCRIBED = "skim.json"  # which method it is
 LEARNED = "method.safetensors"  # what the method has learned
 
 
@@ -55,7 +56,7 @@ def write_method(model: Any, folder: str | Path) -> None:
         config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
         about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
     save_file({name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}, folder / LEARNED)
-    (folder / "skim.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / DESCRIBED).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def classes(method: Method, model: nn.Module) -> dict[str, str]:
@@ -98,7 +99,7 @@ def read_method(
 
 def described(folder: Path) -> dict[str, Any]:
     """Read ``skim.json`` and check its entries."""
-    file = folder / "skim.json"
+    file = folder / DESCRIBED
     if not file.is_file():
         hint = ""
         if (folder / "adapter_config.json").is_file():

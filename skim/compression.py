@@ -6,11 +6,13 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
 from skim import backbones
+from skim.beside import keep_method
 from skim.engine.adapters import unwrapped, whole_of
 from skim.engine.forward import HeadForward
 from skim.engine.head import Head
@@ -19,9 +21,8 @@ from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.base import check_free
-from skim.saving import keep_method
 
-__all__ = ["accepted", "compress", "decompress", "execution", "uncompressed", "walk_of"]
+__all__ = ["accepted", "compress", "decompress", "execution", "twin", "uncompressed", "walk_of"]
 
 
 def compress(model: nn.Module, method: Method | str | Sequence[Method | str], execution: str = "auto") -> nn.Module:
@@ -140,6 +141,12 @@ def decompress(model: nn.Module) -> nn.Module:
     if walk.backbone.packs:
         whole.set_attn_implementation(walk.attention_before)
     return model
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy with modules and a config of its own that shares every weight: nothing is loaded or held twice."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 @contextlib.contextmanager

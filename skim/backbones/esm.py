@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from skim.backbones.base import Backbone, Module, heads, look, positions, rotated
 from skim.engine.inputs import Inputs
@@ -17,6 +18,14 @@ class Esm(Backbone):
 
     model_types = ("esm",)
     positions_after_padding = True
+
+    def keep_layers(self, base: Module, kept: Sequence[int]) -> None:
+        """The head for contacts reads the attention of every layer: it keeps the weights of those that stay."""
+        super().keep_layers(base, kept)
+        contacts = base.contact_head.regression
+        of_each = contacts.weight.unflatten(1, (-1, base.config.num_attention_heads))
+        contacts.weight = nn.Parameter(of_each[:, list(kept)].flatten(1).detach().clone())
+        contacts.in_features = contacts.weight.shape[1]
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         if inputs.inputs_embeds is not None:  # taken as they are, without positions: so does transformers

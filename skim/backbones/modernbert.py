@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,17 @@ class ModernBert(Backbone):
 
     def layers(self, base: Module) -> list[Module]:
         return list(base.layers)
+
+    def keep_layers(self, base: Module, kept: Sequence[int]) -> None:
+        if 0 not in kept:
+            raise SkimError(
+                "A plain ModernBERT without its first layer does not exist: that one has no norm before its attention, "
+                "as every other has, and transformers leaves it out of whichever comes first.\nKeep layer 0, or save "
+                "without merged=True."
+            )
+        super().keep_layers(base, kept)
+        base.config.layer_types = [base.config.layer_types[i] for i in kept]
+        vars(base.config).pop("global_attn_every_n_layers", None)  # the pattern that the list takes the place of
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         return base.embeddings(input_ids=inputs.input_ids, inputs_embeds=inputs.inputs_embeds)

@@ -6,14 +6,13 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from skim.benchmark.timing import time_side_by_side
-from skim.compression import accepted, compress, decompress, walk_of
+from skim.compression import accepted, compress, decompress, twin, walk_of
 from skim.engine.inputs import INPUTS, inputs_of
 from skim.errors import SkimError
 from skim.methods import Method
@@ -140,12 +139,6 @@ def running(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]]) -> Callabl
             model(**batch)
 
     return run
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A copy with modules and a config of its own that shares every weight: nothing is loaded or held twice."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def plain_twin(model: nn.Module) -> nn.Module:

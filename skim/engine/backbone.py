@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions, ModelOutput
 
 from skim.engine.adapters import call_flops, linear_flops
@@ -57,6 +58,23 @@ class Backbone:
     def layers(self, base: Module) -> list[Module]:
         """The layers in the order in which they run; a shared layer appears as often as it runs."""
         return list(base.encoder.layer)
+
+    def keep_layers(self, base: Module, kept: Sequence[int]) -> None:
+        """Take the other layers out of a plain model and its config, so that transformers builds the same from it.
+
+        Args:
+            base: the base model; changed in place.
+            kept: the layers that stay, counted from 0 as in :meth:`layers`, in their order.
+
+        Raises:
+            SkimError: the architecture has no such model.
+        """
+        layers = self.layers(base)
+        stack = next(part for part in base.modules() if isinstance(part, nn.ModuleList) and list(part) == layers)
+        for i in reversed(range(len(layers))):
+            if i not in kept:
+                del stack[i]
+        base.config.num_hidden_layers = len(kept)
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:
         """The input of the first layer, ``(B, N, D)``."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skim.beside import keep_method
 from skim.checkpoint import LEARNED, restore
 from skim.compression import compress, walk_of
 from skim.errors import SkimError
 from skim.methods import Method
-from skim.saving import keep_method
 
 
 def load(

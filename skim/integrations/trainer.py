@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from skim.beside import keep_method
 from skim.calibration import TOLERANCE, calibrate, look_after
 from skim.compression import walk_of
 from skim.engine.adapters import unwrapped
@@ -27,7 +28,6 @@ from skim.engine.walk import Walk
 from skim.errors import SkimError, unknown
 from skim.integrations.rates import OwnRate
 from skim.methods import Method
-from skim.saving import keep_method
 from skim.stages import Plan, Stage
 
 ROWS = 512  # inputs to calibrate on

@@ -236,6 +236,13 @@ class Method(Hooks):
             protected |= input_ids == self.spec.sep_token_id
         return protected & real
 
+    def without_layers(self) -> Method | None:
+        """The method that still decides once layers that do not run are gone from the model; ``None``: none does.
+
+        Built for the layers that are left, with what this one has learned.
+        """
+        return self
+
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, for a checkpoint."""
         names = list(arguments(type(self)))

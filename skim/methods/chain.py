@@ -121,6 +121,16 @@ class Chain(Method):
     def runs(self, i: int) -> bool:
         return i in self.among
 
+    def without_layers(self) -> Method | None:
+        left = [one for member in self._each() if (one := member.without_layers()) is not None]
+        if len(left) < 2:
+            return left[0] if left else None
+        rest = Chain(tuple(left))
+        rest.build(replace(self.spec, layers=len(self.among)))
+        if self.stage:
+            rest.enter(self.stage)
+        return rest
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         return self._in_turn(tokens, lambda member, rows: member.before_layer(self.among[i], rows))
 

@@ -13,3 +13,6 @@ class Dense(Method):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def without_layers(self) -> None:
+        return None

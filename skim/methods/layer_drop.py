@@ -52,3 +52,6 @@ class LayerDrop(Method):
 
     def runs(self, i: int) -> bool:
         return i in self.kept
+
+    def without_layers(self) -> None:
+        return None
