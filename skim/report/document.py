@@ -1,8 +1,9 @@
-"""Frame of every HTML report: one file, no scripts, nothing fetched, light and dark."""
+"""Frame of every HTML report: one file, no scripts, nothing fetched, light and dark; and its tables."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Sequence
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fff;--text:#161b26;--quiet:#5b6577;--line:#dde2ea;--card:#f6f8fb;--accent:#2f64bd}
@@ -38,3 +39,11 @@ def document(title: str, body: str, style: str = "") -> str:
 </main></body>
 </html>
 """
+
+
+def grid(heads: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> str:
+    """Make an HTML table with a line below it."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
+    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in lines)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><p class="quiet">{html.escape(about)}</p>'

@@ -5,15 +5,17 @@ from __future__ import annotations
 import html
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from skim.report.classes import STYLE as CLASSES_STYLE
 from skim.report.classes import class_html
 from skim.report.depth import rows
-from skim.report.document import document
+from skim.report.document import document, grid
 from skim.report.heatmap import STYLE as SKIMMED_STYLE
 from skim.report.heatmap import SkimmedText, fragment
+from skim.report.redundancy import redundancy_html
+from skim.report.redundancy_figures import STYLE as DRAWING_STYLE
 from skim.report.runs import BASELINES, Results, speedups
 from skim.report.table import (
     CANDIDATES,
@@ -85,8 +87,10 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
         layers = f"Mean layers of {results['depth']['layers']} that tokens of a kind went through."
         kinds = [(section, kind, f"{mean:.2f}", str(count)) for section, kind, mean, count in rows(results["depth"])]
         parts += ["<h2>Depth</h2>", grid(("", "tokens", "layers", "count"), kinds, layers)]
+    if results.get("redundancy"):
+        parts += ["<h2>Redundancy</h2>", redundancy_html(results["redundancy"])]
     parts += ["<h2>How it was made</h2>", provenance(results)]
-    return document(title, "\n".join(filter(None, parts)), STYLE + CLASSES_STYLE + SKIMMED_STYLE)
+    return document(title, "\n".join(filter(None, parts)), STYLE + CLASSES_STYLE + SKIMMED_STYLE + DRAWING_STYLE)
 
 
 def cards(results: Results) -> str:
@@ -130,14 +134,6 @@ def latency_grid(latency: Latency) -> str:
     heads = ("batch", "model", "median ms", "min - max", "runs", *(f"time / {name}" for name in BASELINES.values()))
     about = "Measured in turns on the same batches, one pass over all of them per run; ratios are of medians."
     return grid(heads, latency_rows(latency), about)
-
-
-def grid(heads: Sequence[str], lines: Iterable[Sequence[str]], about: str) -> str:
-    """Make an HTML table with a line below it."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in lines)
-    body = "".join(f"<tr>{row}</tr>" for row in cells)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div><p class="quiet">{html.escape(about)}</p>'
 
 
 def provenance(results: Results) -> str:

@@ -1,0 +1,131 @@
+"""Section ``redundancy``: a sentence to act on, tables, files and pictures that say what the numbers say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from skim.report.page import page
+from skim.report.redundancy import deltas, redundancy_html, redundancy_table, sentence, sheets, write_redundancy
+from skim.report.redundancy_figures import drawings, inline
+from tests.report.redundancy import kept, section
+from tests.report.results import results
+from tests.report.test_heatmap import Seen
+
+
+@pytest.mark.parametrize(
+    ("delta", "said"),
+    [
+        (1.0, "At 1 %, 3 of 12 neurons suffice; a head needs every layer."),
+        (
+            4.0,
+            "At 5 %, layers 0 to 1 of 2 and 2 of 12 neurons suffice; method=layer_drop method.layers=1 keeps the "
+            "layers that a head needs.",
+        ),
+    ],
+)
+def test_sentence(delta: float, said: str):
+    assert sentence(section(), delta) == said
+
+
+def test_sentence_where_little_was_asked_or_nothing_can_go():
+    assert "every layer is needed" in sentence(section(neurons=[]))
+    layers = section()["layers"]
+    assert "nothing" not in sentence(section(layers={**layers, "selected": []}))
+    embeddings = [{"delta": 1.0, "layers": 1, "up_to": 0, "single": 0, "dev": 0.9, "test": 0.9}]
+    assert sentence(section(layers={**layers, "selected": embeddings}, neurons=[])).startswith(
+        "At 1 %, the embeddings suffice"
+    )
+
+
+def test_table_of_deltas():
+    rows = [row[:7] + row[7:9] for row in deltas(section()).rows]
+    assert [(row[0], row[5], row[6], row[7], round(row[8], 3)) for row in rows] == [
+        (1.0, 2, None, 4, 0.333),
+        (1.0, 2, 0.3, 3, 0.25),
+        (5.0, 1, None, 2, 0.167),
+    ]
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(redundancy_table(section()))
+    lines = console.export_text().splitlines()
+    assert lines[-2].split() == "5 % 0 to 1 0.860 0.850 - 1 - 2 16.7% 0.890 0.880".split()
+    assert lines[-1].strip() == "what suffices of 2 layers and 12 neurons"
+
+
+def test_files_hold_every_number(tmp_path: Path):
+    written = {path.name for path in write_redundancy(section(), tmp_path / "redundancy")}
+    assert written == {path.name for path in (tmp_path / "redundancy").iterdir()}
+    pictures = {
+        f"{name}.{suffix}" for name in ("similarity", "layers", "clusters", "neurons") for suffix in ("png", "svg")
+    }
+    tables = {f"{name}.csv" for name in ("deltas", "layers", "similarity", "clusters", "windows", "neurons")}
+    assert written == pictures | tables
+
+    def rows(name: str) -> list[list[str]]:
+        with (tmp_path / "redundancy" / f"{name}.csv").open(newline="") as file:
+            return list(csv.reader(file))
+
+    assert rows("layers")[1] == ["0", "embeddings", "0.5", "0.5", "0.5", "0.5", "4"]
+    assert rows("similarity")[1:7:5] == [["linear", "0", "0", ""], ["linear", "1", "2", "0.25"]]
+    assert rows("clusters")[1:3] == [["all", "0.3", str(1 / 6)], ["all", "0.7", "0.5"]]
+    assert rows("clusters")[-1] == ["2", "0.7", "0.5"]
+    assert rows("windows")[1:] == [["0.3", "1", "9"], ["0.3", "2", "1"], ["0.7", "1", "5"], ["0.7", "3", "1"]]
+    assert rows("neurons")[5] == ["1.0", "0.3", "1", "9", "2", "1"]  # neuron 9 is dimension 1 of layer 2
+
+
+def test_neurons_are_placed_by_the_numbers_of_layers_that_were_extracted():
+    layers = {**section()["layers"], "numbers": [0, 3, 5]}
+    for name in ("single", "up_to"):
+        layers[name] = [{**one, "number": number} for one, number in zip(layers[name], (0, 3, 5), strict=True)]
+    found = sheets(section(layers=layers, similarity={"degenerate": []}))
+    assert [row[3:] for row in found["neurons"].rows[:2]] == [(5, 3, 1), (8, 5, 0)]
+    assert "similarity" not in found
+
+
+def test_page_shows_the_section_and_fetches_nothing():
+    whole = page(results(redundancy=section(transfer=[{"delta": 1.0, "features": 1234, "training_seconds": 0.5}])))
+    text = " ".join(Seen(whole).text.split())
+    assert "At 1 %, 3 of 12 neurons suffice; a head needs <every> layer." in text
+    assert "1,234" in text
+    assert "rows: 6,000 of train, 667 of dev, 872 of test" in text
+    assert "The states of layer 0 are the same for all rows" in text
+    assert "At 0.3 there are 10 clusters; 90% lie within a layer, 100% within two neighbours." in text
+    assert whole.count('<svg class="drawing"') == 4
+    assert not re.search(r"https?://|<script|<link|<img|\bsrc=|@import|url\((?!#)", whole)
+    assert "Redundancy" not in page(results())
+
+
+def test_pictures_show_the_numbers():
+    found = drawings(section())
+    texts = {name: [text.get_text() for text in drawing.figure.axes[0].texts] for name, drawing in found.items()}
+    assert texts["similarity"] == ["1.00", "-.01", "-.01", "1.00"]  # debiased; none of the constant layer
+    assert texts["clusters"][-2:] == [".17", ".50"]
+    assert texts["layers"] == ["1 %", "5 %"]
+    together, alone = found["layers"].figure.axes[0].lines[1:3]
+    assert list(together.get_ydata()) == [0.5, 0.86, 0.9]
+    assert list(alone.get_ydata()) == [0.5, 0.8, 0.9]
+    bars = [bar.get_height() for bar in found["neurons"].figure.axes[0].patches]
+    assert bars == [0, 1, 2, 0, 2, 0]  # the smaller set at 1 %, then that at 5 %
+
+
+def test_pictures_of_less_than_everything():
+    bare = section(
+        similarity={"degenerate": []}, neurons=[], clustering={"thresholds": [], "network": [], "layers": []}
+    )
+    assert set(drawings(bare)) == {"layers"}
+    assert "<svg" in redundancy_html(bare)
+    one = section(neurons=[kept(1.0, None, [5], [0, 1, 0])])
+    legend = drawings(one)["neurons"].figure.axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["at 1 %: 1 neuron"]
+
+
+def test_pictures_are_the_same_bytes_each_time():
+    first, second = (inline(drawings(section())["layers"], "layers") for _ in range(2))
+    assert first == second
+    ElementTree.fromstring(first.replace("xlink:", ""))
