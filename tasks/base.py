@@ -114,6 +114,17 @@ class Task(Parts):
         """Return this task on further evaluation splits, reported beside its own, by the suffix of their metrics."""
         return {}
 
+    # ---- labels, and the tokens that they are of ----
+
+    def labels_of(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return one label per sequence, (B,), or per word, (B, W), negative without one; ``None`` in other tasks."""
+        labels = batch.get("labels")
+        return labels if labels is not None and labels.dim() == 1 else None
+
+    def words_of(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Number the word that each token is of, (B, N), -1 for tokens of none; ``None``: labels are of sequences."""
+        return None
+
     # ---- losses ----
 
     @abstractmethod

@@ -17,7 +17,7 @@ from tasks.data.columns import Name, Rejects, as_names, check_column, column_of
 from tasks.data.files import read
 from tasks.data.labels import known_labels, settings_of
 from tasks.data.lists import check_words, infer_tags, lists_of, parts_of, tag_ids
-from tasks.data.words import first_tokens, space_words, tokenised
+from tasks.data.words import first_tokens, space_words, spread, tokenised
 from tasks.losses import CrossEntropy, Loss, softened_divergence
 from tasks.metrics.chunks import TagScores, is_chunked
 
@@ -120,11 +120,7 @@ class Tagging(Task):
         return TagScores(self._labels(), self._metrics)
 
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
-        predicted, gold = self.predict(output.logits, batch), batch["gold"]
-        target = predicted.new_full(predicted.shape, IGNORED)
-        # words in the same places, whichever side the tokenizer pads
-        target[target.new_ones(target.shape).cumsum(1) <= batch["words"][:, None]] = gold[gold != IGNORED]
-        metrics.update(predicted, target)
+        metrics.update(self.predict(output.logits, batch), self.labels_of(batch))
 
     def predict(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Choose label ids of the words, (B, W), -1 for those that were cut off, from logits (B, N, num_labels)."""
@@ -132,6 +128,20 @@ class Tagging(Task):
         tags = batch["word"].new_full((len(logits), int(batch["words"].max())), -1)
         tags[row, batch["word"][row, place]] = logits[row, place].argmax(-1)
         return tags
+
+    def labels_of(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return the label ids of all words, (B, W): -1 without a tag, :attr:`num_labels` of a tag that is unknown."""
+        gold = batch.get("gold")
+        if gold is None:
+            return None
+        laid = gold.new_full((len(gold), int(batch["words"].max())), IGNORED)
+        # words in the same places, whichever side the tokenizer pads
+        laid[laid.new_ones(laid.shape).cumsum(1) <= batch["words"][:, None]] = gold[gold != IGNORED]
+        return laid
+
+    def words_of(self, batch: dict[str, Tensor]) -> Tensor:
+        special = self.tokenizer.num_special_tokens_to_add()
+        return spread(batch["word"], batch["attention_mask"].bool(), special)
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return int((batch["labels"] != IGNORED).sum()) if "labels" in batch else 0

@@ -246,6 +246,12 @@ class Funnel(Backbone):
         first, last = block_ends(base.config)[0], block_ends(base.config)[-1]  # the decoder reports its input as well
         return (*states[: last + 1], widened(states[last], states[first], base.config), *states[last + 1 :], hidden)
 
+    def states_of_layers(self, base: Module, reported: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not hasattr(base, "decoder"):
+            return reported
+        widened = block_ends(base.config)[-1] + 1
+        return reported[:widened] + reported[widened + 1 :]
+
     def cost(self, layer: Module) -> LayerCost:
         attention, config = layer.attention, layer.attention.config
         width = float(config.n_head * config.d_head)

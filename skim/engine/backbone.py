@@ -139,6 +139,10 @@ class Backbone:
         """``output_hidden_states`` as the family reports them: what entered each layer, and the model's output."""
         return (*states, output.last_hidden_state)
 
+    def states_of_layers(self, base: Module, reported: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Choose from :meth:`hidden_states`, as reported, the embeddings and what comes out of each layer."""
+        return reported
+
     def cost(self, layer: Module) -> LayerCost:
         """FLOPs of one layer per token and per pair."""
         whole = linear_flops(layer)

@@ -266,6 +266,11 @@ class Parts(Source, ABC):
         """Load the test part in the order of its rows; with several ranks, batches are dealt out in turn."""
         return self._loader("test", self.eval_batch_size, by_length=False)
 
+    def tokenised(self, part: str) -> tuple[Rows, np.ndarray]:
+        """Return the tokenised rows of a loaded part, of which lists of row numbers make batches, and their lengths."""
+        table = self._rows[part]
+        return self._assembled(table), lengths_of(table)
+
     def sample_batches(self, batch_size: int, samples: int) -> list[dict[str, Tensor]]:
         """Make batches of the first ``samples`` validation rows to measure on: grouped by length, the longest first."""
         table = self._rows["validation"]

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 
 def space_words(tokenizer: Any) -> None:
@@ -54,3 +55,20 @@ def first_tokens(encoded: Any) -> tuple[np.ndarray, np.ndarray]:
     word = np.fromiter(chain(*(one.word_ids for one in encoded.encodings)), np.float64, len(sentence))
     first = ~np.isnan(word) & np.r_[True, (word[1:] != word[:-1]) | (sentence[1:] != sentence[:-1])]
     return sentence, np.where(first, word, -1).astype(np.int64)
+
+
+def spread(first: Tensor, real: Tensor, special: int) -> Tensor:
+    """Number the word that each token is of, (B, N), from the numbers at first tokens; -1 for special tokens and pads.
+
+    Every token of a sentence that came as words is of a word, but for the special ones ahead of them and behind.
+
+    Args:
+        first: (B, N), the word of which this is the first token, else -1.
+        real: (B, N) bool, False on pads.
+        special: special tokens of a sentence.
+    """
+    word = first.cummax(1).values  # -1 ahead of the first word
+    ahead = ((word < 0) & real).sum(1)
+    left = real.flip(1).cumsum(1).flip(1)  # real tokens from here on
+    behind = left <= (special - ahead)[:, None]
+    return word.masked_fill(~real | behind, -1)

@@ -22,7 +22,7 @@ class States:
         ran: ``(rows, layers)`` bool, whether the layer computed the row.
         numbers: of the layers: 0 is the embeddings, k what comes out of encoder layer k. Layers that run for nobody
             are left out, so that numbers may be missing.
-        words: of each row, for tasks whose rows are words.
+        types: ``(rows,)`` int64 for tasks whose rows are words: the same number for the same word, in every split.
     """
 
     values: np.ndarray
@@ -30,7 +30,7 @@ class States:
     examples: np.ndarray
     ran: np.ndarray
     numbers: tuple[int, ...]
-    words: list[str] | None = None
+    types: np.ndarray | None = None
 
     @property
     def rows(self) -> int:
