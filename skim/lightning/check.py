@@ -68,4 +68,10 @@ def method_of(cfg: DictConfig) -> Method:
         ) from None
     if not isinstance(method, Method):
         raise SkimError(f"method._target_={target} makes a {type(method).__name__}, and not a skim.Method.")
+    backbone = OmegaConf.select(cfg, "backbone.name")
+    if backbone is not None and method.measured_on not in (None, backbone):
+        raise SkimError(
+            f"method={method.name} reads a report of backbone={method.measured_on}, and this run has "
+            f"backbone={backbone}.\nMake one of this backbone: python evaluate.py what=redundancy backbone={backbone}"
+        )
     return method

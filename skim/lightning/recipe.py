@@ -27,13 +27,14 @@ from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
 from skim.lightning.callbacks.progress import Shown
 from skim.lightning.callbacks.resume import check_resumable
-from skim.lightning.check import check
+from skim.lightning.check import check, method_of
 from skim.lightning.folder import begin, concluded
 from skim.lightning.landing import land, measure
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
 from skim.methods import method_name
 from skim.options.check import typed
+from skim.options.words import shown
 from skim.report.heatmap import SkimmedText, read
 from skim.report.page import write_page
 from skim.results import Results
@@ -114,7 +115,9 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
     if cfg.resume is not None:
         changed, resume = changes(cfg), checkpoint_of(cfg.resume)
         check_resumable(resume)
-    filled = {"paths": {"run": str(folder)}, "resume": resume and str(resume)}
+    found = method_of(cfg).settled()
+    changed += [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
+    filled = {"paths": {"run": str(folder)}, "resume": resume and str(resume), "method": found}
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     return cast(DictConfig, OmegaConf.merge(cfg, filled)), changed
@@ -126,7 +129,7 @@ def announce(cfg: DictConfig, changed: list[str], console: Console) -> None:
     names = {"task": cfg.task.name, "method": method_name(cfg.method._target_), "backbone": cfg.backbone.name}
     said = ", ".join(f"{group}={name}" for group, name in names.items())
     lines = [f"{said}: loading data and model"]
-    lines += [f"going on from {cfg.resume}", *changed] if cfg.resume is not None else []
+    lines += [*([] if cfg.resume is None else [f"going on from {cfg.resume}"]), *changed]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

@@ -72,6 +72,8 @@ class Method(Hooks):
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
         chained: whether it is a member of a chain.
+        measured_on: name of the backbone in ``conf/backbone`` that options were measured on which it has read from a
+            file; ``None``: it has read none.
         progress: share of training done, of the present stage if there are several.
     """
 
@@ -82,6 +84,7 @@ class Method(Hooks):
     defining: ClassVar[tuple[str, ...]] = ("preset", "protect")
     does: ClassVar[frozenset[str]] = frozenset({"retires"})
     trains_dense = False
+    measured_on: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -253,6 +256,10 @@ class Method(Hooks):
                 "attribute of the same name, to be saved."
             )
         return {name: getattr(self, name) for name in names}
+
+    def settled(self) -> dict[str, Any]:
+        """Options to be written down in place of those that name a file: what was read, for the file may go."""
+        return {}
 
     def definition(self) -> dict[str, Any]:
         """The options in :attr:`defining` that it has, by name; those of a chain's members have paths."""

@@ -93,6 +93,9 @@ class Chain(Method):
                 )
         return super().options()
 
+    def settled(self) -> dict[str, Any]:
+        return {"methods": self.methods} if any(member.settled() for member in self._each()) else {}
+
     def _each(self) -> list[Any]:
         return list(self.members) if "members" in self._modules else []  # a chain that is being made has none yet
 
@@ -242,6 +245,10 @@ class Chain(Method):
     def learning_rates(self) -> dict[str, float]:  # type: ignore[override]
         learning = [member for member in self._each() if next(member.parameters(), None) is not None]
         return {stage: min((rate(one, stage) for one in learning), default=0.0) for stage in self.stages or ("",)}
+
+    @property
+    def measured_on(self) -> str | None:  # type: ignore[override]
+        return next((member.measured_on for member in self._each() if member.measured_on is not None), None)
 
     @property
     def trains_masked(self) -> bool:  # type: ignore[override]

@@ -6,9 +6,10 @@ checks by that.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from skim.options.declared import OptionError, arguments, checked, declared
 from skim.options.kinds import Between, Count, Fraction, NotNegative, Positive
@@ -16,6 +17,7 @@ from skim.options.kinds import Between, Count, Fraction, NotNegative, Positive
 Share: TypeAlias = Annotated[float, Field(gt=0, le=1)]  # of the dense FLOPs
 Threshold: TypeAlias = Annotated[float, Field(ge=0, lt=1)]  # scores are shares of attention, so 1 prunes everything
 Layer: TypeAlias = Annotated[int, Field(ge=0)]  # counted from 0
+Place: TypeAlias = Annotated[str | Path, WithJsonSchema({"type": "string"})]  # of a file or a folder
 Special: TypeAlias = Literal["cls", "sep"]  # tokens: what the head reads, and the separator
 Preset: TypeAlias = Literal["default", "paper"]
 
@@ -26,6 +28,7 @@ __all__ = [
     "Layer",
     "NotNegative",
     "OptionError",
+    "Place",
     "Positive",
     "Preset",
     "Share",

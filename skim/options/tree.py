@@ -12,7 +12,7 @@ from typing import Any
 from skim.errors import SkimError
 
 # what papers call an option -> what it is called here; written in place of it everywhere
-ALIASES = {"method.lambda": "method.coefficient"}
+ALIASES = {"method.lambda": "method.coefficient", "method.from": "method.report"}
 # below these stand the options of others, who know them: a model's config, and a run that is looked at
 OPEN = ("backbone.overrides", "overrides")
 # what other projects call an option, where no likeness leads to it

@@ -319,7 +319,7 @@ def test_aliases_lead_somewhere_and_stand_nowhere() -> None:
     for alias, name in ALIASES.items():
         for path in (CONF / "method").glob("*.yaml"):
             assert alias.partition(".")[2] not in OmegaConf.load(path)
-        assert name in dict(leaves(chosen_by([]).tree))
+        assert any(name.partition(".")[2] in OmegaConf.load(path) for path in (CONF / "method").glob("*.yaml"))
 
 
 # --------------------------------------------------------------------------- the command line
