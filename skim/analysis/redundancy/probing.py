@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,11 @@ class Probing:
         """Rows by the name of their split."""
         splits = {"train": self.train, "dev": self.dev}
         return splits if self.test is None else {**splits, "test": self.test}
+
+    def changed(self, change: Callable[[str, Rows], Rows]) -> Probing:
+        """Copy it with other rows, made from the name of each split and its rows."""
+        rows = {name: change(name, rows) for name, rows in self.splits.items()}
+        return replace(self, train=rows["train"], dev=rows["dev"], test=rows.get("test"))
 
     @cached_property
     def target(self) -> Target:

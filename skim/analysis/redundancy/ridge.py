@@ -31,13 +31,14 @@ class Ridge:
     step length of its own; libraries minimise one after another, and read the data again for each.
 
     Attributes:
-        decay: of the weights; the bias is free.
+        spread: standard deviation of an output before any row is seen. The decay follows from it, ``columns / (rows *
+            spread^2)``, as in Bayesian ridge regression: a probe of ten columns and one of ten thousand start alike.
         passes: over the rows, at most.
         tolerance: a probe is done when no number of its gradient is larger.
     """
 
-    decay: float = 1e-2
-    passes: int = 60
+    spread: float = 2.0
+    passes: int = 30
     tolerance: float = 1e-4
 
     def fit(self, bank: Bank, rows: Rows) -> None:
@@ -46,6 +47,7 @@ class Ridge:
         scale = torch.from_numpy(found.std).reciprocal().masked_fill_(torch.from_numpy(found.constant), 0)
         bank.shift, bank.scale = torch.from_numpy(found.mean).float(), scale.float().nan_to_num_(0, 0, 0)
         right = bank.target.encode(rows.labels)
+        decay = torch.tensor([self.decay(probe.stop - probe.start, len(rows)) for probe in bank.probes])
 
         def value(flat: Tensor) -> tuple[Tensor, Tensor]:
             """Objective of each probe, (P,) float64, and the gradient of their sum."""
@@ -55,11 +57,15 @@ class Ridge:
                 lost, errors = losses(bank.outputs(x, flat), right[places])
                 total += lost / len(rows)
                 bank.add_gradient(x, errors.div_(len(rows)), gradient)
-            decayed = flat.clone()
+            decayed = flat * decay[bank.owner]
             bank.parts(decayed)[1].zero_()
-            return total + self.decay / 2 * bank.sums(decayed.square()), gradient.add_(decayed, alpha=self.decay)
+            return total + bank.sums(decayed * flat) / 2, gradient.add_(decayed)
 
         bank.flat = minimize(value, bank, self.passes, self.tolerance)
+
+    def decay(self, columns: int, rows: int) -> float:
+        """Compute the weight of half the squared norm, beside the mean loss."""
+        return columns / (rows * self.spread**2)
 
 
 def minimize(value: Callable[[Tensor], tuple[Tensor, Tensor]], bank: Bank, passes: int, tolerance: float) -> Tensor:
@@ -84,14 +90,15 @@ def minimize(value: Callable[[Tensor], tuple[Tensor, Tensor]], bank: Bank, passe
         if not active.any():
             break
         step = _direction(slope, memory, curve, bank).mul_(length.float()[bank.owner])
+        step.masked_fill_(~active[bank.owner], 0)  # where a probe is done, its curvature is rounding
         promised = bank.sums(step * slope)
         there, gradient = value(here + step)
         better = active & (there <= level + SUFFICIENT * promised)
         moved = better[bank.owner]
-        step, change = step * moved, (gradient - slope) * moved
+        step, change = (part.masked_fill_(~moved, 0) for part in (step, gradient - slope))
         product, squares = bank.sums(step * change), bank.sums(change.square())
-        curved = product > 0
-        memory.append((step, change, torch.where(curved, 1 / product, 0).float()))
+        curved = product > TINY
+        memory.append((step, change, torch.where(curved, 1 / product, 0)))
         curve = torch.where(curved, squares / product, curve)
         here, slope = here + step, torch.where(moved, gradient, slope)
         # where the parabola through both levels and the slope is lowest
@@ -107,9 +114,9 @@ def _direction(slope: Tensor, memory: Iterable[tuple[Tensor, Tensor, Tensor]], c
     direction = -slope
     weights = []
     for step, change, inverse in reversed(pairs):
-        weights.append(inverse * bank.sums(step * direction).float())
+        weights.append((inverse * bank.sums(step * direction)).float())
         direction.sub_(change * weights[-1][bank.owner])
     direction.div_(curve.float()[bank.owner])
     for (step, change, inverse), weight in zip(pairs, reversed(weights), strict=True):
-        direction.add_(step * (weight - inverse * bank.sums(change * direction).float())[bank.owner])
+        direction.add_(step * (weight - (inverse * bank.sums(change * direction)).float())[bank.owner])
     return direction

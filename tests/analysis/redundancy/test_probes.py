@@ -55,8 +55,8 @@ def test_the_norm_has_no_gradient_at_zero() -> None:
 def test_the_default_finds_the_optimum_of_scikit_learn(kind: str) -> None:
     rows = Rows(FEATURES["X"], labels(kind))
     bank = train_probes(rows, PROBES, target_of(rows.labels), EXACT)
-    strength = len(rows) * EXACT.decay
     for probe in PROBES:
+        strength = len(rows) * EXACT.decay(probe.stop - probe.start, len(rows))
         x = StandardScaler().fit_transform(rows.values[:, probe.start : probe.stop])
         if kind == "classification":
             right = linear_model.LogisticRegression(C=1 / strength, tol=1e-8, max_iter=5000)
@@ -186,3 +186,13 @@ def test_probes_that_cannot_be_are_refused() -> None:
         Rows(FEATURES["X"], FEATURES["y_class"][:-1])
     with pytest.raises(SkimError, match="no rows"):
         Rows(FEATURES["X"][:0], FEATURES["y_class"][:0])
+
+
+def test_a_probe_that_is_done_waits_for_the_others_unharmed() -> None:
+    """Constant columns, as [CLS] has in layer 0, teach nothing where classes are balanced: the gradient is rounding."""
+    draw = np.random.default_rng(0)
+    y = np.arange(350) % 7
+    x = np.concatenate([np.full((350, 8), 0.75), draw.normal(size=(350, 20)) + y[:, None]], 1).astype(np.float32)
+    bank = train_probes(Rows(x, y), [Probe("constant", 0, 8), Probe("slow", 8, 28)], target_of(y), Ridge(passes=200))
+    assert bank.bias("constant") == pytest.approx(np.zeros(7), abs=1e-3)
+    assert bank.scores(Rows(x, y), "accuracy")["slow"] > 0.9
