@@ -8,7 +8,7 @@ longer or shorter on the way, and so may a training that has only one: its learn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -19,6 +19,16 @@ from skim.options.run import Schedule
 KINDS = ("decay", "plain", "method")  # of parameters: matrices, biases and norms, the method's own
 
 
+def kind_of(label: str) -> str:
+    """The kind of a method's own parameters; of a chain's member, it has the member's label: ``method.ltp``."""
+    return f"method.{label}" if label else "method"
+
+
+def of_method(kind: str) -> bool:
+    """Tell whether parameters of a kind are the method's own, or those of a chain's member."""
+    return kind.partition(".")[0] == "method"
+
+
 @dataclass(frozen=True)
 class Stage(Schedule):
     """A while of training, by the options of a :class:`~skim.options.run.Schedule`.
@@ -26,18 +36,27 @@ class Stage(Schedule):
     Attributes:
         name: of the method's stage; empty for a method that has one way to train.
         epochs: passes over the training data, or where steps are counted any share of them.
+        members: of a chain, the options of its members whose own parameters learn at another rate than ``method_lr``,
+            by label; of each, ``method_lr`` and ``method_weight_decay`` count.
     """
 
     name: str = ""
     epochs: Count | Positive = field(default=1, kw_only=True)  # type: ignore[assignment]
+    members: Mapping[str, Schedule] = field(default_factory=dict, kw_only=True)
+
+    def own(self, kind: str) -> Schedule:
+        """Options by which the method's own parameters of a kind are trained."""
+        return self.members.get(kind.partition(".")[2], self)
 
     def decay(self, kind: str) -> float:
-        """Weight decay of one of :data:`KINDS`."""
-        return {"decay": self.weight_decay, "plain": 0.0, "method": self.method_weight_decay}[kind]
+        """Weight decay of one of :data:`KINDS`, or of a member's own."""
+        if of_method(kind):
+            return self.own(kind).method_weight_decay
+        return self.weight_decay if kind == "decay" else 0.0
 
     def peak(self, kind: str) -> float:
-        """Highest learning rate of one of :data:`KINDS`."""
-        return self.method_lr if kind == "method" else self.lr
+        """Highest learning rate of one of :data:`KINDS`, or of a member's own."""
+        return self.own(kind).method_lr if of_method(kind) else self.lr
 
     def rate(self, kind: str, step: int, steps: int, fall: Callable[[float], float] = float) -> float:
         """Learning rate of one of :data:`KINDS` at a step of the stage's ``steps``.
@@ -84,6 +103,14 @@ class Plan:
         """The first step that the method takes part in."""
         return round(self.steps * self.method_after)
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of the method's steps that each stage has, by its name."""
+        bounds = [max(bound, self.begin) for bound in self.bounds]
+        whole = max(bounds[-1] - bounds[0], 1)
+        steps = zip(self.stages, bounds, bounds[1:], strict=False)
+        return {stage.name: (end - begin) / whole for stage, begin, end in steps}
+
     def of_method(self, step: int) -> tuple[int, int]:
         """The first step of the method in the stage of a step, and how many it has there."""
         _, first, steps = self.at(step)
@@ -96,7 +123,7 @@ class Plan:
         The method's is 0 until it begins.
         """
         stage, first, steps = self.at(step)
-        if kind == "method":
+        if of_method(kind):
             first, steps = self.of_method(step)
         return stage.rate(kind, step - first, steps, fall) if step >= first else 0.0
 

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from skim.stages import Stage
+from skim.options.run import Schedule
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 GROUPS = (
@@ -52,7 +52,7 @@ def test_stages_are_those_of_the_method_with_the_options_of_training(name: str) 
     if isinstance(known, property):  # a chain's are its members', each with the options of training
         known = ()
     assert tuple(cfg.method.get("stages") or ()) == known
-    options = {field.name for field in fields(Stage)} - {"name"}
+    options = {field.name for field in fields(Schedule)}
     assert options <= set(cfg.train)
     for stage in known:
         assert cfg.method.stages[stage] is None or set(cfg.method.stages[stage]) == options

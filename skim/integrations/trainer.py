@@ -41,7 +41,8 @@ class SkimCallback(TrainerCallback):
             all that the method has, equally long.
         method_lr: peak learning rate of the method's own parameters, which follows the Trainer's schedule; a number,
             or one for each stage; 0 freezes them. ``None``: what the method is trained with elsewhere, or what the
-            optimizer says if it has a group of its own for them.
+            optimizer says if it has a group of its own for them. Of a chain, one of all these for each member by its
+            label, ``{"ltp": {"soft": 1e-5, "hard": 0}, "transkimmer": 1e-3}``, or one for all.
         calibrate_on: batches of inputs on which decisions are set to ``method.target``, at the end and in stages with
             hard decisions; labels are not looked at. ``None``: 512 rows of the training data, evenly spaced; of data
             that come as a stream, those seen last.
@@ -50,7 +51,7 @@ class SkimCallback(TrainerCallback):
     def __init__(
         self,
         stages: Mapping[str, float] | None = None,
-        method_lr: float | Mapping[str, float] | None = None,
+        method_lr: float | Mapping[str, Any] | None = None,
         calibrate_on: Iterable[Mapping[str, Any]] | None = None,
     ) -> None:
         self.stages, self.method_lr, self.calibrate_on = stages, method_lr, calibrate_on
@@ -85,7 +86,11 @@ class SkimCallback(TrainerCallback):
         self._check(args)
         self.step, self.stage, self.looked_after = state.global_step, "", -1
         self.plan = self._plan(state.max_steps)
-        self.rate = OwnRate(list(self.method.parameters()), kwargs["optimizer"], args.learning_rate)
+        self.rates = {
+            label: OwnRate(list(part.parameters()), kwargs["optimizer"], args.learning_rate)
+            for label, part in self.method.by_label.items()
+        }
+        self.method.stage_shares = self.plan.shares
         self.optimizer = kwargs["optimizer"]
         self.seen: deque[dict[str, Tensor]] = deque()
         self.given: list[dict[str, Any]] | None = None
@@ -111,12 +116,14 @@ class SkimCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._check_added()
-        self.rate.before_step()
+        for rate in self.rates.values():
+            rate.before_step()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.rate.after_step(self._rate_now())
+        for label, rate in self.rates.items():
+            rate.after_step(self._rate_now(label))
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -155,6 +162,11 @@ class SkimCallback(TrainerCallback):
                 "sets its own.\nUse DDP (torchrun), or skim's own training."
             )
 
+        known = [*filter(None, self.method.by_label), *(self.method.stages or ("",))]
+        for name in self.method_lr if isinstance(self.method_lr, Mapping) else ():
+            if name not in known:
+                raise unknown("stage or member in method_lr", name, known)
+
     def _plan(self, steps: int) -> Plan:
         known = self.method.stages or ("",)
         asked = dict.fromkeys(known, 1.0) if self.stages is None else dict(self.stages)
@@ -179,14 +191,18 @@ class SkimCallback(TrainerCallback):
         if self.step == first and first > 0:
             self.optimizer.state.clear()
 
-    def _rate_now(self) -> float | None:
-        """The method's peak learning rate in this stage; ``None``: what the optimizer has for it."""
-        asked = self.method_lr
-        if asked is None and self.rate.has_group:
+    def _rate_now(self, label: str) -> float | None:
+        """Peak learning rate in this stage of the method, or a chain's member; ``None``: what the optimizer has."""
+        asked, part = self.method_lr, self.method.by_label[label]
+        if part.stages and self.stage not in part.stages:
+            return 0.0
+        if isinstance(asked, Mapping) and not set(asked).isdisjoint(self.method.by_label):
+            asked = asked.get(label)
+        if asked is None and self.rates[label].has_group:
             return None
         if isinstance(asked, Mapping):
             asked = asked.get(self.stage)
-        return self.method.learning_rates.get(self.stage, 0.0) if asked is None else float(asked)
+        return part.peak_rate(self.stage) if asked is None else float(asked)
 
     def _batches(self) -> list[Any]:
         return list(self.seen) if self.given is None else self.given

@@ -24,7 +24,7 @@ from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
 from skim.lightning.stages import stages_of
-from skim.lightning.start import backbone_config, continue_method, dense_folder, load_backbone
+from skim.lightning.start import Continued, backbone_config, continue_method, dense_folder, load_backbone
 from skim.methods import Method
 from skim.options.check import typed
 from skim.published import ltp as published
@@ -56,6 +56,7 @@ class Parts:
     stages: list[Stage]
     teacher: nn.Module | None = None
     companion: nn.Module | None = None  # what the task trains beside the model
+    notes: tuple[str, ...] = ()  # on what the model starts from
 
     def sampled(self, batch_size: int, samples: int) -> Batches:
         """Batches of validation rows as the model sees them, for measurements."""
@@ -101,7 +102,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     quiet()
     check(cfg)
     method = method_of(cfg)
-    stages = stages_of(cfg, method.stages)
+    stages = stages_of(cfg, method)
     task: Task = instantiate(cfg.task, _convert_="all", seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
     source = start or (
@@ -148,16 +149,24 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     if purpose == "fit":
         with typed("method"):
             method.check_fit()
-    continued = purpose == "fit" and start is not None and continue_method(method, start)
-    if purpose == "fit" and method.stages and stages[0].name != method.stages[0] and not (continued or cfg.resume):
-        raise SkimError(
-            f"Stage {stages[0].name} of method={method.name} starts from what stage {method.stages[0]} has learned.\n"
-            f"Set init_from=<a run of method={method.name}>, or train both stages: method={method.name}."
-        )
+    continued = continue_method(method, start) if purpose == "fit" and start is not None else Continued()
+    if purpose == "fit" and not cfg.resume:
+        check_begin(method, stages, continued)
     companion = task.companion(model)
     if companion is not None and start is not None and (start / COMPANION).is_file():
         companion.load_state_dict(load_file(start / COMPANION))
-    return Parts(task, tokenizer, model, stages, teacher, companion)
+    return Parts(task, tokenizer, model, stages, teacher, companion, continued.notes)
+
+
+def check_begin(method: Method, stages: Sequence[Stage], continued: Continued) -> None:
+    """Refuse a method, or a chain's member, whose first stage is left out and that has not been trained in it."""
+    for label, part in method.by_label.items():
+        own = [stage.name for stage in stages if stage.name in part.stages]
+        if own and own[0] != part.stages[0] and label not in continued.labels:
+            raise SkimError(
+                f"Stage {own[0]} of method={part.name} starts from what stage {part.stages[0]} has learned.\n"
+                f"Set init_from=<a run of method={part.name}>, or train both stages: method={part.name}."
+            )
 
 
 def check_teacher(cfg: DictConfig, method: Method) -> None:

@@ -23,9 +23,9 @@ from skim.lightning.callbacks.budget import Budget
 from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.callbacks.stages import Stages, optimizer_of
 from skim.lightning.distill import Distiller
-from skim.lightning.optim import Optimizer, Scheduler, grouped, linear, optimized, scheduled
+from skim.lightning.optim import Optimizer, Scheduler, grouped, linear, optimized, own_kinds, scheduled
 from skim.lightning.scores import Scores
-from skim.stages import Plan, Stage
+from skim.stages import Plan, Stage, of_method
 from tasks.base import Task
 from tasks.losses import Loss
 
@@ -157,7 +157,7 @@ class SkimModule(pl.LightningModule):
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
         self.log("train/loss", own.detach(), prog_bar=True)
         for group in optimizer_of(self).param_groups:
-            self.log("train/method_lr" if group["kind"] == "method" else "train/lr", group["lr"])
+            self.log(curve("lr", group["kind"]), group["lr"])
         if begun:
             loss = loss + self._penalties(trace)
         with torch.no_grad():
@@ -184,13 +184,13 @@ class SkimModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the method's gradients apart: a threshold's can be a hundred times the weights'."""
-        own = {id(parameter) for parameter in self.method.parameters()}
-        for name, group in (("grad_norm", False), ("method_grad_norm", True)):
-            some = [p for p in self.parameters() if (id(p) in own) is group and p.grad is not None]
+        """Clip the method's gradients apart, and each chain member's: thresholds' can be a hundred times weights'."""
+        own = own_kinds(self.method)
+        for kind in ("", *dict.fromkeys(own.values())):
+            some = [p for p in self.parameters() if own.get(p, "") == kind and p.grad is not None]
             if not some:
                 continue
-            self.log(f"train/{name}", nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]))
+            self.log(curve("grad_norm", kind), nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]))
             if gradient_clip_val and gradient_clip_algorithm == "value":  # None and 0 are off
                 nn.utils.clip_grad_value_(some, gradient_clip_val)
             elif gradient_clip_val:
@@ -221,3 +221,10 @@ class SkimModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
+
+
+def curve(what: str, kind: str) -> str:
+    """The name under which a number of the parameters of a kind is logged: ``train/method_lr/ltp`` of a member's."""
+    if not of_method(kind):
+        return f"train/{what}"
+    return "/".join(filter(None, (f"train/method_{what}", kind.partition(".")[2])))

@@ -13,31 +13,38 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from skim.errors import SkimError
-from skim.stages import KINDS, Plan, Stage
+from skim.methods import Method
+from skim.stages import Plan, Stage, kind_of
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 Scheduler: TypeAlias = Callable[..., LRScheduler]
 
 
-def grouped(parameters: Iterable[nn.Parameter], method: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+def grouped(parameters: Iterable[nn.Parameter], method: Method, stage: Stage) -> list[dict[str, Any]]:
     """Parameter groups by kind, each with its peak learning rate and weight decay; what is frozen is in none.
+
+    Of a chain, each member's own parameters are a group.
 
     Args:
         parameters: of a whole module; shared ones are trained once.
         method: the compression method among them.
         stage: the first one.
     """
-    own = {id(parameter) for parameter in method.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in KINDS}
+    own = own_kinds(method)
+    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("decay", "plain", *own.values())}
     for parameter in parameters:
         if parameter.requires_grad:
-            kind = "method" if id(parameter) in own else "decay" if parameter.dim() > 1 else "plain"
-            groups[kind].append(parameter)
+            groups[own.get(parameter, "decay" if parameter.dim() > 1 else "plain")].append(parameter)
     return [
         {"params": group, "kind": kind, "lr": stage.peak(kind), "weight_decay": stage.decay(kind)}
         for kind, group in groups.items()
         if group
     ]
+
+
+def own_kinds(method: Method) -> dict[nn.Parameter, str]:
+    """The kind of each of a method's own parameters, see :func:`skim.stages.kind_of`."""
+    return {parameter: kind_of(label) for label, part in method.by_label.items() for parameter in part.parameters()}
 
 
 def optimized(make: Optimizer, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:

@@ -76,6 +76,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     trainer = trainer_of(cfg, callbacks, epochs=sum(stage.epochs for stage in parts.stages))
     results = Results.of(cfg, parts.task.name, command)
     skimmed: list[SkimmedText] = []
+    for note in parts.notes:
+        console.print(note, highlight=False, soft_wrap=True)
     with concluded(folder, results, cfg.resume, trainer, started):
         if trainer.is_global_zero:
             begin(folder, cfg)
@@ -169,6 +171,7 @@ def fitted(results: Results, trainer: pl.Trainer, parts: Parts) -> None:
     """Write down how training went: rows, machine, steps, and what was lost on the way."""
     best, stopping = part_of(trainer, BestCheckpoint), part_of(trainer, LastStageStopping)
     results.count(parts.task.report)
+    results.notes += parts.notes
     device, threads = str(trainer.strategy.root_device), torch.get_num_threads()
     results.machine = {"device": device, "threads": threads, "precision": trainer.precision}
     results.steps = trainer.global_step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +20,108 @@ from skim.resume import recorded
 from tasks.base import Task
 
 
-def continue_method(method: Method, folder: Path) -> bool:
-    """Take over the parameters of the same method from the run that ``init_from`` names; False for another.
+@dataclass(frozen=True)
+class Continued:
+    """Parts of a method that go on from an earlier run.
 
-    Not its steering: a budget is steered anew. Thresholds that published code saved are taken over as well.
+    Attributes:
+        labels: of the method's parts, see :attr:`skim.methods.Method.by_label`.
+        notes: what does not, and why.
     """
+
+    labels: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+def continue_method(method: Method, folder: Path) -> Continued:
+    """Take over what a method has learned from the run that ``init_from`` names, if that has one of its name.
+
+    So do the members of a chain, each by its label, from a chain or from a run of that method alone; and a method alone
+    from a chain. Where other layers ran, a method starts anew. So does its steering: a budget is steered anew.
+    Thresholds that published code saved are taken over as well.
+
+    Raises:
+        SkimError: what was learned means something else by the options of this run, or does not fit.
+    """
+    parts = {label: part for label, part in method.by_label.items() if any(True for _ in part.parameters())}
     if not (folder / "skim.json").is_file():
-        return published.take_thresholds(method, folder)
-    if described(folder)["method"] != method.name or not any(True for _ in method.parameters()):  # nothing was learned
-        return False
-    before, state = read_method(folder, type(method))
+        return Continued(frozenset(label for label, part in parts.items() if published.take_thresholds(part, folder)))
+    named = {label or part.name: label for label, part in parts.items()}
+    about = described(folder)
+    saved = about["options"].get("methods") if about["method"] == "chain" else [{"method": about["method"]}]
+    if not {one["method"] for one in saved or ()} & {part.name for part in parts.values()}:
+        return Continued()
+    kinds = {part.name: type(part) for part in (method, *parts.values())}
+    before, state = read_method(folder, kinds.get(about["method"]))
+    earlier = {label or part.name: part for label, part in before.by_label.items()}
+    both = [name for name in named if name in earlier]
+    if both and running(before, method) != running(method, method):
+        anew = f"so {' and '.join(both)} of this run starts anew"
+        return Continued(notes=(f"init_from={folder.parent}: other layers run than there, {anew}.",))
+    for name in both:
+        take_over(parts[named[name]], named[name], earlier[name], part_of(state, before, earlier[name]), folder.parent)
+    return Continued(frozenset(named[name] for name in both))
+
+
+def take_over(part: Method, label: str, before: Method, state: dict[str, torch.Tensor], run: Path) -> None:
+    """Give a method, or a chain's member, what one like it has learned.
+
+    Args:
+        part: the method or member.
+        label: of the member.
+        before: the one of the earlier run.
+        state: of that.
+        run: the earlier run.
+    """
+    place = f"method.{label}" if label else "method"
     learned = before.definition()
-    for option, now in method.definition().items():
+    for option, now in part.definition().items():
         if (was := learned.get(option)) != now:
             raise SkimError(
-                f"init_from={folder.parent} was trained with method.{option}={was}, this run has {now}: what it "
-                f"learned means something else.\nUse method.{option}={was}, or another init_from."
+                f"init_from={run} was trained with {place}.{option}={was}, this run has {now}: what it learned means "
+                f"something else.\nUse {place}.{option}={was}, or another init_from."
             )
     state = {name: tensor for name, tensor in state.items() if not of_a_budget(name)}
     try:
-        report = method.load_state_dict(state, strict=False)
+        report = part.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise SkimError(
-            f"init_from={folder.parent} was trained with other options of method={method.name}, such that its "
-            f"parameters do not fit:\n{str(error).splitlines()[1].strip()[:200]}"
+            f"init_from={run} was trained with other options of method={part.name}, such that its parameters do not "
+            f"fit:\n{str(error).splitlines()[1].strip()[:200]}"
         ) from None
     if other := report.unexpected_keys + [name for name in report.missing_keys if not of_a_budget(name)]:
         raise SkimError(
-            f"init_from={folder.parent} was trained with other options of method={method.name}: {other[0]} is in one "
-            "and not in the other."
+            f"init_from={run} was trained with other options of method={part.name}: {other[0]} is in one and not in "
+            "the other."
         )
-    return True
+
+
+def running(method: Method, like: Method) -> list[int]:
+    """The layers of a backbone that a method lets run.
+
+    Args:
+        method: may not be built yet.
+        like: another, which has been built for that backbone.
+    """
+    assert like.built_for is not None
+    layers = range(like.built_for.layers)
+    if "skips" not in method.does:
+        return list(layers)
+    with torch.random.fork_rng():  # what is drawn here is thrown away
+        method.build_for(like.built_for)
+    return [i for i in layers if method.runs(i)]
+
+
+def part_of(state: dict[str, torch.Tensor], method: Method, part: Method) -> dict[str, torch.Tensor]:
+    """The state of a method's part, by its own names, out of that of the whole."""
+    path = next(name for name, module in method.named_modules() if module is part)
+    prefix = f"{path}." if path else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def of_a_budget(name: str) -> bool:
-    """Tell whether a tensor of a method's state is of a budget, its own or that of a chain's member."""
-    return "budget" in name.split(".")[:-1]
+    """Tell whether a tensor of a method's state is of its budget."""
+    return name.startswith("budget.")
 
 
 def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:

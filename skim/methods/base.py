@@ -75,6 +75,7 @@ class Method(Hooks):
         measured_on: name of the backbone in ``conf/backbone`` that options were measured on which it has read from a
             file; ``None``: it has read none.
         progress: share of training done, of the present stage if there are several.
+        stage_shares: of its training that its stages take, by name, as a trainer says; empty: all the same.
     """
 
     shift: Tensor | None
@@ -99,6 +100,7 @@ class Method(Hooks):
         self.protect = protect
         self.stage = self.stages[0] if self.stages else ""
         self.progress = 0.0
+        self.stage_shares: Mapping[str, float] = {}
         self.stepped = False
         self.kept_frozen = False
         self.built_for: Spec | None = None
@@ -180,6 +182,17 @@ class Method(Hooks):
     def warmed(self, warmup: float) -> float:
         """The part of a weight that has set in by now, if it sets in over the share ``warmup`` of training."""
         return min(self.progress / warmup, 1.0) if warmup > 0 else 1.0
+
+    def peak_rate(self, stage: str) -> float:
+        """Peak learning rate of its own parameters in a stage of a training; 0 in one that is not among its own."""
+        if self.stages and stage not in self.stages:
+            return 0.0
+        return self.learning_rates.get(stage, self.learning_rates.get("", 0.0))
+
+    @property
+    def by_label(self) -> Mapping[str, Method]:
+        """The methods whose parameters learn apart, each at its own rate: this one, ``""``; of a chain its members."""
+        return {"": self}
 
     @property
     def adapting(self) -> Method:

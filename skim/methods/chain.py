@@ -6,7 +6,9 @@ Each hook of the members is called in their order. How their answers become one:
 * Decisions, penalties, logs and FLOPs add up. Each member hands its own things from layer to layer, and is charged for
   the rows that it ran over, which an earlier member may have made fewer.
 * Training is masked as soon as one member trains through its decisions. Stages are those of all members, in their
-  order; members without the present one stay as they are.
+  order. A member that has stages trains in those alone: until the first comes it waits at its beginning, and behind the
+  last it stays as it has become. One that has none trains all along, and its schedules run over the whole training.
+* Each member's own parameters learn at its own rate, by stage; 0 in a stage that its list does not have.
 * One budget: at most one member has a target, which is that of the whole chain, and only that member adapts. Without
   a target, :func:`skim.calibrate` moves the last member that has a shift.
 * What any member protects, none retires.
@@ -66,12 +68,12 @@ class Chain(Method):
         members = [member_of(one) for one in methods]
         if len({id(member) for member in members}) < len(members):
             raise SkimError("One method object stands in this chain twice; make one for each place.")
+        self.labels = labels(members)
         self.members = nn.ModuleList(members)
         for member in members:
             member.chained = True
         self.stage = self.stages[0] if self.stages else ""
-        self.labels = labels(members)
-        targets = [label for label, one in self._named() if one.target is not None]
+        targets = [label for label, one in self.by_label.items() if one.target is not None]
         if len(targets) > 1:
             raise SkimError(
                 f"{' and '.join(targets)} of this chain both have a target, and a chain has one budget.\n"
@@ -99,9 +101,10 @@ class Chain(Method):
     def _each(self) -> list[Any]:
         return list(self.members) if "members" in self._modules else []  # a chain that is being made has none yet
 
-    def _named(self) -> list[tuple[str, Any]]:
-        """Each member with its label."""
-        return list(zip(self.labels, self._each(), strict=True))
+    @property
+    def by_label(self) -> dict[str, Any]:
+        """The members by their labels."""
+        return dict(zip(self.labels, self._each(), strict=True)) if "members" in self._modules else {}
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -184,7 +187,7 @@ class Chain(Method):
 
     def _seen_by(self, trace: Trace) -> list[tuple[str, Any, Trace]]:
         """Each member with its label and the trace as it knows it."""
-        carried = zip(self._named(), self._carried(trace.carry), strict=True)
+        carried = zip(self.by_label.items(), self._carried(trace.carry), strict=True)
         return [(label, member, replace(trace, carry=carry)) for (label, member), carry in carried]
 
     def task_loss(self, logits: Tensor, labels: Tensor, trace: Trace) -> Tensor:
@@ -202,23 +205,43 @@ class Chain(Method):
         return {name: value for name, (value, _) in self.terms(trace).items()}
 
     def weights(self) -> dict[str, float]:
-        return {f"{label}/{name}": value for label, one in self._named() for name, value in one.weights().items()}
+        return {
+            f"{label}/{name}": value for label, one in self.by_label.items() for name, value in one.weights().items()
+        }
 
     def step(self, progress: float, trace: Trace | None = None) -> None:
         super().step(progress, trace)
         if trace is None:
             for member in self._each():
-                member.step(progress)
+                member.step(self.done(member))
         else:
             for _, member, seen in self._seen_by(trace):
-                member.step(progress, seen)
+                member.step(self.done(member), seen)
 
     def enter(self, stage: str) -> None:
         super().enter(stage)
-        begun = self.stages[: self.stages.index(stage) + 1]
         for member in self._each():
-            if own := [one for one in begun if one in member.stages]:
+            if own := [one for one in self._begun if one in member.stages]:
                 member.enter(own[-1])  # also where earlier stages were never entered, as in a model that is loaded
+        self.progress = self._progress  # of another stage now
+
+    @property
+    def _begun(self) -> tuple[str, ...]:
+        """The present stage and those before it."""
+        return self.stages[: self.stages.index(self.stage) + 1] if self.stage else ()
+
+    def done(self, member: Method) -> float:
+        """The share of a member's own training that is done: of its present stage, or if it has none of the whole."""
+        if not member.stages:
+            before = sum(self._share(stage) for stage in self._begun[:-1])
+            return before + self._share(self.stage) * self._progress
+        if self.stage in member.stages:
+            return self._progress
+        return float(any(stage in member.stages for stage in self._begun))
+
+    def _share(self, stage: str) -> float:
+        """Share of the training that a stage takes."""
+        return self.stage_shares.get(stage, 0.0) if self.stage_shares else 1 / max(len(self.stages), 1)
 
     def definition(self) -> dict[str, Any]:
         options = {
@@ -229,7 +252,9 @@ class Chain(Method):
         return {"methods": [member.name for member in self._each()], **options}
 
     def readings(self) -> dict[str, Tensor | float]:
-        return {f"{label}/{name}": value for label, one in self._named() for name, value in one.readings().items()}
+        return {
+            f"{label}/{name}": value for label, one in self.by_label.items() for name, value in one.readings().items()
+        }
 
     # what a method answers by an attribute, a chain answers by those of its members
 
@@ -240,11 +265,6 @@ class Chain(Method):
     @property
     def stages(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys(stage for member in self._each() for stage in member.stages))
-
-    @property
-    def learning_rates(self) -> dict[str, float]:  # type: ignore[override]
-        learning = [member for member in self._each() if next(member.parameters(), None) is not None]
-        return {stage: min((rate(one, stage) for one in learning), default=0.0) for stage in self.stages or ("",)}
 
     @property
     def measured_on(self) -> str | None:  # type: ignore[override]
@@ -270,7 +290,16 @@ class Chain(Method):
     def progress(self, value: float) -> None:
         self._progress = value
         for member in self._each():
-            member.progress = value
+            member.progress = self.done(member)
+
+    @property
+    def stage_shares(self) -> Mapping[str, float]:  # type: ignore[override]
+        return self._stage_shares
+
+    @stage_shares.setter
+    def stage_shares(self, value: Mapping[str, float]) -> None:
+        self._stage_shares = value
+        self.progress = self._progress  # of stages of these lengths
 
     @property
     def target(self) -> float | None:  # type: ignore[override]
@@ -344,11 +373,6 @@ def labels(members: Iterable[Method]) -> list[str]:
         seen[member.name] += 1
         found.append(member.name if seen[member.name] == 1 else f"{member.name}_{seen[member.name]}")
     return found
-
-
-def rate(member: Method, stage: str) -> float:
-    """Peak learning rate of a member in a stage of the chain, which it may not have."""
-    return member.learning_rates.get(stage, member.learning_rates.get("", 0.0))
 
 
 def check(members: Iterable[Method]) -> None:

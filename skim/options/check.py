@@ -62,17 +62,18 @@ def check_places(tree: Mapping[str, Any], name: str) -> None:
             raise SkimError(f"{place}={options} must be a group of options.")
         with typed(place):
             check_options(owner, options)
-    check_stages((tree.get("method") or {}).get("stages"))
+    method = tree.get("method") or {}
+    members = {f"method.{label}": options for label, options in method.items() if isinstance(options, Mapping)}
+    for place, options in {"method": method, **members}.items():
+        check_stages(options.get("stages"), f"{place}.stages")
 
 
-def check_stages(stages: Any) -> None:
+def check_stages(stages: Any, place: str) -> None:
     """Refuse a value that the option of a method's stage cannot have: one of :class:`Schedule`, or null for train's."""
     if not isinstance(stages or {}, Mapping):
-        raise SkimError(f"method.stages={stages} must be a group of stages, such as method.stages.soft.epochs=2.")
+        raise SkimError(f"{place}={stages} must be a group of stages, such as {place}.soft.epochs=2.")
     for name, options in (stages or {}).items():
         if not isinstance(options or {}, Mapping):
-            raise SkimError(
-                f"method.stages.{name}={options} must be a group of options, or null to leave the stage out."
-            )
-        with typed(f"method.stages.{name}"):
+            raise SkimError(f"{place}.{name}={options} must be a group of options, or null to leave the stage out.")
+        with typed(f"{place}.{name}"):
             check_options(Schedule, {key: value for key, value in (options or {}).items() if value is not None})

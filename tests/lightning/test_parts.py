@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import skim
 from skim.errors import SkimError
 from skim.lightning.assembly import callbacks_of, made, trainer_of
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
@@ -114,7 +115,7 @@ def test_an_optimizer_of_ones_choice_trains_with_the_groups_of_skim(
         *(("decay", 0.3), ("plain", 0.0), ("method", 0.0))
     ]
     weights = [torch.nn.Parameter(torch.zeros(2, 2))]
-    made_one = optimized(made(cfg, "optimizer", _partial_=True), grouped(weights, torch.nn.Module(), Stage()), True)
+    made_one = optimized(made(cfg, "optimizer", _partial_=True), grouped(weights, skim.Dense(), Stage()), True)
     assert type(made_one) is kind
     assert made_one.param_groups[0]["fused" if kind is torch.optim.SGD else "betas"] in (True, [0.8, 0.9])
     # a run that goes on does so with this optimizer, though no file of conf/optimizer has it
@@ -126,7 +127,7 @@ def test_an_optimizer_of_ones_choice_trains_with_the_groups_of_skim(
 def rates(make: Any, stages: list[Stage], steps: int, method_after: float = 0.0) -> list[float]:
     """Learning rates of the weights, step by step."""
     weights = [torch.nn.Parameter(torch.zeros(2, 2))]
-    optimizer = optimized(torch.optim.SGD, grouped(weights, torch.nn.Module(), stages[0]), fused=False)
+    optimizer = optimized(torch.optim.SGD, grouped(weights, skim.Dense(), stages[0]), fused=False)
     schedule = scheduled(make, optimizer, Plan(stages, steps, method_after))
     found = []
     for _ in range(steps):

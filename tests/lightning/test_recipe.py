@@ -19,7 +19,7 @@ from skim.lightning.distill import Distiller
 from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
-from skim.lightning.start import continue_method
+from skim.lightning.start import Continued, continue_method
 from skim.stages import Stage
 from tasks.base import Task
 from tests.runs import composed, looking, small
@@ -288,27 +288,71 @@ def test_a_run_goes_on_with_what_its_method_has_learned(folder: Path, dense: Pat
         build(small("method=transkimmer", "method.layers=[0]", f"init_from={folder}"))
 
 
+def compressed(*methods: skim.Method) -> torch.nn.Module:
+    config = transformers.BertConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    return skim.compress(model, list(methods) if len(methods) > 1 else methods[0])
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_a_chain_goes_on_with_what_its_members_have_learned(tmp_path: Path) -> None:
     """Budgets are steered anew, options that change nothing of what was learned may be others, and the rest may not."""
 
-    def chained(layers: int = 2, **options: Any) -> torch.nn.Module:
-        config = transformers.BertConfig(
-            vocab_size=99, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
-        )
-        model = transformers.AutoModelForSequenceClassification.from_config(config)
-        return skim.compress(model, [skim.LayerDrop(layers), skim.Transkimmer(**options)])
+    def chained(*before: skim.Method, **options: Any) -> torch.nn.Module:
+        return compressed(*before or [skim.LayerDrop(2)], skim.Transkimmer(**options))
 
     before = chained(target=0.5)
     before.method.members[1].budget.multiplier.fill_(7.0)
     skim.save_pretrained(before, tmp_path / "run" / "model")
     for options in ({"target": 0.4}, {"coefficient": 0.1}):
         after = chained(**options).method
-        assert continue_method(after, tmp_path / "run" / "model")
-        one, other = before.method.members[1].predictors, after.members[1].predictors
-        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        assert continue_method(after, tmp_path / "run" / "model").labels == {"transkimmer"}
+        assert same_weights(before.method.members[1].predictors, after.members[1].predictors)
         assert after.members[1].budget is None or float(after.members[1].budget.multiplier) == 0
-    with pytest.raises(SkimError, match=r"trained with method\.methods\.0\.layers=2, this run has 1"):
-        continue_method(chained(layers=1).method, tmp_path / "run" / "model")
+    assert continue_method(chained(skim.LayerDrop((0, 1))).method, tmp_path / "run" / "model").labels  # the same layers
+    other = chained(skim.LayerDrop(every=2)).method
+    chance = torch.random.get_rng_state()
+    found = continue_method(other, tmp_path / "run" / "model")
+    assert torch.equal(chance, torch.random.get_rng_state())
+    assert (found.labels, len(found.notes)) == (frozenset(), 1)
+    assert "other layers run than there, so transkimmer of this run starts anew" in found.notes[0]
+    assert not same_weights(before.method.members[1].predictors, other.members[1].predictors)
+    after = chained().method
+    after.members[1].protect = ("cls", "sep")
+    with pytest.raises(SkimError, match=r"method\.transkimmer\.protect=\('cls',\), this run has \('cls', 'sep'\)"):
+        continue_method(after, tmp_path / "run" / "model")
+
+
+def test_members_are_found_by_their_names_in_a_run_of_one_method_and_in_other_chains(tmp_path: Path) -> None:
+    def saved(name: str, *methods: skim.Method) -> tuple[Path, Any]:
+        model = compressed(*methods)
+        for parameter in model.method.parameters():
+            torch.nn.init.normal_(parameter)
+        skim.save_pretrained(model, tmp_path / name / "model")
+        return tmp_path / name / "model", model.method
+
+    single, ltp = saved("ltp", skim.LTP())
+    chain = compressed(skim.Transkimmer(), skim.LTP()).method
+    assert continue_method(chain, single).labels == {"ltp"}
+    assert torch.equal(chain.members[1].delta, ltp.delta)
+    both, before = saved("both", skim.LTP(), skim.Transkimmer())
+    assert continue_method(chain, both).labels == {"ltp", "transkimmer"}  # in another order
+    assert same_weights(chain.members[0], before.members[1])
+    assert same_weights(chain.members[1], before.members[0])
+    alone = compressed(skim.LTP()).method
+    assert continue_method(alone, both).labels == {""}
+    assert torch.equal(alone.delta, before.members[0].delta)
+    fewer = compressed(skim.LayerDrop(2), skim.LTP()).method
+    assert "so ltp of this run starts anew" in continue_method(fewer, single).notes[0]
+    for other in (compressed(skim.LayerDrop(2), skim.ACT()).method, compressed(skim.LayerDrop(2)).method):
+        assert continue_method(other, both) == Continued()
+    dense, _ = saved("dense", skim.Dense())
+    assert continue_method(chain, dense) == Continued()
 
 
 # ---- what a run refuses, before it writes anything ----

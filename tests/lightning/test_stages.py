@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import skim
 from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.lightning.build import build
-from skim.lightning.check import check
+from skim.lightning.check import check, method_of
 from skim.lightning.module import SkimModule
 from skim.lightning.stages import stages_of
 from skim.stages import KINDS, Plan, Stage, check_bounds
@@ -97,20 +99,18 @@ def test_an_option_left_out_is_that_of_training() -> None:
         "method.stages.soft.warmup=0",
         "method.stages.hard.weight_decay=0",
     )
-    assert stages_of(cfg, ("soft", "hard")) == [
+    assert stages_of(cfg, method_of(cfg)) == [
         stage("soft", 3, 1e-3, 2e-3, 0.3, 0.4, 0),
         stage("hard", 5, 7e-4, 0.0, 0, 0.0, 0.2),
     ]
-    assert stages_of(small("method=dense", "train.lr=1e-3", "train.method_weight_decay=0.4"), ()) == [
-        stage("", 1, 1e-3, 1e-3, 0.01, 0.4, 0.1)
-    ]
-    chain = small("method=chain", "method.methods=[ltp,topk]")  # its file names no stages: they are its members'
-    assert [one.name for one in stages_of(chain, ("soft", "hard"))] == ["soft", "hard"]
+    cfg = small("method=dense", "train.lr=1e-3", "train.method_weight_decay=0.4")
+    assert stages_of(cfg, method_of(cfg)) == [stage("", 1, 1e-3, 1e-3, 0.01, 0.4, 0.1)]
 
 
 def test_stages_left_out_and_their_order() -> None:
     def names(*overrides: str) -> list[str]:
-        return [stage.name for stage in stages_of(small(*overrides), ("soft", "hard"))]
+        cfg = small(*overrides)
+        return [stage.name for stage in stages_of(cfg, method_of(cfg))]
 
     assert names("method=ltp_soft") == ["soft"]
     assert names("method=ltp_hard") == ["hard"]
@@ -555,3 +555,44 @@ def test_calibration_before_hard_training_can_be_turned_off(calibrate: int, tmp_
     overrides = ["method=ltp_manual", "method.target=0.6", f"train.calibrate={calibrate}", "train.max_steps=1"]
     _, steps = watched(tmp_path / "run", *overrides)
     assert (steps[0].shift != 0) == bool(calibrate)
+
+
+def test_each_member_learns_at_its_own_rate_and_is_frozen_where_it_has_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By stage and by optimizer group, as printed and logged: LTP's thresholds do not move a bit in its hard stage."""
+    seen: list[list[Tensor]] = []
+
+    class Watching(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+            members = module.method.by_label.values()
+            seen.append([torch.cat([p.detach().clone().flatten() for p in one.parameters()]) for one in members])
+
+    given = ("method=chain", "method.methods=[{method: transkimmer, target: 0.6},ltp]", "task.train_rows=48")
+    cfg = small(*given, "train.method_lr=3e-3", "train.warmup=0", "callbacks.log_every=1", "train.calibrate=0")
+    stages = stages_of(cfg, method_of(cfg))
+    rates = [(one.name, *(one.peak(kind) for kind in ("method.transkimmer", "method.ltp"))) for one in stages]
+    assert rates == [("soft", 3e-3, 1e-5), ("hard", 3e-3, 0.0)]
+    watched_by(Watching(), cfg, tmp_path / "run")
+    half = len(seen) // 2
+    moved = [[not torch.equal(a, b) for a, b in zip(one, other, strict=True)] for one, other in pairwise(seen)]
+    assert moved == [[True, True]] * half + [[True, False]] * (half - 1)
+    said = capsys.readouterr().out
+    assert "steps, transkimmer learns at 0.003, ltp learns at 1e-05" in said
+    assert "steps, transkimmer learns at 0.003, ltp is frozen" in said
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    kinds = [group["kind"] for group in state["param_groups"]]
+    assert kinds == ["decay", "plain", "method.transkimmer", "method.ltp"]
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
+    logged = [(row["train/method_lr/transkimmer"], row["train/method_lr/ltp"]) for row in rows if row["train/lr"]]
+    assert [float(value) for value in logged[0]] == pytest.approx([3e-3, 1e-5])
+    assert [float(value) for value in logged[half]] == pytest.approx([3e-3, 0.0])
+
+
+def test_stages_of_a_chain_are_its_members() -> None:
+    cfg = small("method=chain", "method.methods=[ltp,topk,{method: ltp, coefficient: 0.2}]", "train.method_lr=0.5")
+    soft, hard = stages_of(cfg, method_of(cfg))
+    assert [stage.peak(f"method.{label}") for stage in (soft, hard) for label in ("ltp", "topk", "ltp_2")] == [
+        *(1e-5, 0.5, 1e-5),
+        *(0.0, 0.5, 0.0),
+    ]

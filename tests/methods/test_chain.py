@@ -293,7 +293,7 @@ def test_penalties_are_named_by_member_and_add_up() -> None:
 
 def test_stages_are_the_members_and_reach_those_that_have_them() -> None:
     chain = skim.Chain(["transkimmer", "ltp"])
-    assert (chain.stages, chain.stage, chain.learning_rates.keys()) == (("soft", "hard"), "soft", {"soft", "hard"})
+    assert (chain.stages, chain.stage) == (("soft", "hard"), "soft")
     chain.enter("hard")
     assert [member.stage for member in chain.members] == ["", "hard"]
     assert chain.trains_masked  # Transkimmer does
@@ -315,14 +315,45 @@ def test_a_later_stage_finds_every_member_at_its_last() -> None:
     assert chain.members[0].stage == "soft"
 
 
-def test_a_resumed_training_stands_where_it_was_in_every_member() -> None:
-    """A trainer that goes on sets ``progress``, and the next forward decides by it."""
-    chain = skim.Chain(["transkimmer", "ltp"])
-    chain.progress = 0.25
-    assert [chain.progress, *(member.progress for member in chain.members)] == [0.25, 0.25, 0.25]
-    chain.step(0.5)
-    assert [chain.progress, *(member.progress for member in chain.members)] == [0.5, 0.5, 0.5]
+def test_members_progress_is_that_of_their_own_training() -> None:
+    """Of the whole without stages, of the present one, 0 before the first, 1 behind the last; also set, as by a resume.
+
+    ``chain.progress`` is what a trainer tells and a checkpoint holds: the share of the present stage.
+    """
+    chain = skim.Chain(["transkimmer", "ltp", Staged()])
+
+    def own() -> list[float]:
+        return [round(member.progress, 6) for member in chain.members]
+
+    chain.stage_shares = {"soft": 0.2, "hard": 0.3, "first": 0.1, "second": 0.4}
+    chain.progress = 0.5
+    assert own() == [0.1, 0.5, 0.0]
+    chain.enter("hard")
+    chain.step(0.1)
+    assert (chain.progress, own()) == (0.1, [0.23, 0.1, 0.0])
     assert all(member.stepped for member in chain.members)
+    chain.enter("first")
+    chain.step(1.0)
+    assert own() == [0.6, 1.0, 1.0]
+    chain.enter("second")
+    assert own() == [1.0, 1.0, 1.0]
+    chain.stage_shares = {}  # nobody has said: as long as each other
+    chain.step(0.0)
+    assert own() == [0.75, 1.0, 0.0]
+
+
+def test_a_schedule_of_the_whole_training_does_not_begin_again_with_a_stage() -> None:
+    """Transkimmer's noise is gone and its budget is on the target in the stages of others as well."""
+    chain = skim.Chain([skim.Transkimmer(target=0.4, warmup=0.3), skim.LTP()])
+    skimmer = chain.members[0]
+    logits = torch.zeros(2, 3, 2)
+    found = []
+    for stage in ("soft", "hard"):
+        chain.enter(stage)
+        for progress in (0.0, 0.5):
+            chain.progress = progress
+            found.append((skimmer.train().noise(logits) is not None, round(skimmer.budget.goal(skimmer.progress), 6)))
+    assert found == [(True, 1.0), (True, 0.5), (True, 0.4), (False, 0.4)]
 
 
 def test_a_member_that_asks_for_no_attention_is_told_none() -> None:
@@ -339,10 +370,15 @@ def test_a_member_that_asks_for_no_attention_is_told_none() -> None:
     assert len(model.method.members[0].received) == 3
 
 
-def test_the_smallest_learning_rate_is_the_chains() -> None:
-    model = chained("transkimmer", "ltp")
-    assert model.method.learning_rates == {"soft": 1e-5, "hard": 0.0}
-    assert chained("layer_drop", "transkimmer").method.learning_rates == {"": 1e-3}
+def test_each_member_has_its_own_learning_rate_in_each_stage() -> None:
+    chain = skim.Chain(["transkimmer", "ltp", Staged()])
+    rates = {stage: [member.peak_rate(stage) for member in chain.by_label.values()] for stage in chain.stages}
+    assert rates == {
+        "soft": [1e-3, 1e-5, 0.0],
+        "hard": [1e-3, 0.0, 0.0],
+        "first": [1e-3, 0.0, 1e-3],
+        "second": [1e-3, 0.0, 1e-3],
+    }
 
 
 def test_one_member_adapts_to_the_budget_of_the_whole() -> None:
@@ -390,13 +426,6 @@ def test_inputs_without_a_token_are_refused() -> None:
         skim.calibrate(model, None, 0.5)
     with pytest.raises(SkimError, match="method=chain has no one number"):
         skim.calibrate(chained("layer_drop", "dense"), [BATCH], 0.5)
-
-
-def test_progress_set_from_a_checkpoint_is_every_members() -> None:
-    """What goes on decides by it in its first forward, before any step."""
-    chain = skim.Chain(["transkimmer", "ltp"])
-    chain.progress = 0.6
-    assert [chain.progress, *(member.progress for member in chain.members)] == [0.6] * 3
 
 
 def test_without_a_target_the_last_member_with_a_shift_is_calibrated() -> None:

@@ -11,7 +11,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from skim.errors import SkimError
-from skim.stages import Stage
+from skim.methods import Method
+from skim.stages import Stage, kind_of
 
 
 class Stages(Callback):
@@ -23,16 +24,18 @@ class Stages(Callback):
         Raises:
             SkimError: a stage has no step, or shall train a method whose parameters are frozen.
         """
-        frozen = [name for name, parameter in module.method.named_parameters() if not parameter.requires_grad]
-        if frozen and any(stage.method_lr > 0 for stage in module.stages):
-            raise SkimError(
-                f"The method's parameters are to be trained and {len(frozen)} of them are frozen, such as {frozen[0]}: "
-                "peft.get_peft_model freezes all that it finds.\nCall skim.compress after it, or set the stage's "
-                "method_lr=0 (train.method_lr=0) to train without them."
-            )
-        if frozen:
-            module.method.requires_grad_(False)  # which no stage trains
+        for label, part in module.method.by_label.items():
+            frozen = [name for name, parameter in part.named_parameters() if not parameter.requires_grad]
+            if frozen and any(stage.peak(kind_of(label)) > 0 for stage in module.stages):
+                raise SkimError(
+                    f"The method's parameters are to be trained and {len(frozen)} of them are frozen, such as "
+                    f"{frozen[0]}: peft.get_peft_model freezes all that it finds.\nCall skim.compress after it, or set "
+                    "the stage's method_lr=0 (train.method_lr=0) to train without them."
+                )
+            if frozen:
+                part.requires_grad_(False)  # which no stage trains
         module.plan.check()
+        module.method.stage_shares = module.plan.shares
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, *_: object) -> None:
         step = trainer.global_step
@@ -59,7 +62,14 @@ class Stages(Callback):
             optimizer_of(module).state.clear()  # moments of another loss
         if stage.name:
             module.method.enter(stage.name)
-            module.print(f"stage {stage.name}: {steps} steps")
+            module.print(f"stage {stage.name}: {steps} steps{said_rates(stage, module.method)}")
+
+
+def said_rates(stage: Stage, method: Method) -> str:
+    """Say at which peak rates the members of a chain learn in a stage; nothing of another method."""
+    learning = [label for label, part in method.by_label.items() if label and next(part.parameters(), None) is not None]
+    rates = {label: stage.peak(kind_of(label)) for label in learning}
+    return "".join(f", {label} {f'learns at {rate:g}' if rate else 'is frozen'}" for label, rate in rates.items())
 
 
 def optimizer_of(module: pl.LightningModule) -> torch.optim.Optimizer:
