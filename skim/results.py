@@ -42,6 +42,7 @@ class Results:
         readings: the method's state at the end, such as LTP's thresholds.
         training: training throughput beside dense padded training; ``None`` if not measured.
         depth: mean layers by kind of token, see :class:`skim.analysis.depth.Depths`; ``None`` if not measured.
+        redundancy: layers and neurons that suffice, see :mod:`skim.analysis.redundancy.analysis`; likewise.
         steps: optimizer steps that were trained.
         stopped_early: ``step`` at which ``callbacks.patience`` ended the training, ``of`` how many it would have had,
             and that ``patience``, in evaluations; ``None`` if it did not.
@@ -79,6 +80,7 @@ class Results:
     readings: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] | None = None
     depth: dict[str, Any] | None = None
+    redundancy: dict[str, Any] | None = None
     steps: int = 0
     stopped_early: dict[str, int] | None = None
     exported: str = "last"

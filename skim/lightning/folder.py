@@ -25,6 +25,7 @@ LEFT_BEHIND = (
     "curve.svg",
     "tokens.html",
     "tokens.svg",
+    "redundancy",
     "model",
     "checkpoints",
 )

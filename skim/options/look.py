@@ -7,10 +7,10 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from skim.options.kinds import Count, Fraction
+from skim.options.kinds import Between, Count, Fraction, NotNegative, Number
 from skim.options.run import BatchSizes, Execution, Folder, Options
 
-Kind: TypeAlias = Literal["metrics", "tokens", "predict", "latency", "throughput", "curve", "depth"]
+Kind: TypeAlias = Literal["metrics", "tokens", "predict", "latency", "throughput", "curve", "depth", "redundancy"]
 Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
 
 
@@ -19,13 +19,18 @@ class Look(Options):
     """Options of a look as a whole."""
 
     ckpt: Folder | None = None
-    """a run's folder, its model/, or a checkpoint file in its checkpoints/"""
+    """a run's folder, its model/, or a checkpoint file in its checkpoints/; what=redundancy also looks at a pretrained
+    model without a run, of backbone=<name> on task=<name>"""
+    folder: Folder | None = None
+    """for what=redundancy without a run: the folder that it writes into; null is runs/<task>/<method>/<backbone>/
+    pretrained"""
     what: Kind = "metrics"
     """metrics: the task's metrics and FLOPs, packed, and each class's; predict: files of what the model says of the
     test split or of split, row by row, and in the format of the task's leader board where it has one; tokens: a shaded
     sentence; latency: time side by side with dense; throughput: samples per second in training (of the model alone,
     where something is trained beside it), side by side with dense; curve: one trained model at several budgets, without
-    training again; depth: how many layers tokens of each kind go through ([CLS], [SEP], masked, by tag)"""
+    training again; depth: how many layers tokens of each kind go through ([CLS], [SEP], masked, by tag); redundancy:
+    which layers and neurons the task does not need"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
     targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)
@@ -80,6 +85,42 @@ class Tagged(Options):
     """the data set's column of words"""
     tags: str = "upos"
     """the data set's column of tags"""
+
+
+Deltas: TypeAlias = Annotated[tuple[NotNegative, ...], Field(min_length=1, examples=[[1, 3]])]
+Thresholds: TypeAlias = Annotated[tuple[Between, ...], Field(min_length=1, examples=[[0.3, 0.5]])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookRedundancy(Options):
+    """Options of a look at which layers and neurons a task does not need."""
+
+    preset: Literal["default", "paper"] = "default"
+    """default: ridge probes on standardised neurons, and the medoid of each cluster; paper: the published elastic-net
+    probes, ten passes in the order of the rows, and a random neuron of each cluster"""
+    deltas: Deltas = (1.0, 2.0, 3.0)
+    """how much of a score fewer layers, and fewer neurons, may lose, in percent of it"""
+    thresholds: Thresholds = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """at which clusters of neurons are counted: 1 - |correlation| at which the tree of average linkage is cut"""
+    cut: Between | None = 0.3
+    """threshold at which one neuron of each cluster is kept before the fewest are looked for, beside the search among
+    all; null: that search alone"""
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_and_spearman"] | None = None
+    """score of the probes: accuracy, f1, matthews, pearson, spearman, or pearson_and_spearman (their mean); null is
+    accuracy, and pearson_and_spearman of a regression"""
+    pooling: Literal["position", "mean"] = "position"
+    """states of a text: position (the token that the head reads, [CLS]) or mean (of all its tokens)"""
+    word: Literal["last", "first", "average"] = "last"
+    """states of a word that is in several tokens: last, first or average"""
+    max_rows: Count | None = None
+    """training texts, or words, at most; null is all texts, and 150000 words"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """numbers of the states on the disk: float32, or float16 at half the size"""
+    keep: bool = False
+    """keep the states in redundancy/states when the report is written; a look that was interrupted keeps them anyway,
+    and the next one goes on from there"""
+    seed: Number = 0
+    """of whatever is random: initial weights of the paper's probes, random neurons of clusters, batches"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,11 @@ class Splits:
     label_names: list[str]
 
     @property
+    def named(self) -> dict[str, States]:
+        """States by the name of their split."""
+        return {"train": self.train, "dev": self.dev, "test": self.test}
+
+    @property
     def regression(self) -> bool:
         """True if labels are numbers."""
         return not self.label_names

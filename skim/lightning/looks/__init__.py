@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import torch
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import curve, depth, metrics, predict, timing, tokens
-from skim.lightning.looks.loaded import load
+from skim.lightning.looks import curve, depth, metrics, predict, redundancy, timing, tokens
+from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
 
@@ -28,7 +28,32 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "throughput": timing.throughput,
     "curve": curve.look,
     "depth": depth.look,
+    "redundancy": redundancy.look,
 }
+
+
+def check_named(cfg: DictConfig) -> None:
+    """Refuse a look at nothing, and one at a run that names other parts than the run has.
+
+    Raises:
+        SkimError: no run is named, and no pretrained model where one would do; or both are.
+    """
+    named = [f"{group}={cfg[group].get('name', '...')}" for group in ("backbone", "task", "method") if cfg.get(group)]
+    if not is_run(cfg):
+        if cfg.what == "redundancy" and cfg.get("backbone") and cfg.get("task"):
+            return
+        also = "\nOr at a pretrained model: what=redundancy backbone=<name> task=<name>, both." if named else ""
+        raise SkimError(
+            "Which run? Name its folder: ckpt=runs/<task>/<method>/<backbone>/<stamp>, or a file in its checkpoints/."
+            + (also or "\npython evaluate.py --help says what there is to see of it.")
+        )
+    if named:
+        raise SkimError(
+            f"ckpt={cfg.ckpt} is a run, which has its own backbone, task and method: {' '.join(named)} would change "
+            "nothing.\nLeave that away; what the run is looked at with can be changed by overrides.task.<option>."
+        )
+    if cfg.folder is not None:
+        raise SkimError(f"folder={cfg.folder} is for a look without a run; that at a run writes into ckpt={cfg.ckpt}.")
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -38,15 +63,11 @@ def evaluate(cfg: DictConfig) -> None:
         SkimError: for anything the user can mend; options of the run are called ``overrides.<option>`` in it.
     """
     check(cfg)
-    if OmegaConf.is_missing(cfg, "ckpt") or cfg.ckpt is None:
-        raise SkimError(
-            "Which run? Name its folder: ckpt=runs/<task>/<method>/<backbone>/<stamp>, or a file in its checkpoints/.\n"
-            "python evaluate.py --help says what there is to see of it."
-        )
+    check_named(cfg)
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
     try:
         LOOKS[cfg.what](cfg, Console())
     except (SkimError, HydraException) as error:
         said = message(error)
-        raise SkimError(OF_THE_RUN.sub(r"overrides.\g<0>", said) if OF_THE_RUN.search(said) else said) from error
+        raise SkimError(OF_THE_RUN.sub(r"overrides.\g<0>", said) if is_run(cfg) else said) from error

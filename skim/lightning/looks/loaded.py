@@ -6,7 +6,7 @@ import json
 import pickle
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from skim.compression import walk_of
 from skim.errors import SkimError
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
+from skim.methods import METHODS, method_name
+from skim.options.run import Benchmark, Callbacks, Hardware, Run, Training
 from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.report.heatmap import read
 from skim.report.page import write_page
@@ -108,12 +110,56 @@ def load(cfg: DictConfig) -> Loaded:
     else:
         method = walk_of(parts.model).method
         restore(method, read_method(exported, type(method))[1], exported / LEARNED)
-    accelerator = str(cfg.hardware.accelerator)
-    device = usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
+    device = device_of(cfg)
     for module in (parts.model, parts.companion):
         if module is not None:
             module.eval().to(device)
     return Loaded(parts, run, folder)
+
+
+def is_run(cfg: DictConfig) -> bool:
+    """Tell whether a look is at a run, and not at a pretrained model."""
+    return not OmegaConf.is_missing(cfg, "ckpt") and cfg.ckpt is not None
+
+
+def pretrained(cfg: DictConfig) -> Loaded:
+    """Build a pretrained model without a run: ``backbone`` on ``task``, with ``method`` if one is named.
+
+    Its run is made of the options' defaults; the head is a new one, which no look at the encoder reads.
+    """
+    sections = {"train": Training, "hardware": Hardware, "callbacks": Callbacks, "benchmark": Benchmark}
+    run = OmegaConf.create({name: asdict(options()) for name, options in {"": Run, **sections}.items()})
+    run = OmegaConf.merge(
+        {
+            **run.pop(""),
+            "method": {"_target_": METHODS["dense"]},
+            "trainer": {"precision": "32-true"},
+            "execution": cfg.execution,
+        },
+        run,
+        OmegaConf.masked_copy(cfg, [group for group in ("backbone", "task", "method") if cfg.get(group)]),
+        {"seed": cfg.redundancy.seed, "task": {"eval_batch_size": cfg.batch_size}},
+    )
+    assert isinstance(run, DictConfig)
+    if cfg.overrides:
+        raise SkimError(
+            f"overrides.{next(iter(cfg.overrides))}: there is no run whose options could be changed.\n"
+            "Give them as they are: task.files.train=mine.csv, backbone.overrides.<option>=<value>."
+        )
+    for option, value in (("max_eval_samples", cfg.max_samples), ("eval_split", cfg.split)):
+        if value is not None:
+            run.task[option] = value
+    pl.seed_everything(run.seed, verbose=False)
+    parts = build(run, purpose="validate")
+    parts.model.eval().to(device_of(cfg))
+    named = (run.task.name, method_name(run.method._target_), run.backbone.name, "pretrained")
+    return Loaded(parts, run, Path(str(cfg.folder)) if cfg.folder is not None else Path("runs", *named))
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Choose the device that a look computes on."""
+    accelerator = str(cfg.hardware.accelerator)
+    return usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
 
 
 def run_of(path: Path) -> tuple[Path, Path | None]:

@@ -1,0 +1,254 @@
+"""Redundancy of a model for a task, from its states to one section of plain JSON, the ``redundancy`` of a results.json.
+
+What the section holds, by key; a *number* is that of a layer (0 the embeddings, k what comes out of encoder layer k),
+a neuron an index among those of all extracted layers, and a delta the percentage of a score that may be lost:
+
+``layers``
+    ``numbers``, ``names``, ``width``, ``total`` (layers of the encoder), ``not_run`` (numbers of those that the method
+    leaves out), ``computed`` (share of rows that the layer computed); scores of probes ``oracle`` (all layers),
+    ``single`` (a layer alone), ``up_to`` (the embeddings to it); and ``selected``, one for each delta: ``up_to``,
+    the top layer by LayerSelector; ``single``, the first whose own states suffice, or null; ``layers``, the number of
+    encoder layers to keep, so that all of them together suffice and so do the states of the last, which a head reads.
+``chance``
+    scores on dev and test of the label that is most frequent in training; null for scores other than accuracy.
+``constant``
+    ``neurons`` that tell no two rows apart, and how many ``by_layer``.
+``similarity``
+    ``linear`` and ``minibatch`` CKA between layers, null where one is ``degenerate``.
+``clustering``
+    for each of ``thresholds`` the clusters of all neurons (``network``: ``clusters``, ``redundant`` as a share, and by
+    the layers that they stretch over how many there are, ``widths``) and of each layer's own (``layers``).
+``neurons``
+    the fewest that suffice, for each delta and with or without clusters: ``neurons``, best first, ``by_layer``, scores.
+``control``
+    by layer the accuracy on a random task of the same words and what the real one has above it; null for sentences.
+``transfer``
+    steps of feature-based transfer with their features, scores and measured seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from skim.analysis.redundancy.clustering import THRESHOLDS, cluster, cluster_layers
+from skim.analysis.redundancy.extraction import name_of
+from skim.analysis.redundancy.moments import moments
+from skim.analysis.redundancy.probing import Probing
+from skim.analysis.redundancy.recipes import RECIPES
+from skim.analysis.redundancy.rows import Rows
+from skim.analysis.redundancy.selection import Choice, LayerScores, ccfs, first_above, layer_scores
+from skim.analysis.redundancy.similarity import Similarity, linear_cka, minibatch_cka
+from skim.analysis.redundancy.states import Splits, States
+from skim.report.redundancy import sentence
+
+VERSION = 1
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Choices of an analysis.
+
+    Attributes:
+        preset: ``paper`` trains the published probe and keeps a random neuron of a cluster; ``default`` trains a ridge
+            on standardised neurons and keeps the medoid.
+        metric: of the probes; ``None``: accuracy, and of a regression the mean of Pearson's and Spearman's correlation.
+        deltas: percent.
+        thresholds: at which clusters are counted.
+        cut: threshold at which one neuron of each cluster is kept before the fewest are looked for; ``None``: none is.
+        seed: of whatever is random.
+    """
+
+    preset: Literal["default", "paper"] = "default"
+    metric: str | None = None
+    deltas: Sequence[float] = (1.0, 2.0, 3.0)
+    thresholds: Sequence[float] = THRESHOLDS
+    cut: float | None = 0.3
+    seed: int = 0
+
+
+def analyse(
+    splits: Splits, layers: int, settings: Settings = Settings(), stage: Callable[[str], None] = lambda name: None
+) -> Section:
+    """Analyse the states of a model.
+
+    Args:
+        splits: of all layers that ran.
+        layers: of the encoder, those that did not run included.
+        settings: choices.
+        stage: is told what is done next.
+
+    Raises:
+        SkimError: rows from which nothing can be learned.
+    """
+    train, seconds = splits.train, dict[str, float]()
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
+        stage(name)
+        started = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - started
+
+    probing = probing_of(splits, settings)
+    with timed("similarity"):
+        similarity = similarity_of(train)
+    with timed("clustering"):
+        clustering = clustering_of(train, settings.thresholds)
+    with timed("probes"):
+        scores = layer_scores(probing, train.width)
+    with timed("selection"):
+        choices = ccfs(
+            probing,
+            scores,
+            train.width,
+            deltas=[(delta, delta) for delta in settings.deltas],
+            thresholds=[None] if settings.cut is None else [None, settings.cut],
+            representative="random" if settings.preset == "paper" else "medoid",
+            seed=settings.seed,
+        )
+    constant = np.flatnonzero(moments(train.flat).constant)
+    section: Section = {
+        "version": VERSION,
+        "preset": settings.preset,
+        "metric": probing.metric,
+        "rows": {name: states.rows for name, states in splits.named.items()},
+        "classes": splits.label_names,
+        "layers": {
+            "numbers": list(train.numbers),
+            "names": [name_of(number) for number in train.numbers],
+            "width": train.width,
+            "total": layers,
+            "not_run": [number for number in range(1, layers + 1) if number not in train.numbers],
+            "computed": train.ran.mean(0).tolist(),
+            **scores_of(scores, train.numbers),
+            "selected": [selected(scores, train.numbers, delta) for delta in settings.deltas],
+        },
+        "chance": chance_of(splits, probing.metric),
+        "constant": {"neurons": constant.tolist(), "by_layer": by_layer(constant, train)},
+        "similarity": similarity,
+        "clustering": clustering,
+        "neurons": [chosen(choice, train) for choice in choices],
+        "control": None,
+        "transfer": None,
+    }
+    return {**section, "sentence": told(section, min(settings.deltas)), "seconds": seconds}
+
+
+def told(section: Section, delta: float) -> str:
+    """Say what suffices, and that it means nothing where no probe has learned the task."""
+    said, oracle = sentence(section, delta), section["layers"]["oracle"]["dev"]
+    chance = 0.0 if section["chance"] is None else section["chance"]["dev"]
+    if oracle > chance:
+        return said
+    return f"The task was not learned (dev {oracle:.3f}, most frequent label {chance:.3f}), so this says little: {said}"
+
+
+def chance_of(splits: Splits, metric: str) -> dict[str, float] | None:
+    """Score the most frequent label of the training rows."""
+    if metric != "accuracy":
+        return None
+    labels, counts = np.unique(splits.train.labels, return_counts=True)
+    return {name: float((splits.named[name].labels == labels[counts.argmax()]).mean()) for name in ("dev", "test")}
+
+
+def probing_of(splits: Splits, settings: Settings) -> Probing:
+    """Put together rows, recipe and metric of the probes."""
+    train, dev, test = (Rows(states.flat, states.labels) for states in splits.named.values())
+    metric = settings.metric or ("pearson_and_spearman" if splits.regression else "accuracy")
+    recipe: Any = RECIPES[settings.preset]
+    if hasattr(recipe, "seed"):
+        recipe = replace(recipe, seed=settings.seed)
+    return Probing(train, dev, test, metric, recipe)
+
+
+def similarity_of(states: States) -> dict[str, Any]:
+    """Compare all layers by linear CKA, and by its estimate without bias that takes batches of rows."""
+    layers = len(states.numbers)
+    found = {"linear": linear_cka(states.flat, layers), "minibatch": minibatch_cka(states.flat, layers, seed=0)}
+    degenerate = sorted({place for one in found.values() for place in one.degenerate})
+    return {
+        **{kind: _matrix(one) for kind, one in found.items()},
+        "degenerate": [states.numbers[place] for place in degenerate],
+    }
+
+
+def _matrix(similarity: Similarity) -> list[list[float | None]]:
+    gone = set(similarity.degenerate)
+    return [
+        [None if {a, b} & gone else float(value) for b, value in enumerate(line)]
+        for a, line in enumerate(similarity.matrix)
+    ]
+
+
+def clustering_of(states: States, thresholds: Sequence[float]) -> dict[str, Any]:
+    """Count the clusters of all neurons and of each layer's own, at all thresholds."""
+    tree = cluster(states.flat)
+    network = []
+    for threshold in thresholds:
+        widths = np.bincount(tree.windows(threshold, states.width))
+        network.append(
+            {
+                "threshold": threshold,
+                "clusters": tree.count(threshold),
+                "redundant": tree.redundant(threshold),
+                "widths": {str(width): int(count) for width, count in enumerate(widths) if count},
+            }
+        )
+    del tree
+    own = [
+        {"number": number, "redundant": [one.redundant(threshold) for threshold in thresholds]}
+        for number, one in zip(states.numbers, cluster_layers(states.flat, states.width), strict=True)
+    ]
+    return {"thresholds": list(thresholds), "network": network, "layers": own}
+
+
+def scores_of(scores: LayerScores, numbers: Sequence[int]) -> dict[str, Any]:
+    """List the scores of probes by layer."""
+    return {
+        "oracle": scores.oracle,
+        "single": [{"number": number, **one} for number, one in zip(numbers, scores.single, strict=True)],
+        "up_to": [{"number": number, **one} for number, one in zip(numbers, scores.up_to, strict=True)],
+    }
+
+
+def selected(scores: LayerScores, numbers: Sequence[int], delta: float) -> dict[str, Any]:
+    """Select layers at a delta: for a probe that reads all of them, and for a head that reads the last."""
+    top = scores.select(delta)
+    alone = [one["dev"] for one in scores.single]
+    single = first_above(alone, scores.oracle["dev"], delta)
+    least = max(top, 1)
+    further = first_above(alone[least:], scores.oracle["dev"], delta)
+    kept = len(numbers) - 1 if further is None else least + further
+    return {
+        "delta": delta,
+        "layers": numbers[kept],
+        "up_to": numbers[top],
+        "single": None if single is None else numbers[single],
+        **scores.up_to[top],
+    }
+
+
+def chosen(choice: Choice, states: States) -> dict[str, Any]:
+    """List the neurons of a choice."""
+    return {
+        "delta": choice.layer_delta,
+        "threshold": choice.threshold,
+        "up_to": states.numbers[choice.top],
+        "clusters": choice.candidates,
+        "base": choice.found.base,
+        "neurons": choice.found.neurons.tolist(),
+        "by_layer": by_layer(choice.found.neurons, states),
+        **choice.found.scores,
+    }
+
+
+def by_layer(neurons: np.ndarray, states: States) -> list[int]:
+    """Count neurons by layer."""
+    return np.bincount(neurons // states.width, minlength=len(states.numbers)).tolist()
