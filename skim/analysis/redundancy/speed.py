@@ -118,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(head, justify="left" if head == "step" else "right")
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, console.status("") as status:
-        file = write_activations(Path(folder) / "activations.npy", SHAPES[size])
+        # not here: a process begins with the peak of its parent
+        file = in_process(write_activations, Path(folder) / "activations.npy", SHAPES[size])
         for step in filter(STEPS.get, chosen.steps):
             status.update(step)
             cost = in_process(measured, step, file, SHAPES[size])
