@@ -128,7 +128,7 @@ def pretrained(cfg: DictConfig) -> Loaded:
     Its run is made of the options' defaults; the head is a new one, which no look at the encoder reads.
     """
     sections = {"train": Training, "hardware": Hardware, "callbacks": Callbacks, "benchmark": Benchmark}
-    run = OmegaConf.create({name: asdict(options()) for name, options in {"": Run, **sections}.items()})
+    run: Any = OmegaConf.create({name: asdict(options()) for name, options in {"": Run, **sections}.items()})
     run = OmegaConf.merge(
         {
             **run.pop(""),

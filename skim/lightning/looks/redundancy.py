@@ -96,7 +96,8 @@ def extracted(extraction: Extraction, splits: list[Split], folder: Path, loaded:
             if changed:
                 console.print(f"{split.name}: states of other {' and '.join(changed)} lay there; extracted anew")
             found.append(states)
-    return Splits(*found, label_names=loaded.parts.task.label_names or [])
+    train, dev, test = found
+    return Splits(train, dev, test, loaded.parts.task.label_names or [])
 
 
 def command_of(loaded: Loaded) -> str:
