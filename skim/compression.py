@@ -22,7 +22,7 @@ from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.base import check_free
 
-__all__ = ["accepted", "compress", "decompress", "execution", "twin", "uncompressed", "walk_of"]
+__all__ = ["accepted", "compress", "decompress", "execution", "standing_in", "twin", "uncompressed", "walk_of"]
 
 
 def compress(model: nn.Module, method: Method | str | Sequence[Method | str], execution: str = "auto") -> nn.Module:
@@ -168,14 +168,24 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
+def standing_in(model: nn.Module, method: Method) -> Iterator[nn.Module]:
+    """Let another method, built for this backbone, decide for the length of a ``with``: the same weights.
+
+    The model's own stays where it is, with its parameters, its stage and its schedules.
+    """
+    walk = walk_of(model)
+    before, walk.stand_in = walk.stand_in, method
+    try:
+        yield model
+    finally:
+        walk.stand_in = before
+
+
+@contextlib.contextmanager
 def uncompressed(model: nn.Module) -> Iterator[nn.Module]:
     """Run a compressed model as the dense backbone for the length of a ``with``: the same weights, no decisions.
 
     Its trace is then a dense one. The method stays where it is, with its parameters, its stage and its schedules.
     """
-    walk = walk_of(model)
-    before, walk.stand_in = walk.stand_in, method_class("dense")()
-    try:
+    with standing_in(model, method_class("dense")()):
         yield model
-    finally:
-        walk.stand_in = before

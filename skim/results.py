@@ -43,6 +43,7 @@ class Results:
         training: training throughput beside dense padded training; ``None`` if not measured.
         depth: mean layers by kind of token, see :class:`skim.analysis.depth.Depths`; ``None`` if not measured.
         redundancy: layers and neurons that suffice, see :mod:`skim.analysis.redundancy.analysis`; likewise.
+        skip: the metric with layers left out, see :mod:`skim.lightning.looks.skip`; ``None`` if not measured.
         steps: optimizer steps that were trained.
         stopped_early: ``step`` at which ``callbacks.patience`` ended the training, ``of`` how many it would have had,
             and that ``patience``, in evaluations; ``None`` if it did not.
@@ -81,6 +82,7 @@ class Results:
     training: dict[str, Any] | None = None
     depth: dict[str, Any] | None = None
     redundancy: dict[str, Any] | None = None
+    skip: dict[str, Any] | None = None
     steps: int = 0
     stopped_early: dict[str, int] | None = None
     exported: str = "last"

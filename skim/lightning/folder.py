@@ -23,6 +23,8 @@ LEFT_BEHIND = (
     "curve.json",
     "curve.png",
     "curve.svg",
+    "skip.png",
+    "skip.svg",
     "tokens.html",
     "tokens.svg",
     "redundancy",

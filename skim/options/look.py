@@ -10,7 +10,9 @@ from pydantic import Field
 from skim.options.kinds import Between, Count, Fraction, NotNegative, Number
 from skim.options.run import BatchSizes, Execution, Folder, Options
 
-Kind: TypeAlias = Literal["metrics", "tokens", "predict", "latency", "throughput", "curve", "depth", "redundancy"]
+Kind: TypeAlias = Literal[
+    "metrics", "tokens", "predict", "latency", "throughput", "curve", "depth", "redundancy", "skip"
+]
 Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
 
 
@@ -30,7 +32,8 @@ class Look(Options):
     sentence; latency: time side by side with dense; throughput: samples per second in training (of the model alone,
     where something is trained beside it), side by side with dense; curve: one trained model at several budgets, without
     training again; depth: how many layers tokens of each kind go through ([CLS], [SEP], masked, by tag); redundancy:
-    which layers and neurons the task does not need"""
+    which layers and neurons the task does not need; skip: a dense model without each layer, and with its first and last
+    ones alone, untrained"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
     targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)

@@ -21,6 +21,8 @@ from skim.calibration import EXTREME, spend
 from skim.compression import walk_of
 from skim.errors import SkimError
 from skim.lightning.looks import curve, evaluate, load, loaded, timing
+from skim.lightning.looks.loaded import trainer_of
+from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import train
 from skim.options.settle import settle
 from tasks.builtin import Builtin
@@ -294,3 +296,29 @@ def test_advice_is_in_words_that_this_command_takes(dense: Path, tmp_path: Path)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         typed = compose("evaluate", settle(["ckpt=x", f"{advice[1]}=b.csv"], "evaluate"))
     assert typed.overrides.task.files.test == "b.csv"
+
+
+def test_layers_left_out_of_a_dense_run(dense: Path) -> None:
+    """Each set of layers gives what a model has that runs them; the run's own method is back afterwards."""
+    layers = 4
+    evaluate(asked(dense, "what=skip"))
+    found = json.loads((dense / "results.json").read_text())["skip"]
+    cases = {case["case"]: case for case in found["cases"]}
+    assert (found["metric"], found["layers"], len(cases)) == ("accuracy", layers, 1 + layers + 2 * (layers - 1))
+    assert cases["without 1"]["layers"] == [0, 2, 3]
+    assert cases["last 2"]["layers"] == [2, 3]
+    for name, other in (("without 3", "first 3"), ("without 0", "last 3")):
+        assert cases[name] == cases[other] | {"case": name}
+    for case in cases.values():
+        assert case["relative_flops"] == pytest.approx(len(case["layers"]) / layers, abs=1e-6)
+    there = load(asked(dense))
+    assert cases["all"]["score"] == measured(there, "", trainer_of(there, Console())).metrics["accuracy"]
+    for name in ("first 1", "without 1"):
+        skim.compress(skim.decompress(there.parts.model), skim.LayerDrop(cases[name]["layers"]))
+        assert cases[name]["score"] == measured(there, "", trainer_of(there, Console())).metrics["accuracy"]
+    assert all((dense / f"skip.{suffix}").stat().st_size > 1000 for suffix in ("png", "svg"))
+
+
+def test_layers_are_left_out_of_dense_runs_only(folder: Path) -> None:
+    with pytest.raises(SkimError, match=r"what=skip leaves layers out of a dense model, .*method=transkimmer"):
+        evaluate(asked(folder, "what=skip"))

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import curve, depth, metrics, predict, redundancy, timing, tokens
+from skim.lightning.looks import curve, depth, metrics, predict, redundancy, skip, timing, tokens
 from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
@@ -29,6 +29,7 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "curve": curve.look,
     "depth": depth.look,
     "redundancy": redundancy.look,
+    "skip": skip.look,
 }
 
 

@@ -203,8 +203,14 @@ def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> Non
             )
 
 
-def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
-    """Lightning's Trainer where the model is, in the run's precision on a GPU and in float32 elsewhere."""
+def trainer_of(loaded: Loaded, console: Console, bar: bool = True) -> pl.Trainer:
+    """Lightning's Trainer where the model is, in the run's precision on a GPU and in float32 elsewhere.
+
+    Args:
+        loaded: the run.
+        console: of the look.
+        bar: whether each of its loops has a bar, on a terminal.
+    """
     device = next(loaded.parts.model.parameters()).device
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
@@ -213,7 +219,7 @@ def trainer_of(loaded: Loaded, console: Console) -> pl.Trainer:
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=console.is_terminal,
+        enable_progress_bar=bar and console.is_terminal,
         use_distributed_sampler=False,
     )
 
