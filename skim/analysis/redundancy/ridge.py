@@ -44,8 +44,9 @@ class Ridge:
     def fit(self, bank: Bank, rows: Rows) -> None:
         """Set the weights of a bank, in place."""
         found = moments(rows.values, bank.neurons)
-        scale = torch.from_numpy(found.std).reciprocal().masked_fill_(torch.from_numpy(found.constant), 0)
-        bank.shift, bank.scale = torch.from_numpy(found.mean).float(), scale.float().nan_to_num_(0, 0, 0)
+        bank.shift = torch.from_numpy(found.mean).float()
+        # 0 for constant columns, and for those whose spread is too small for float32 to divide by
+        bank.scale = torch.from_numpy(found.std).reciprocal().float().nan_to_num_(0, 0, 0)
         right = bank.target.encode(rows.labels)
         decay = torch.tensor([self.decay(probe.stop - probe.start, len(rows)) for probe in bank.probes])
 
