@@ -38,7 +38,7 @@ class Ridge:
     """
 
     spread: float = 2.0
-    passes: int = 30
+    passes: int = 25
     tolerance: float = 1e-4
 
     def fit(self, bank: Bank, rows: Rows) -> None:
