@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import transformers
+from omegaconf import OmegaConf
 
 import skim
 from skim.errors import SkimError
@@ -22,6 +23,7 @@ from skim.lightning.recipe import train
 from skim.lightning.start import Continued, continue_method
 from skim.stages import Stage
 from tasks.base import Task
+from tests.methods.test_suggestion import REPORT, written
 from tests.runs import composed, looking, small
 
 
@@ -180,6 +182,42 @@ def test_resuming_goes_on_where_it_stopped(tmp_path: Path) -> None:
     train(small("method=transkimmer", "train.epochs=2", f"resume={last}"), tmp_path / "second", "")
     after = torch.load(tmp_path / "second" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert after == 2 * before > 0
+
+
+def test_layers_that_a_report_named_outlive_it(dense: Path, tmp_path: Path) -> None:
+    """Trained with a teacher, looked at, gone on with and shipped, when the report is there no more."""
+    about = {"total": 4, "width": 128, "not_run": [], "selected": [{"delta": 1.0, "layers": 2}]}
+    report = written(tmp_path / "report.json", {**REPORT, "layers": about})
+    options = ("method=layer_drop", f"method.report={report}", f"init_from={dense}", "train.distill=0.5")
+    run = train(small(*options, "train.max_steps=2"), tmp_path / "one", "")
+    report.unlink()
+    assert run.results.relative_flops == pytest.approx(0.5, abs=1e-6)
+    assert run.results.config["method"]["layers"] == [0, 1]
+    evaluate(looking(tmp_path / "one", "what=metrics"))
+    again = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+    assert again["metrics"]["accuracy"] == run.results.metrics["accuracy"]
+    remembered = OmegaConf.load(tmp_path / "one" / "config.yaml")
+    assert (remembered.method.layers, remembered.method.report) == ([0, 1], None)
+    remembered.merge_with({"resume": str(tmp_path / "one"), "train": {"max_steps": 4}, "paths": {"run": None}})
+    assert train(remembered, tmp_path / "two", "").results.steps == 4
+
+    model = skim.from_pretrained(tmp_path / "two" / "model")
+    before = load(looking(dense)).parts.model.state_dict()
+    learned = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert any(".layer.1." in name for name in learned)
+    assert not any(".layer.2." in name or ".layer.3." in name for name in learned)
+    skim.save_pretrained(model, tmp_path / "shipped", merged=True)
+    transformers.AutoTokenizer.from_pretrained(tmp_path / "two" / "model").save_pretrained(tmp_path / "shipped")
+    start = (f"init_from={tmp_path / 'shipped'}", "backbone.overrides.num_hidden_layers=2", "train.max_steps=1")
+    shallow = train(small("method=dense", *start), tmp_path / "three", "").results
+    assert len(shallow.keep_ratio) == 2
+
+
+def test_a_report_of_another_backbone_is_refused_by_name(tmp_path: Path) -> None:
+    report = written(tmp_path / "report.json", {**REPORT, "backbone": "minilm"})
+    with pytest.raises(SkimError, match=r"reads a report of backbone=minilm, and this run has backbone=tiny\."):
+        train(small("method=layer_drop", f"method.report={report}"), tmp_path / "one", "")
+    assert not (tmp_path / "one").exists()
 
 
 def test_a_run_in_mixed_precision_with_clipping(tmp_path: Path) -> None:

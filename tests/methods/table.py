@@ -347,6 +347,7 @@ METHODS: dict[str, Row] = {
     "exit_entropy": exiting(lambda: EarlyExit("entropy", threshold=0.7), shift(200.0)),
     "exit_pondernet": exiting(lambda: EarlyExit("pondernet"), shift(200.0)),
     "layer_drop": Row(lambda: LayerDrop(every=2), is_ragged=lambda trace: True, drop_nothing=run_all),
+    "layer_drop_subset": Row(lambda: LayerDrop([1]), is_ragged=lambda trace: True, drop_nothing=run_all),
 }
 METHODS |= {
     "topk+topk": chained("topk", "topk"),

@@ -20,6 +20,7 @@ from tests.ragged import assert_flops, assert_same
         ({"layers": 1}, {0}),
         ({"layers": 3}, {0, 1, 2}),
         ({"layers": [0, 2]}, {0, 2}),
+        ({"layers": [1, 2]}, {1, 2}),
         ({"every": 2}, {0, 2}),
         ({"every": 1}, {0, 1, 2}),
     ],
