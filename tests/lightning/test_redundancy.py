@@ -65,6 +65,8 @@ def test_a_compressed_run_says_what_it_does_not_need(copy: Path, capsys: pytest.
     assert found["constant"]["by_layer"][0] == 128  # the embedding of [CLS]
     assert found["similarity"]["degenerate"] == [0]
     assert found["similarity"]["linear"][0] == [None] * 5
+    assert [one["step"] for one in found["transfer"]] == ["all layers", "layers", "neurons"]
+    assert found["transfer"][0]["extraction_seconds"] > 0
     for one in found["neurons"]:
         assert 0 < len(one["neurons"]) <= 640
         assert max(one["neurons"]) < (one["up_to"] + 1) * 128
@@ -133,7 +135,7 @@ def test_a_look_that_was_killed_goes_on_and_one_at_other_weights_begins_anew(
     assert "train: states of other weights lay there; extracted anew" in " ".join(capsys.readouterr().out.split())
 
 
-def interrupted(*_: Any) -> None:
+def interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
 
 

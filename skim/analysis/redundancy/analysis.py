@@ -21,9 +21,10 @@ a neuron an index among those of all extracted layers, and a delta the percentag
 ``neurons``
     the fewest that suffice, for each delta and with or without clusters: ``neurons``, best first, ``by_layer``, scores.
 ``control``
-    by layer the accuracy on a random task of the same words and what the real one has above it; null for sentences.
+    by layer the score on a random task of the same words and what the real one has above it; null for texts.
 ``transfer``
-    steps of feature-based transfer with their features, scores and measured seconds.
+    steps of feature-based transfer at the smallest delta: features, scores, and seconds of the model on
+    ``benchmark.samples`` texts and of the probe's training.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from typing import Any, Literal
 import numpy as np
 
 from skim.analysis.redundancy.clustering import THRESHOLDS, cluster, cluster_layers
+from skim.analysis.redundancy.control import control_task, selectivity
 from skim.analysis.redundancy.extraction import name_of
 from skim.analysis.redundancy.moments import moments
 from skim.analysis.redundancy.probing import Probing
@@ -45,6 +47,7 @@ from skim.analysis.redundancy.rows import Rows
 from skim.analysis.redundancy.selection import Choice, LayerScores, ccfs, first_above, layer_scores
 from skim.analysis.redundancy.similarity import Similarity, linear_cka, minibatch_cka
 from skim.analysis.redundancy.states import Splits, States
+from skim.analysis.redundancy.transfer import transfer
 from skim.report.redundancy import sentence
 
 VERSION = 1
@@ -74,7 +77,11 @@ class Settings:
 
 
 def analyse(
-    splits: Splits, layers: int, settings: Settings = Settings(), stage: Callable[[str], None] = lambda name: None
+    splits: Splits,
+    layers: int,
+    settings: Settings = Settings(),
+    stage: Callable[[str], None] = lambda name: None,
+    clock: Callable[[int], float] | None = None,
 ) -> Section:
     """Analyse the states of a model.
 
@@ -83,6 +90,7 @@ def analyse(
         layers: of the encoder, those that did not run included.
         settings: choices.
         stage: is told what is done next.
+        clock: runs the model up to the layer of a number, and returns its seconds; ``None``: no transfer is measured.
 
     Raises:
         SkimError: rows from which nothing can be learned.
@@ -113,6 +121,10 @@ def analyse(
             representative="random" if settings.preset == "paper" else "medoid",
             seed=settings.seed,
         )
+    with timed("control"):
+        control = control_of(probing, scores, splits, settings.seed)
+    with timed("transfer"):
+        steps = transfer_of(probing, choices, train, clock) if clock is not None else None
     constant = np.flatnonzero(moments(train.flat).constant)
     section: Section = {
         "version": VERSION,
@@ -135,8 +147,8 @@ def analyse(
         "similarity": similarity,
         "clustering": clustering,
         "neurons": [chosen(choice, train) for choice in choices],
-        "control": None,
-        "transfer": None,
+        "control": control,
+        "transfer": steps,
     }
     return {**section, "sentence": told(section, min(settings.deltas)), "seconds": seconds}
 
@@ -247,6 +259,43 @@ def chosen(choice: Choice, states: States) -> dict[str, Any]:
         "by_layer": by_layer(choice.found.neurons, states),
         **choice.found.scores,
     }
+
+
+def control_of(probing: Probing, scores: LayerScores, splits: Splits, seed: int) -> list[dict[str, Any]] | None:
+    """Score each layer on a random task of the same words, and what the real one has above it; ``None`` for texts."""
+    types = {name: states.types for name, states in splits.named.items() if states.types is not None}
+    if not types:
+        return None
+    found = layer_scores(control_task(probing, types, seed), splits.train.width)
+    above = (selectivity(task, control) for task, control in zip(scores.single, found.single, strict=True))
+    return [
+        {"number": number, **control, "selectivity": more}
+        for number, control, more in zip(splits.train.numbers, found.single, above, strict=True)
+    ]
+
+
+def transfer_of(
+    probing: Probing, choices: Sequence[Choice], states: States, clock: Callable[[int], float]
+) -> list[dict[str, Any]]:
+    """Measure features, scores and seconds at the smallest delta: all layers, those selected, and their neurons."""
+    least = min(choice.layer_delta for choice in choices)
+    choice = min((one for one in choices if one.layer_delta == least), key=lambda one: len(one.found.neurons))
+    steps = transfer(
+        probing, states.width, choice.top, choice.found.neurons, lambda place: clock(states.numbers[place])
+    )
+    return [
+        {
+            "delta": least,
+            "step": step.name,
+            "up_to": states.numbers[step.top],
+            "features": step.features,
+            "dev": step.scores["dev"],
+            "test": step.scores["test"],
+            "extraction_seconds": step.extraction_seconds,
+            "training_seconds": step.training_seconds,
+        }
+        for step in steps
+    ]
 
 
 def by_layer(neurons: np.ndarray, states: States) -> list[int]:

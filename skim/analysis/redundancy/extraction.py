@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 from skim.analysis.redundancy.splits import Split
 from skim.analysis.redundancy.states import States
 from skim.analysis.redundancy.store import Store
+from skim.calibration import Batches
 from skim.compression import walk_of
+from skim.engine.hooks import Hooks
 from skim.engine.inputs import inputs_of
 from skim.engine.tokens import at_place
 from skim.engine.trace import LayerTrace
@@ -201,6 +204,22 @@ class Extraction:
             "Its training diverged, or its weights are broken; look at its metrics: what=metrics."
         )
 
+    def seconds(self, top: int, batches: Batches) -> float:
+        """Measure the wall time of the encoder up to a layer's number on some batches."""
+        device = next(self.model.parameters()).device
+        inputs = [{name: tensor.to(device) for name, tensor in inputs_of(batch).items()} for batch in batches]
+        before, self.walk.stand_in = self.walk.stand_in, cast(Hooks, UpTo(self.walk.method, top))
+        try:
+            with torch.inference_mode():
+                started = time.perf_counter()
+                for batch in inputs:
+                    self.walk.base(**batch)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                return time.perf_counter() - started
+        finally:
+            self.walk.stand_in = before
+
     def key(self, split: Split) -> dict[str, str]:
         """Hash what the states of a split depend on, by kind: weights, data and settings."""
         if self._weights is None:
@@ -219,6 +238,25 @@ class Extraction:
             "data": data.hexdigest(),
             "settings": hashlib.blake2b(json.dumps(settings).encode(), digest_size=16).hexdigest(),
         }
+
+
+class UpTo:
+    """Hooks of a method on the first layers of an encoder; the others do not run.
+
+    Args:
+        method: whose hooks.
+        layers: that run, unless the method leaves some of them out.
+    """
+
+    def __init__(self, method: Hooks, layers: int) -> None:
+        self.method, self.layers = method, layers
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.method, name)
+
+    def runs(self, i: int) -> bool:
+        """Tell whether layer ``i`` runs."""
+        return i < self.layers and self.method.runs(i)
 
 
 def unfolded(states: Tensor, layer: LayerTrace) -> Tensor:

@@ -127,16 +127,16 @@ def pretrained(cfg: DictConfig) -> Loaded:
 
     Its run is made of the options' defaults; the head is a new one, which no look at the encoder reads.
     """
-    sections = {"train": Training, "hardware": Hardware, "callbacks": Callbacks, "benchmark": Benchmark}
-    run: Any = OmegaConf.create({name: asdict(options()) for name, options in {"": Run, **sections}.items()})
+    sections: dict[str, type[Any]] = {
+        "train": Training,
+        "hardware": Hardware,
+        "callbacks": Callbacks,
+        "benchmark": Benchmark,
+    }
+    defaults: dict[Any, Any] = asdict(Run()) | {name: asdict(options()) for name, options in sections.items()}
     run = OmegaConf.merge(
-        {
-            **run.pop(""),
-            "method": {"_target_": METHODS["dense"]},
-            "trainer": {"precision": "32-true"},
-            "execution": cfg.execution,
-        },
-        run,
+        defaults,
+        {"method": {"_target_": METHODS["dense"]}, "trainer": {"precision": "32-true"}, "execution": cfg.execution},
         OmegaConf.masked_copy(cfg, [group for group in ("backbone", "task", "method") if cfg.get(group)]),
         {"seed": cfg.redundancy.seed, "task": {"eval_batch_size": cfg.batch_size}},
     )

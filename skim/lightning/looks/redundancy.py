@@ -63,8 +63,15 @@ def section_of(loaded: Loaded, cfg: DictConfig, folder: Path, console: Console) 
     seconds = time.perf_counter() - started
     chosen = cast(dict[str, Any], OmegaConf.to_container(options))
     settings = Settings(**{name: chosen[name] for name in Settings.__dataclass_fields__})
+    batches = loaded.parts.sampled(cfg.batch_size, cfg.benchmark.samples)
     with console.status("redundancy") as status:
-        section = analyse(states, extraction.layers, settings, lambda name: status.update(f"redundancy: {name}"))
+        section = analyse(
+            states,
+            extraction.layers,
+            settings,
+            stage=lambda name: status.update(f"redundancy: {name}"),
+            clock=lambda number: extraction.seconds(number, batches),
+        )
     of_words = splits[0].words is not None
     pooling = options.word if of_words else extraction.walk.head.place if options.pooling == "position" else "mean"
     about = {
@@ -87,7 +94,7 @@ def extracted(extraction: Extraction, splits: list[Split], folder: Path, loaded:
         f"states: {rows} rows x {layers}, {extraction.reading.dtype}, {size:,.1f} MiB in {folder}", soft_wrap=True
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    found = []
+    found = {}
     forward = trainer_of(loaded, console).precision_plugin.forward_context()
     with forward, torch.inference_mode(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         for split in splits:
@@ -95,9 +102,8 @@ def extracted(extraction: Extraction, splits: list[Split], folder: Path, loaded:
             states, changed = extraction.run(split, folder / split.name, lambda count: bar.advance(line, count))  # noqa: B023
             if changed:
                 console.print(f"{split.name}: states of other {' and '.join(changed)} lay there; extracted anew")
-            found.append(states)
-    train, dev, test = found
-    return Splits(train, dev, test, loaded.parts.task.label_names or [])
+            found[split.name] = states
+    return Splits(**found, label_names=loaded.parts.task.label_names or [])
 
 
 def command_of(loaded: Loaded) -> str:

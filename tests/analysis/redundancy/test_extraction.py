@@ -296,6 +296,17 @@ def test_halves_are_told_when_they_are_too_small(tmp_path: Path) -> None:
         Extraction(model, task, Reading(dtype="float16")).run(split_of([0, 1, 2]), tmp_path / "large")
 
 
+@pytest.mark.parametrize("method", ["dense", "layer_drop"])
+def test_time_up_to_a_layer_is_of_no_further_layers(method: str) -> None:
+    model = skim.compress(families.plain("bert"), METHODS[method].make()).eval()
+    some, batch = Extraction(model, task_of("bert")), families.batch_of("bert")
+    own = model.method.runs
+    for top in range(families.LAYERS + 1):
+        assert some.seconds(top, [batch]) > 0
+        assert [layer.ran for layer in model.trace.layers] == [i < top and own(i) for i in range(families.LAYERS)]
+    assert some.walk.method is model.method
+
+
 def test_the_size_is_known_before(tmp_path: Path) -> None:
     some = Extraction(skim.compress(families.plain("bert"), "dense").eval(), task_of("bert"))
     some.run(split_of([0, 1, 2]), tmp_path / "train")
