@@ -132,6 +132,13 @@ def sheets(section: Section) -> dict[str, Sheet]:
             ],
         ),
         "transfer": _records(section["transfer"]),
+        "control": Sheet(
+            ("layer", "control_dev", "control_test", "selectivity_dev", "selectivity_test"),
+            [
+                (one["number"], one["dev"], one["test"], one["selectivity"]["dev"], one["selectivity"]["test"])
+                for one in section["control"] or ()
+            ],
+        ),
     }
     return {name: sheet for name, sheet in found.items() if sheet.rows}
 

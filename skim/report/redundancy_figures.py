@@ -86,6 +86,11 @@ def layers(section: Section) -> Drawing | None:
     for name, label, color, marker in lines:
         x, y = [one["number"] for one in found[name]], [one["dev"] for one in found[name]]
         axes.plot(x, y, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=label)
+    if control := section["control"]:
+        x, y = [one["number"] for one in control], [one["dev"] for one in control]
+        axes.plot(x, y, color=COLORS[3], marker="x", markersize=4.5, linewidth=1, label="on the control task")
+    if section["chance"] is not None:
+        axes.axhline(section["chance"]["dev"], color=QUIET, linestyle=":", linewidth=1, label="most frequent label")
     chosen: dict[int, list[str]] = {}
     for one in sorted(found["selected"], key=lambda one: one["delta"]):
         chosen.setdefault(one["up_to"], []).append(f"{one['delta']:g}")

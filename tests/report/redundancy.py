@@ -50,6 +50,7 @@ def section(**changes: Any) -> dict[str, Any]:
             kept(1.0, 0.3, [9, 5, 11], [0, 1, 2]),
             kept(5.0, None, [6, 5], [0, 2, 0]),
         ],
+        "chance": {"dev": 0.5, "test": 0.5},
         "control": None,
         "transfer": None,
         "sentence": "At 1 %, 3 of 12 neurons suffice; a head needs <every> layer.",

@@ -114,9 +114,25 @@ def test_pictures_show_the_numbers():
     assert bars == [0, 1, 2, 0, 2, 0]  # the smaller set at 1 %, then that at 5 %
 
 
+def test_control_task_has_its_file_and_its_line():
+    control = [
+        {"number": k, "dev": 0.3 - 0.1 * k, "test": 0.3, "selectivity": {"dev": 0.2 + 0.1 * k, "test": 0.2}}
+        for k in range(3)
+    ]
+    found = section(control=control)
+    assert sheets(found)["control"].rows[1] == (1, pytest.approx(0.2), 0.3, pytest.approx(0.3), 0.2)
+    lines = {line.get_label(): line for line in drawings(found)["layers"].figure.axes[0].lines}
+    assert list(lines["on the control task"].get_ydata()) == pytest.approx([0.3, 0.2, 0.1])
+    assert list(lines["most frequent label"].get_ydata()) == [0.5, 0.5]
+    assert "control" not in sheets(section())
+
+
 def test_pictures_of_less_than_everything():
     bare = section(
-        similarity={"degenerate": []}, neurons=[], clustering={"thresholds": [], "network": [], "layers": []}
+        chance=None,
+        similarity={"degenerate": []},
+        neurons=[],
+        clustering={"thresholds": [], "network": [], "layers": []},
     )
     assert set(drawings(bare)) == {"layers"}
     assert "<svg" in redundancy_html(bare)
