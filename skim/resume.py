@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
+from skim.options.members import brought
 from skim.options.settle import composed
 from skim.options.tree import leaves
 from skim.options.words import quoted, shown, written
@@ -122,7 +123,8 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
         )
     chosen = [f"{group}={choices[group].split(',')[0] if group in anew else file}" for group, file in files.items()]
     hydra = [*search, *(override for override in typed if re.match(r"[+~]*hydra[./]", override))]
-    there = dict(leaves(composed(name, [*chosen, *hydra]).tree))
+    members = brought((before.get("method") or {}).get("methods"), files_in("method"))
+    there = dict(leaves(composed(name, [*chosen, *hydra], members).tree))
     values = [
         f"++{key}={written(value)}"
         for key, value in leaves(before)
@@ -139,7 +141,7 @@ def file_of(group: str, before: Mapping[str, Any]) -> str | None:
     from hydra.core.global_hydra import GlobalHydra
 
     loader: Any = GlobalHydra.instance().config_loader()
-    options = [option for option in loader.get_group_options(group) if not option.startswith("_")]
+    options = files_in(group)
     if "name" in before and group != "method":
         return before["name"] if before["name"] in options else None
     old, best = dict(leaves(before)), None
@@ -151,6 +153,14 @@ def file_of(group: str, before: Mapping[str, Any]) -> str | None:
         if best is None or (len(here) - same, -same) < best[:2]:
             best = (len(here) - same, -same, option)
     return best and best[2]
+
+
+def files_in(group: str) -> list[str]:
+    """Files of a group, without those that others start from."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader: Any = GlobalHydra.instance().config_loader()
+    return [option for option in loader.get_group_options(group) if not option.startswith("_")]
 
 
 def content(repository: Any, group: str, option: str) -> Any:

@@ -24,7 +24,7 @@ from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
 from skim.lightning.stages import stages_of
-from skim.lightning.start import Continued, backbone_config, continue_method, dense_folder, load_backbone
+from skim.lightning.start import Continued, backbone_config, continue_method, dense_folder, fewer_layers, load_backbone
 from skim.methods import Method
 from skim.options.check import typed
 from skim.published import ltp as published
@@ -141,7 +141,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
                 f"train.distill: the teacher, init_from={cfg.init_from}, was trained on "
                 f"task={recorded(start.parent).task.name}, this run is on task={cfg.task.name}."
             )
-        teacher = compress(copy.deepcopy(plain), "dense").eval()
+        teacher = compress(copy.deepcopy(plain), fewer_layers(start)).eval()
     with typed("method"):
         model = compress(plain, method, cfg.execution)
     # a head that reads the first position must find a token there, whatever the tokenizer's config says

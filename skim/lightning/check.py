@@ -14,6 +14,7 @@ from skim.errors import SkimError, first_line
 from skim.methods import Method
 from skim.options.check import check_places, typed
 from skim.options.declared import check_options
+from skim.options.members import CHAIN, groups_of
 
 
 def check(cfg: DictConfig) -> None:
@@ -53,25 +54,45 @@ def check_trainer(cfg: DictConfig) -> None:
 
 def method_of(cfg: DictConfig) -> Method:
     """The method that a config names, with its options; how it is trained (``stages``) is the recipe's business."""
-    options = OmegaConf.masked_copy(cfg.method, [key for key in cfg.method if key != "stages"])
-    target = options.get("_target_")
-    try:
-        with typed("method"):
-            # convert: lists as lists, also for a user's own method, whose file may not ask for it
-            method = instantiate(options, _convert_="all")
-    except InstantiationException as error:
-        if "Error locating target" not in str(error):
-            raise
-        raise SkimError(
-            f"method._target_={target} cannot be imported: {first_line(error.__cause__ or error)}.\n"
-            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
-        ) from None
-    if not isinstance(method, Method):
-        raise SkimError(f"method._target_={target} makes a {type(method).__name__}, and not a skim.Method.")
+    method = made_of(cfg.method, "method")
     backbone = OmegaConf.select(cfg, "backbone.name")
     if backbone is not None and method.measured_on not in (None, backbone):
         raise SkimError(
             f"method={method.name} reads a report of backbone={method.measured_on}, and this run has "
             f"backbone={backbone}.\nMake one of this backbone: python evaluate.py what=redundancy backbone={backbone}"
         )
+    return method
+
+
+def made_of(node: Any, place: str) -> Method:
+    """The method that a group of options names; of a chain, members whose options are groups of their own as well.
+
+    Args:
+        node: the group.
+        place: where it stands in the config.
+    """
+    methods = node.get("methods") if node.get("_target_") == CHAIN else None
+    groups = groups_of(methods and OmegaConf.to_container(methods))
+    # of a chain, also groups of methods that are members in other jobs of a sweep
+    others = [key for key in node if methods is not None and OmegaConf.is_dict(node[key])]
+    options = OmegaConf.masked_copy(node, [key for key in node if key not in ("stages", *others)])
+    target = options.get("_target_")
+    members = [
+        made_of(node[group], f"{place}.{group}") if isinstance(one, str) and group in node else one
+        for group, one in zip(groups, methods or (), strict=True)
+    ]
+    try:
+        with typed(place):
+            # convert: lists as lists, also for a user's own method, whose file may not ask for it
+            made = instantiate(options, _convert_="all", _partial_=bool(members))
+            method = made(methods=members) if members else made
+    except InstantiationException as error:
+        if "Error locating target" not in str(error):
+            raise
+        raise SkimError(
+            f"{place}._target_={target} cannot be imported: {first_line(error.__cause__ or error)}.\n"
+            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
+        ) from None
+    if not isinstance(method, Method):
+        raise SkimError(f"{place}._target_={target} makes a {type(method).__name__}, and not a skim.Method.")
     return method

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError, unknown
 from skim.methods import Method
+from skim.options.members import groups_of
 from skim.options.run import Schedule
 from skim.stages import Stage
 
@@ -32,7 +33,8 @@ def stages_of(cfg: DictConfig, method: Method) -> list[Stage]:
     """
     tree: Any = OmegaConf.to_container(cfg.method, resolve=True)
     common = {name: cfg.train[name] for name in OPTIONS}
-    asked = {label: listed(part, tree, label) for label, part in method.by_label.items()}
+    groups = dict(zip(method.by_label, groups_of(tree.get("methods")), strict=False))
+    asked = {label: listed(part, tree, groups.get(label, label)) for label, part in method.by_label.items()}
     if not method.stages:
         return [Stage(**common)]
     stages = []
@@ -47,22 +49,22 @@ def stages_of(cfg: DictConfig, method: Method) -> list[Stage]:
     return stages
 
 
-def listed(part: Method, tree: Mapping[str, Any], label: str) -> dict[str, dict[str, Any]]:
+def listed(part: Method, tree: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
     """Options of the stages of a method, or a chain's member, that are not left out; without those that are null.
 
     Args:
         part: the method or member.
         tree: options of the method.
-        label: of the member; empty for a method that is none.
+        group: of the member's options; empty for a method that is none.
 
     Raises:
         SkimError: a stage or an option that there is not, and if none is left.
     """
-    given, place = (tree.get(label) or {}, f"method.{label}.stages") if label else (tree, "method.stages")
+    given, place = (tree.get(group) or {}, f"method.{group}.stages") if group else (tree, "method.stages")
     if "stages" in given:
         asked = given["stages"] or {}
     else:  # as in Python: a member that is given with its options alone
-        asked = {name: {"method_lr": part.peak_rate(name)} if label else {} for name in part.stages}
+        asked = {name: {"method_lr": part.peak_rate(name)} if group else {} for name in part.stages}
     found = {}
     for name, options in asked.items():
         if name not in part.stages:

@@ -14,10 +14,23 @@ from torch import nn
 
 from skim.checkpoint import described, read_method
 from skim.errors import SkimError
-from skim.methods import Method
+from skim.methods import METHODS, Method, method_class
 from skim.published import ltp as published
 from skim.resume import recorded
 from tasks.base import Task
+
+
+def fewer_layers(folder: Path) -> Method:
+    """The method that runs those layers on all tokens which ran when a folder's model was trained.
+
+    The others know nothing of the task. ``dense`` where there are no others.
+    """
+    if (folder / "skim.json").is_file() and described(folder)["method"] in METHODS:
+        method, _ = read_method(folder)
+        skips = [part for part in method.by_label.values() if "skips" in part.does]
+        if skips:
+            return skips[0] if len(skips) == 1 else method_class("chain")(tuple(skips))
+    return method_class("dense")()
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Method(Hooks):
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
-        chained: whether it is a member of a chain.
+        chained: its label in the chain that it is a member of; empty for one that is none.
         measured_on: name of the backbone in ``conf/backbone`` that options were measured on which it has read from a
             file; ``None``: it has read none.
         progress: share of training done, of the present stage if there are several.
@@ -105,7 +105,7 @@ class Method(Hooks):
         self.kept_frozen = False
         self.built_for: Spec | None = None
         self.serves = False
-        self.chained = False
+        self.chained = ""
         self.target: float | None = None
         self.budget: Budget | None = None
         self.register_buffer("shift", None)
@@ -280,8 +280,7 @@ class Method(Hooks):
 
     def refusal(self, reason: str, **given: Any) -> SkimError:
         """The error for options that cannot be: ``given``, and the reason as in :class:`OptionError`."""
-        error = OptionError(type(self), reason, given)
-        return SkimError(str(error)) if self.chained else error  # a command line knows options of the chain alone
+        return OptionError(type(self), reason, given, within=self.chained)
 
 
 def check_free(method: Method) -> None:

@@ -18,7 +18,6 @@ Pairs that cannot be are refused by name, from what each method says that it ``d
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import combinations
@@ -28,12 +27,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from skim.engine.threads import PerThread
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError, shortened
 from skim.methods import has_its_name, method_class, path_of
 from skim.methods.base import Method, Spec, check_free
 from skim.methods.options import OptionError
+from skim.options.members import numbered
 
 CLASHES = {  # what one member does, what another does, and why both cannot be
     ("merges", "merges"): "each lays windows over the tokens, and one layout is undone at the end",
@@ -68,10 +69,11 @@ class Chain(Method):
         members = [member_of(one) for one in methods]
         if len({id(member) for member in members}) < len(members):
             raise SkimError("One method object stands in this chain twice; make one for each place.")
-        self.labels = labels(members)
+        self._asked = PerThread()  # members that want to be told of the present layer's attention
+        self.labels = numbered(member.name for member in members)
         self.members = nn.ModuleList(members)
-        for member in members:
-            member.chained = True
+        for label, member in self.by_label.items():
+            member.chained = label
         self.stage = self.stages[0] if self.stages else ""
         targets = [label for label, one in self.by_label.items() if one.target is not None]
         if len(targets) > 1:
@@ -141,13 +143,16 @@ class Chain(Method):
         return self._in_turn(tokens, lambda member, rows: member.before_layer(self.among[i], rows))
 
     def wants_received(self, i: int) -> bool:
-        return any([member.wants_received(self.among[i]) for member in self._each()])  # each is asked: it may note it
+        # each is asked, and once: it may note it, and it may have to wait for a device to answer
+        self._asked.value = [member.wants_received(self.among[i]) for member in self._each()]
+        return any(self._asked.value)
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         begin, place = tokens.occupancy, self.among[i]
+        asked = dict(zip(self._each(), self._asked.value, strict=True))
 
         def decide(member: Method, rows: TokenBatch) -> TokenBatch:
-            if received is None or not member.wants_received(place):
+            if received is None or not asked[member]:
                 return member.after_attention(place, rows, None)
             return member.after_attention(place, rows, begin.follow(received, rows.occupancy))
 
@@ -363,16 +368,6 @@ def member_of(given: Any) -> Method:
 def seen_by(member: Method, spec: Spec) -> Spec:
     """The backbone as a member knows it: its head only if it reads that, as where it is alone."""
     return spec if member.reads_head else replace(spec, outputs=None)
-
-
-def labels(members: Iterable[Method]) -> list[str]:
-    """A name for each member: its method's, with a number behind from the second of a kind on."""
-    seen: Counter[str] = Counter()
-    found = []
-    for member in members:
-        seen[member.name] += 1
-        found.append(member.name if seen[member.name] == 1 else f"{member.name}_{seen[member.name]}")
-    return found
 
 
 def check(members: Iterable[Method]) -> None:

@@ -40,10 +40,11 @@ class OptionError(SkimError):
         reason: what is wrong with them; where it names options as in ``halting=entropy``, the command line's words say
             ``method.halting=entropy``.
         given: the options that it is about.
+        within: the group among the caller's options in which they stand, such as a member of a chain.
     """
 
-    def __init__(self, owner: type, reason: str, given: Mapping[str, Any]) -> None:
-        self.owner, self.reason, self.given = owner, reason, dict(given)
+    def __init__(self, owner: type, reason: str, given: Mapping[str, Any], within: str = "") -> None:
+        self.owner, self.reason, self.given, self.within = owner, reason, dict(given), within
         values = ", ".join(f"{name}={shortened(repr(value))}" for name, value in given.items())
         super().__init__(f"{owner.__name__}{f'({values})' if given else ''}: {reason}")
 
@@ -53,7 +54,7 @@ class OptionError(SkimError):
         Args:
             place: the group that the options stand in, such as ``method``; empty for options that stand in none.
         """
-        before = f"{place}." if place else ""
+        before = "".join(f"{part}." for part in (place, self.within) if part)
         names = "|".join(map(re.escape, {*arguments(self.owner), *self.given}))
         reason = re.sub(rf"(?<![\w.])({names})=", rf"{before}\1=", self.reason) if names else self.reason
         values = ", ".join(f"{before}{name}={shown(value)}" for name, value in self.given.items())

@@ -87,8 +87,8 @@ class Training(Schedule):
     distill: Fraction = 0.0
     """weight of the distance to the teacher's logits; the task's loss weighs the rest"""
     distill_from: Literal["init", "self"] = "init"
-    """the teacher: init is the dense model that init_from names; self is the model itself, run uncompressed on each
-    batch"""
+    """the teacher: init is the dense model that init_from names (of a run in which some layers did not run, those that
+    did, on all tokens); self is the model itself, run uncompressed on each batch"""
     distill_temperature: Positive = 2.0
     """softens both distributions of that distance"""
     calibrate: Number = 512

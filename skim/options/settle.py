@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from skim.errors import SkimError, unknown
+from skim.options.members import brought, groups_of, members_asked, unfolded
 from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, listed, names, no_option
 from skim.options.words import quoted, written
 
@@ -50,7 +51,9 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
         raise SkimError(f"{silent[0]} says nothing: an option is written {silent[0]}=<value>.")
     loader = GlobalHydra.instance().config_loader()
     parser = OverridesParser.create(config_loader=loader)
-    typed = [parsed(override, parser) for override in overrides]
+    typed = [one for override in overrides for one in unfold(parsed(override, parser), parser)]
+    placed = [o.input_line for o in typed if o.key_or_group == "method" and o.package is not None]
+    typed = [o for o in typed if o.input_line not in placed]  # members of a chain, as a rank of DDP is told of them
     own = [o for o in typed if o.is_hydra_override() or o.key_or_group.startswith("hydra/")]
     hydra = [*search, *(o.input_line or "" for o in own)]
 
@@ -66,19 +69,29 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
     first = {g: choices[0] for g, choices in swept.items()}
     settings = [first, *({**first, g: other} for g, choices in swept.items() for other in choices[1:])]
     before: list[str] = []
+    joined: list[str] = []
     for setting in settings:
-        chosen = composed(name, [*(f"{g}={c}" for g, c in setting.items()), *gone, *hydra])
+        choice = [*(f"{g}={c}" for g, c in setting.items()), *gone, *hydra]
+        chosen = composed(name, choice)
+        asked = members_asked(values, chosen.files)
+        members = list(dict.fromkeys(one for methods in asked for one in brought(methods, files_of("method"))))
+        said = [f"++{key}={written(value)}" for key, value in leaves(chosen.files) if in_members(key, asked)]
+        if members:
+            chosen = composed(name, choice, members)
         chosen.targets |= targets_of(values)
-        before = check_files(chosen)
+        before = [*check_files(chosen), *said]  # what files say of members, whose own files come behind them
+        joined = list(dict.fromkeys([*joined, *members]))
         params = [parsed(param, parser) for param in chosen.params]
         for override in [*params, *values]:
             if not files_of(override.key_or_group):
                 check_value(override, chosen)
+    if strange := [line for line in placed if line not in joined]:
+        raise SkimError(f"{strange[0]}: a group has one place here; members of a chain are named in method.methods.")
     if sweeps and any(renamed(param) != param for param in chosen.params):  # Hydra would look for what they say
         before += [renamed(param) for param in chosen.params]
         own = [*own, *parser.parse_overrides(["hydra.sweeper.params=null"])]
     lines = [(o.input_line or "").lstrip("+") for o in groups.values()]  # a group needs no sign
-    return [*before, *lines, *(line_of(o, chosen) for o in values), *(o.input_line or "" for o in own)]
+    return [*joined, *before, *lines, *(line_of(o, chosen) for o in values), *(o.input_line or "" for o in own)]
 
 
 def parsed(override: str, parser: Any) -> Any:
@@ -141,8 +154,26 @@ def check_group(override: Any, options: Sequence[str]) -> None:
                 raise unknown(group, None if single == "null" else single, options)
 
 
-def composed(name: str, overrides: Sequence[str]) -> Chosen:
-    """Compose the config of chosen files, with and without those that change the options of others."""
+def unfold(override: Any, parser: Any) -> list[Any]:
+    """The overrides that one stands for: a chain that is typed as a list of methods for two, any other for itself."""
+    lines = unfolded(override)
+    return [override] if lines is None else [parsed(line, parser) for line in lines]
+
+
+def in_members(key: str, asked: Sequence[Any]) -> bool:
+    """Tell whether an option is one of a member of the chains that are asked for."""
+    group, _, rest = key.partition(".")
+    return group == "method" and "." in rest and any(rest.partition(".")[0] in groups_of(one) for one in asked)
+
+
+def composed(name: str, overrides: Sequence[str], members: Sequence[str] = ()) -> Chosen:
+    """Compose the config of chosen files, with and without those that change the options of others.
+
+    Args:
+        name: of the primary config.
+        overrides: that choose files.
+        members: those that put the files of a chain's members into its options.
+    """
     from hydra import compose
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
@@ -151,8 +182,9 @@ def composed(name: str, overrides: Sequence[str]) -> Chosen:
         tree: Any = OmegaConf.to_container(config, resolve=False)
         return {key: value for key, value in tree.items() if key != "hydra"}
 
-    files = compose(name, list(overrides), return_hydra_config=True)
-    choices = {g: c for g, c in files.hydra.runtime.choices.items() if c is not None and not g.startswith("hydra")}
+    files = compose(name, [*overrides, *members], return_hydra_config=True)
+    chosen = files.hydra.runtime.choices.items()
+    choices = {g: c for g, c in chosen if c is not None and not g.startswith("hydra") and "@" not in g}
     hydra = [o for o in overrides if re.match(r"[+~]*hydra[./]", o)]
     loader = GlobalHydra.instance().config_loader()
     if not loader.get_group_options("local", config_name=name, overrides=hydra):
@@ -161,7 +193,7 @@ def composed(name: str, overrides: Sequence[str]) -> Chosen:
     tree = tree_of(files)
     if any(group in choices for group in EXTRAS):
         kept = [f"{group}={choice}" for group, choice in choices.items() if group not in EXTRAS]
-        tree = tree_of(compose(name, [*kept, *(["~local"] if "local" in choices else []), *hydra]))
+        tree = tree_of(compose(name, [*kept, *(["~local"] if "local" in choices else []), *hydra, *members]))
     brought = tree_of(files)
     named = {key: value for key, value in leaves(brought) if key.endswith("._target_")}
     before = dict(leaves(tree))

@@ -56,7 +56,7 @@ def test_2_masked_is_packed_is_narrowed(case: Case, device: str) -> None:
             assert_same(one, other, mask, what=f"{execution} hidden_states[{i}]")
 
 
-@pytest.mark.where(lambda case: case.row.make().trains_masked)
+@pytest.mark.where(lambda case: case.row.trains_relaxed)
 def test_2_relaxed_training_is_hard(case: Case, device: str) -> None:
     """Training through decisions, without noise, gives the outputs of inference: no accuracy can leak."""
     compressed, batch = case.compressed(device), case.batch(device)

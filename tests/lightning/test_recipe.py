@@ -20,7 +20,7 @@ from skim.lightning.distill import Distiller
 from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
-from skim.lightning.start import Continued, continue_method
+from skim.lightning.start import Continued, continue_method, fewer_layers
 from skim.stages import Stage
 from tasks.base import Task
 from tests.methods.test_suggestion import REPORT, written
@@ -364,6 +364,17 @@ def test_a_chain_goes_on_with_what_its_members_have_learned(tmp_path: Path) -> N
     after.members[1].protect = ("cls", "sep")
     with pytest.raises(SkimError, match=r"method\.transkimmer\.protect=\('cls',\), this run has \('cls', 'sep'\)"):
         continue_method(after, tmp_path / "run" / "model")
+
+
+def test_a_teacher_runs_the_layers_that_ran_when_it_was_trained(tmp_path: Path) -> None:
+    """The others are as they were pretrained, and a model that runs them too answers at random."""
+    cases = [((skim.LayerDrop(2),), [0, 1]), ((skim.LayerDrop((0, 2)), skim.LTP()), [0, 2]), ((skim.LTP(),), [0, 1, 2])]
+    for number, (methods, ran) in enumerate(cases):
+        skim.save_pretrained(compressed(*methods), tmp_path / str(number))
+        teacher = compressed(fewer_layers(tmp_path / str(number))).eval()
+        teacher(input_ids=torch.randint(5, 99, (2, 6)))
+        assert [i for i, layer in enumerate(teacher.trace.layers) if layer.ran] == ran
+        assert (teacher.trace.keep_ratio()[ran] == 1).all()
 
 
 def test_members_are_found_by_their_names_in_a_run_of_one_method_and_in_other_chains(tmp_path: Path) -> None:

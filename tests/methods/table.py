@@ -100,12 +100,18 @@ class Row:
         return self.make().reads_head
 
     @property
+    def trains_relaxed(self) -> bool:
+        """True if training goes through all decisions that are taken in the end; exits are not taken in training."""
+        method = self.make()
+        return method.trains_masked and "exits" not in method.does
+
+    @property
     def trains_packed(self) -> bool:
         """True if, in its last stage, training runs without the tokens that are gone."""
         method = self.make()
         if method.stages:
             method.enter(method.stages[-1])
-        return not (method.trains_masked or method.trains_dense)
+        return not (method.trains_masked or method.trains_dense or "exits" in method.does)
 
 
 # --- retired before a layer, by a predictor ---------------------------------------------------------------------------
@@ -357,4 +363,10 @@ METHODS |= {
     "transkimmer+topk": chained("transkimmer", "topk"),
     "ltp+transkimmer": chained("ltp", "transkimmer"),
     "layer_drop+transkimmer": chained("layer_drop", "transkimmer", is_ragged=thins, drop_nothing=None),
+    "layer_drop+ltp": chained("layer_drop", "ltp", is_ragged=thins, drop_nothing=None),
+    "funnel+ltp": chained("funnel", "ltp"),
+    "funnel+topk": chained("funnel", "topk"),
+    "transkimmer+exit": chained("transkimmer", "exit_pondernet", is_ragged=leaves),
+    "ltp+exit": chained("ltp", "exit_pondernet", is_ragged=leaves),
+    "act+exit": chained("act_gate", "exit_pondernet", is_ragged=leaves),
 }

@@ -356,6 +356,19 @@ def test_a_schedule_of_the_whole_training_does_not_begin_again_with_a_stage() ->
     assert found == [(True, 1.0), (True, 0.5), (True, 0.4), (False, 0.4)]
 
 
+def test_thresholds_are_read_once_per_forward() -> None:
+    """On a device the host waits for them; the chain asks each member once in a layer (law 10)."""
+    asked: list[int] = []
+
+    class Asked(skim.LTP):
+        def wants_received(self, i: int) -> bool:
+            asked.append(i)
+            return super().wants_received(i)
+
+    run(chained(skim.LayerDrop(2), Asked(final_token_threshold=0.1), "dense"))
+    assert asked == [0, 1]
+
+
 def test_a_member_that_asks_for_no_attention_is_told_none() -> None:
     class Late(Noting):
         def wants_received(self, i: int) -> bool:
@@ -412,7 +425,7 @@ def test_a_members_options_are_refused_in_words_that_fit_the_command_line() -> N
     """There, ``method.target`` would be an option of the chain."""
     for methods in ([{"method": "ltp", "target": 7}, "dense"], [{"method": "layer_drop", "layers": 9}, "dense"]):
         with (
-            pytest.raises(SkimError, match=r"^(LTP\(target=7\): must be|LayerDrop\(layers=9\): asks for)"),
+            pytest.raises(SkimError, match=r"^(LTP\(target=7\): must be|method\.layer_drop\.layers=9 asks for)"),
             typed("method"),
         ):
             chained(*methods)
