@@ -6,24 +6,30 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 import skim
+from skim.analysis import redundancy
 from skim.methods import METHODS, method_class
 
 ROOT = Path(skim.__file__).parent
 
 
-def imported() -> dict[str, str]:
+def imported(package: ModuleType) -> dict[str, str]:
     """What type checkers see: by name the module that it comes from."""
-    tree = ast.parse((ROOT / "__init__.py").read_text())
+    tree = ast.parse(Path(package.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
     return {name.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for name in node.names}
 
 
-def test_run_time_and_type_checkers_find_the_same_names() -> None:
-    assert imported() == skim._PUBLIC
-    assert set(skim.__all__) == {*skim._PUBLIC, "SkimError", "__version__"}
-    assert all(getattr(skim, name) is not None for name in skim.__all__)
+@pytest.mark.parametrize("package", [skim, redundancy])
+def test_run_time_and_type_checkers_find_the_same_names(package: ModuleType) -> None:
+    assert imported(package) == package._PUBLIC
+    assert set(package.__all__) - {"__version__"} == {*package._PUBLIC}
+    assert set(package.__all__) <= set(dir(package))
+    assert all(getattr(package, name) is not None for name in package.__all__)
 
 
 def test_every_method_is_public() -> None:
@@ -31,7 +37,9 @@ def test_every_method_is_public() -> None:
 
 
 def test_they_are_listed_before_they_are_loaded() -> None:
-    code = "import skim, sys; print(set(skim.__all__) <= set(dir(skim)), 'torch' in sys.modules)"
+    code = (
+        "import skim, skim.analysis.redundancy, sys; print(set(skim.__all__) <= set(dir(skim)), 'torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False"]
 

@@ -16,6 +16,7 @@ from skim.report.fitted import Column, Fitted, Naming
 from skim.report.redundancy_figures import drawings, inline, save
 
 Section = dict[str, Any]  # skim.analysis.redundancy writes it
+SPLITS = ("dev", "test")
 ABOUT_DELTAS = (
     "Layers are read together, from the embeddings (0) up; alone: the first whose own states suffice; keep: the layers "
     "that method=layer_drop should keep. Neurons are of the layers read, one of each cluster where they were cut."
@@ -43,15 +44,38 @@ def sentence(section: Section, delta: float = 1.0) -> str:
     chosen = min(section["layers"]["selected"], key=lambda one: abs(one["delta"] - delta), default=None)
     if chosen is None:
         return "No performance delta was asked for, so no layer was selected."
-    total, up_to = section["layers"]["total"], chosen["up_to"]
-    parts = [f"layers 0 to {up_to} of {total}" if up_to else "the embeddings"] if up_to < total else []
-    if (kept := fewest(section, chosen["delta"])) is not None:
+    ran, total, up_to = section["layers"]["numbers"], section["layers"]["total"], chosen["up_to"]
+    parts = [f"layers 0 to {up_to} of {total}" if up_to else "the embeddings"] if up_to < ran[-1] else []
+    kept = fewest(section, chosen["delta"])
+    if kept is not None and len(kept["neurons"]) < _neurons(section):
         parts.append(f"{len(kept['neurons']):,} of {_neurons(section):,} neurons")
-    said = f"{' and '.join(parts)} suffice" if parts else "every layer is needed"
-    act = f"method=layer_drop method.layers={chosen['layers']} keeps the layers that a head needs"
-    if chosen["layers"] >= total:
-        act = "a head needs every layer"
+    said = f"{' and '.join(parts)} suffice" if parts else "nothing can go"
+    layers: Any = [number - 1 for number in ran if 0 < number <= chosen["layers"]]  # as a method counts them
+    if layers == list(range(len(layers))):
+        layers = len(layers)
+    act = f"method=layer_drop method.layers={layers} keeps the layers that a head needs".replace(", ", ",")
+    if chosen["layers"] >= ran[-1]:
+        act = "a head needs every layer" + (" that runs" if section["layers"]["not_run"] else "")
     return f"At {chosen['delta']:g} %, {said}; {act}."
+
+
+def notes(section: Section) -> list[str]:
+    """Say what a reader of the scores has to know: layers that ran for some rows or none, and rows known already."""
+    found, layers = [], section["layers"]
+    if gone := layers["not_run"]:
+        found.append(f"The method leaves out layer {', '.join(map(str, gone))}.")
+    some = [
+        f"{share:.0%} in layer {number}"
+        for number, share in zip(layers["numbers"], layers["computed"], strict=True)
+        if share < 1
+    ]
+    if some:
+        found.append(f"Of the rows are computed {', '.join(some)}; the others have the states with which they left.")
+    if section["dev_seen"]:
+        found.append(
+            "The run was trained on the rows of dev, too, so scores on dev are too high: look at those on test."
+        )
+    return found
 
 
 def fewest(section: Section, delta: float) -> dict[str, Any] | None:
@@ -81,7 +105,7 @@ def redundancy_table(section: Section) -> Fitted:
     cells = list(map(list, zip(*sheet.written(), strict=True))) or [[] for _ in sheet.heads]
     columns = [Column(head.strip(), column) for head, column in zip(sheet.heads, cells, strict=True)]
     about = f"what suffices of {section['layers']['total']} layers and {_neurons(section):,} neurons"
-    return Fitted([Naming(columns[:1], {})], columns[1:], notes=[about])
+    return Fitted([Naming(columns[:1], {})], columns[1:], notes=[about, *notes(section)])
 
 
 def sheets(section: Section) -> dict[str, Sheet]:
@@ -92,11 +116,18 @@ def sheets(section: Section) -> dict[str, Sheet]:
     found = {
         "deltas": deltas(section),
         "layers": Sheet(
-            ("layer", "name", "alone_dev", "alone_test", "up_to_dev", "up_to_test", "constant_neurons"),
+            ("layer", "name", "alone_dev", "alone_test", "up_to_dev", "up_to_test", "computed", "constant_neurons"),
             [
-                (one["number"], names[one["number"]], one["dev"], one["test"], up_to["dev"], up_to["test"], constant)
-                for one, up_to, constant in zip(
-                    layers["single"], layers["up_to"], section["constant"]["by_layer"], strict=True
+                (
+                    one["number"],
+                    names[one["number"]],
+                    *(scores[split] for scores in (one, up_to) for split in SPLITS),
+                    *more,
+                )
+                for one, up_to, *more in zip(
+                    *(layers[name] for name in ("single", "up_to", "computed")),
+                    section["constant"]["by_layer"],
+                    strict=True,
                 )
             ],
         ),
@@ -167,7 +198,7 @@ def redundancy_html(section: Section) -> str:
     scored = f"Probes are scored by {section['metric']}; rows: {rows}. "
     parts = [f"<p><b>{html.escape(section['sentence'])}</b></p>"]
     if "deltas" in found:
-        parts.append(found["deltas"].html(scored + ABOUT_DELTAS))
+        parts.append(found["deltas"].html(" ".join([scored + ABOUT_DELTAS, *notes(section)])))
     for name, drawing in drawings(section).items():
         caption = f'<p class="quiet">{html.escape(drawing.caption)}</p>'
         parts.append(f'<div class="scroll">{inline(drawing, name)}</div>{caption}')

@@ -70,7 +70,7 @@ def similarity(section: Section) -> Drawing | None:
     axes.set(xlabel="layer", ylabel="layer", aspect="equal")
     caption = f"Similarity of layers by CKA ({KINDS[kind]}); layer 0 is the embeddings."
     if degenerate:
-        caption += f" The states of layer {_listed(degenerate)} are the same for all rows, and similar to nothing."
+        caption += f" Layer {_listed(degenerate)}: states that are the same for all rows are similar to nothing."
     return Drawing(figure, caption)
 
 

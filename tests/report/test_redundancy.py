@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from skim.report.page import page
-from skim.report.redundancy import deltas, redundancy_html, redundancy_table, sentence, sheets, write_redundancy
+from skim.report.redundancy import deltas, notes, redundancy_html, redundancy_table, sentence, sheets, write_redundancy
 from skim.report.redundancy_figures import drawings, inline
 from tests.report.redundancy import kept, section
 from tests.report.results import results
@@ -35,13 +35,47 @@ def test_sentence(delta: float, said: str):
 
 
 def test_sentence_where_little_was_asked_or_nothing_can_go():
-    assert "every layer is needed" in sentence(section(neurons=[]))
+    assert sentence(section(neurons=[])) == "At 1 %, nothing can go; a head needs every layer."
+    every = [kept(1.0, None, list(range(12)), [4, 4, 4])]
+    assert sentence(section(neurons=every)) == "At 1 %, nothing can go; a head needs every layer."
     layers = section()["layers"]
     assert "nothing" not in sentence(section(layers={**layers, "selected": []}))
     embeddings = [{"delta": 1.0, "layers": 1, "up_to": 0, "single": 0, "dev": 0.9, "test": 0.9}]
     assert sentence(section(layers={**layers, "selected": embeddings}, neurons=[])).startswith(
         "At 1 %, the embeddings suffice"
     )
+
+
+def test_layers_that_did_not_run_are_not_suggested():
+    layers = {**section()["layers"], "numbers": [0, 2, 5], "total": 6, "not_run": [1, 3, 4, 6]}
+    for name in ("single", "up_to"):
+        layers[name] = [{**one, "number": number} for one, number in zip(layers[name], (0, 2, 5), strict=True)]
+    layers["selected"] = [
+        {"delta": 1.0, "layers": 5, "up_to": 5, "single": None, "dev": 0.9, "test": 0.9},
+        {"delta": 5.0, "layers": 2, "up_to": 2, "single": 2, "dev": 0.9, "test": 0.9},
+    ]
+    assert sentence(section(layers=layers)) == "At 1 %, 3 of 12 neurons suffice; a head needs every layer that runs."
+    assert "layers 0 to 2 of 6 and 2 of 12 neurons suffice; method=layer_drop method.layers=[1]" in sentence(
+        section(layers=layers), 5
+    )
+
+
+def test_what_a_reader_has_to_know_is_on_the_page_and_below_the_table():
+    layers = {**section()["layers"], "computed": [1.0, 0.75, 0.5], "not_run": [3]}
+    found = section(layers=layers, dev_seen=True)
+    wanted = [
+        "The method leaves out layer 3.",
+        "Of the rows are computed 75% in layer 1, 50% in layer 2; the others have the states with which they left.",
+        "The run was trained on the rows of dev, too, so scores on dev are too high: look at those on test.",
+    ]
+    assert notes(found) == wanted
+    assert notes(section()) == []
+    text = " ".join(Seen(page(results(redundancy=found))).text.split())
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(redundancy_table(found))
+    printed = console.export_text()
+    assert all(note in text and note in printed for note in wanted)
+    assert [row[-2] for row in sheets(found)["layers"].rows] == [1.0, 0.75, 0.5]
 
 
 def test_table_of_deltas():
@@ -71,7 +105,7 @@ def test_files_hold_every_number(tmp_path: Path):
         with (tmp_path / "redundancy" / f"{name}.csv").open(newline="") as file:
             return list(csv.reader(file))
 
-    assert rows("layers")[1] == ["0", "embeddings", "0.5", "0.5", "0.5", "0.5", "4"]
+    assert rows("layers")[1] == ["0", "embeddings", "0.5", "0.5", "0.5", "0.5", "1.0", "4"]
     assert rows("similarity")[1:7:5] == [["linear", "0", "0", ""], ["linear", "1", "2", "0.25"]]
     assert rows("clusters")[1:3] == [["all", "0.3", str(1 / 6)], ["all", "0.7", "0.5"]]
     assert rows("clusters")[-1] == ["2", "0.7", "0.5"]
@@ -94,7 +128,7 @@ def test_page_shows_the_section_and_fetches_nothing():
     assert "At 1 %, 3 of 12 neurons suffice; a head needs <every> layer." in text
     assert "1,234" in text
     assert "rows: 6,000 of train, 667 of dev, 872 of test" in text
-    assert "The states of layer 0 are the same for all rows" in text
+    assert "Layer 0: states that are the same for all rows are similar to nothing" in text
     assert "At 0.3 there are 10 clusters; 90% lie within a layer, 100% within two neighbours." in text
     assert whole.count('<svg class="drawing"') == 4
     assert not re.search(r"https?://|<script|<link|<img|\bsrc=|@import|url\((?!#)", whole)

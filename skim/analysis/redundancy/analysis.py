@@ -3,6 +3,8 @@
 What the section holds, by key; a *number* is that of a layer (0 the embeddings, k what comes out of encoder layer k),
 a neuron an index among those of all extracted layers, and a delta the percentage of a score that may be lost:
 
+``dev_seen``
+    true if the model was trained on the rows of dev, so that scores there are too high.
 ``layers``
     ``numbers``, ``names``, ``width``, ``total`` (layers of the encoder), ``not_run`` (numbers of those that the method
     leaves out), ``computed`` (share of rows that the layer computed); scores of probes ``oracle`` (all layers),
@@ -14,7 +16,8 @@ a neuron an index among those of all extracted layers, and a delta the percentag
 ``constant``
     ``neurons`` that tell no two rows apart, and how many ``by_layer``.
 ``similarity``
-    ``linear`` and ``minibatch`` CKA between layers, null where one is ``degenerate``.
+    CKA between layers: ``minibatch`` over all rows; ``linear`` and ``debiased`` over at most 5,000 and ``rbf`` over at
+    most 1,000, evenly spread; null where one of the two is among the ``degenerate``.
 ``clustering``
     for each of ``thresholds`` the clusters of all neurons (``network``: ``clusters``, ``redundant`` as a share, and by
     the layers that they stretch over how many there are, ``widths``) and of each layer's own (``layers``).
@@ -29,6 +32,7 @@ a neuron an index among those of all extracted layers, and a delta the percentag
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,12 +49,14 @@ from skim.analysis.redundancy.probing import Probing
 from skim.analysis.redundancy.recipes import RECIPES
 from skim.analysis.redundancy.rows import Rows
 from skim.analysis.redundancy.selection import Choice, LayerScores, ccfs, first_above, layer_scores
-from skim.analysis.redundancy.similarity import Similarity, linear_cka, minibatch_cka
+from skim.analysis.redundancy.similarity import Similarity, linear_cka, minibatch_cka, rbf_cka
 from skim.analysis.redundancy.states import Splits, States
-from skim.analysis.redundancy.transfer import transfer
+from skim.analysis.redundancy.transfer import transfer_steps
 from skim.report.redundancy import sentence
 
 VERSION = 1
+LINEAR_ROWS = 5000  # of linear CKA, whose cost grows with rows x neurons^2
+RBF_ROWS = 1000  # of CKA with a Gaussian kernel, which keeps rows^2 numbers a layer
 Section = dict[str, Any]
 
 
@@ -59,8 +65,8 @@ class Settings:
     """Choices of an analysis.
 
     Attributes:
-        preset: ``paper`` trains the published probe and keeps a random neuron of a cluster; ``default`` trains a ridge
-            on standardised neurons and keeps the medoid.
+        preset: ``paper`` trains the published probe, correlates neurons in float64 and keeps a random one of a cluster;
+            ``default`` trains a ridge on standardised neurons, correlates in float32 and keeps the medoid.
         metric: of the probes; ``None``: accuracy, and of a regression the mean of Pearson's and Spearman's correlation.
         deltas: percent.
         thresholds: at which clusters are counted.
@@ -75,6 +81,11 @@ class Settings:
     cut: float | None = 0.3
     seed: int = 0
 
+    @property
+    def precision(self) -> Literal["float32", "float64"]:
+        """Numbers in which neurons are correlated."""
+        return "float64" if self.preset == "paper" else "float32"
+
 
 def analyse(
     splits: Splits,
@@ -82,6 +93,7 @@ def analyse(
     settings: Settings = Settings(),
     stage: Callable[[str], None] = lambda name: None,
     clock: Callable[[int], float] | None = None,
+    dev_seen: bool = False,
 ) -> Section:
     """Analyse the states of a model.
 
@@ -91,6 +103,7 @@ def analyse(
         settings: choices.
         stage: is told what is done next.
         clock: runs the model up to the layer of a number, and returns its seconds; ``None``: no transfer is measured.
+        dev_seen: whether the model itself was trained on the rows of dev, which its scores there do not show.
 
     Raises:
         SkimError: rows from which nothing can be learned.
@@ -106,9 +119,9 @@ def analyse(
 
     probing = probing_of(splits, settings)
     with timed("similarity"):
-        similarity = similarity_of(train)
+        similarity = similarity_of(train, settings.seed)
     with timed("clustering"):
-        clustering = clustering_of(train, settings.thresholds)
+        clustering = clustering_of(train, settings.thresholds, settings.precision)
     with timed("probes"):
         scores = layer_scores(probing, train.width)
     with timed("selection"):
@@ -120,6 +133,7 @@ def analyse(
             thresholds=[None] if settings.cut is None else [None, settings.cut],
             representative="random" if settings.preset == "paper" else "medoid",
             seed=settings.seed,
+            precision=settings.precision,
         )
     with timed("control"):
         control = control_of(probing, scores, splits, settings.seed)
@@ -130,6 +144,7 @@ def analyse(
         "version": VERSION,
         "preset": settings.preset,
         "metric": probing.metric,
+        "dev_seen": dev_seen,
         "rows": {name: states.rows for name, states in splits.named.items()},
         "classes": splits.label_names,
         "layers": {
@@ -154,12 +169,18 @@ def analyse(
 
 
 def told(section: Section, delta: float) -> str:
-    """Say what suffices, and that it means nothing where no probe has learned the task."""
+    """Say what suffices, and that it says little where all layers score within two standard errors of chance."""
     said, oracle = sentence(section, delta), section["layers"]["oracle"]["dev"]
-    chance = 0.0 if section["chance"] is None else section["chance"]["dev"]
-    if oracle > chance:
+    if section["chance"] is None:
+        return said if oracle > 0 else f"The task was not learned (dev {oracle:.3f}), so this says little: {said}"
+    chance = section["chance"]["dev"]
+    error = math.sqrt(oracle * (1 - oracle) / section["rows"]["dev"])
+    if oracle - chance > 2 * error:
         return said
-    return f"The task was not learned (dev {oracle:.3f}, most frequent label {chance:.3f}), so this says little: {said}"
+    return (
+        f"The task was not learned (dev {oracle:.3f} +- {error:.3f}, most frequent label {chance:.3f}), so this says "
+        f"little: {said}"
+    )
 
 
 def chance_of(splits: Splits, metric: str) -> dict[str, float] | None:
@@ -180,10 +201,16 @@ def probing_of(splits: Splits, settings: Settings) -> Probing:
     return Probing(train, dev, test, metric, recipe)
 
 
-def similarity_of(states: States) -> dict[str, Any]:
-    """Compare all layers by linear CKA, and by its estimate without bias that takes batches of rows."""
+def similarity_of(states: States, seed: int = 0) -> dict[str, Any]:
+    """Compare all layers by CKA: over all rows in batches, and in the forms that cost more over some, evenly spread."""
     layers = len(states.numbers)
-    found = {"linear": linear_cka(states.flat, layers), "minibatch": minibatch_cka(states.flat, layers, seed=0)}
+    some, few = (states.flat[:: -(-states.rows // rows)] for rows in (LINEAR_ROWS, RBF_ROWS))
+    found = {
+        "minibatch": minibatch_cka(states.flat, layers, seed=seed),
+        "linear": linear_cka(some, layers),
+        "debiased": linear_cka(some, layers, debiased=True),
+        "rbf": rbf_cka(few, layers),
+    }
     degenerate = sorted({place for one in found.values() for place in one.degenerate})
     return {
         **{kind: _matrix(one) for kind, one in found.items()},
@@ -199,9 +226,11 @@ def _matrix(similarity: Similarity) -> list[list[float | None]]:
     ]
 
 
-def clustering_of(states: States, thresholds: Sequence[float]) -> dict[str, Any]:
+def clustering_of(
+    states: States, thresholds: Sequence[float], precision: Literal["float32", "float64"] = "float32"
+) -> dict[str, Any]:
     """Count the clusters of all neurons and of each layer's own, at all thresholds."""
-    tree = cluster(states.flat)
+    tree = cluster(states.flat, precision=precision)
     network = []
     for threshold in thresholds:
         widths = np.bincount(tree.windows(threshold, states.width))
@@ -216,7 +245,9 @@ def clustering_of(states: States, thresholds: Sequence[float]) -> dict[str, Any]
     del tree
     own = [
         {"number": number, "redundant": [one.redundant(threshold) for threshold in thresholds]}
-        for number, one in zip(states.numbers, cluster_layers(states.flat, states.width), strict=True)
+        for number, one in zip(
+            states.numbers, cluster_layers(states.flat, states.width, precision=precision), strict=True
+        )
     ]
     return {"thresholds": list(thresholds), "network": network, "layers": own}
 
@@ -280,7 +311,7 @@ def transfer_of(
     """Measure features, scores and seconds at the smallest delta: all layers, those selected, and their neurons."""
     least = min(choice.layer_delta for choice in choices)
     choice = min((one for one in choices if one.layer_delta == least), key=lambda one: len(one.found.neurons))
-    steps = transfer(
+    steps = transfer_steps(
         probing, states.width, choice.top, choice.found.neurons, lambda place: clock(states.numbers[place])
     )
     return [

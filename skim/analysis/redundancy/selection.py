@@ -212,38 +212,44 @@ def ccfs(
     mode: Literal["up_to", "single"] = "up_to",
     representative: Literal["medoid", "random"] = "medoid",
     seed: int = 0,
+    precision: Literal["float32", "float64"] = "float32",
 ) -> list[Choice]:
     """Select layers, keep one neuron of each cluster, and of those the fewest that suffice (section 7).
 
     Each threshold clusters all neurons of the selected layers; layers that two deltas share are clustered once.
+    As published: ``representative="random"``, ``precision="float64"``, and the recipe of the probes ``"paper"``.
 
     Args:
         probing: rows, recipe and metric.
         layers: scores of :func:`layer_scores`.
         width: neurons of a layer.
         deltas: percent for layers and percent for neurons, in pairs.
-        thresholds: of clusters; ``None`` keeps all neurons.
+        thresholds: of clusters; ``None``, or one below 0, keeps all neurons.
         mode: ``up_to`` reads layers 0 to k, as published; ``single`` layer k alone, as the head of a cut model does.
         representative: neuron of a cluster that is kept; ``random`` is the published way.
         seed: of ``random``.
+        precision: of the correlations that clusters are made by.
 
     Returns:
         A choice for each pair and threshold, thresholds of a pair side by side.
     """
     tops = [layers.select(delta, mode) for delta, _ in deltas]
-    found: dict[tuple[int, float | None], list[NeuronSet]] = {}
+    clustered = [threshold for threshold in thresholds if threshold is not None and threshold >= 0]
+    found: dict[tuple[int, float | None, float], NeuronSet] = {}
     counts: dict[tuple[int, float | None], int] = {}
     for top in sorted(set(tops)):
         neurons = np.arange(0 if mode == "up_to" else top * width, (top + 1) * width)
-        tree = None if set(thresholds) <= {None} else cluster(probing.train.values, neurons)
+        asked = [neuron for (_, neuron), own in zip(deltas, tops, strict=True) if own == top]
+        tree = cluster(probing.train.values, neurons, precision=precision) if clustered else None
         for threshold in thresholds:
             kept = neurons
-            if threshold is not None and tree is not None:
-                kept = np.sort(tree.representatives(threshold, representative, seed))
-            sets = smallest_sets(probing, kept, [neuron for _, neuron in deltas])
-            found[top, threshold], counts[top, threshold] = sets, len(kept)
+            if tree is not None and threshold in clustered:
+                kept = tree.representatives(threshold, representative, seed)
+            counts[top, threshold] = len(kept)
+            for one in smallest_sets(probing, kept, asked):
+                found[top, threshold, one.delta] = one
     return [
-        Choice(delta, top, threshold, counts[top, threshold], found[top, threshold][place])
-        for place, ((delta, _), top) in enumerate(zip(deltas, tops, strict=True))
+        Choice(delta, top, threshold, counts[top, threshold], found[top, threshold, neuron])
+        for (delta, neuron), top in zip(deltas, tops, strict=True)
         for threshold in thresholds
     ]

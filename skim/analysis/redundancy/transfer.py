@@ -36,7 +36,7 @@ class Step:
     training_seconds: float
 
 
-def transfer(
+def transfer_steps(
     probing: Probing,
     width: int,
     top: int,
@@ -46,8 +46,9 @@ def transfer(
 ) -> list[Step]:
     """Compare all layers with the selected ones, and with the selected neurons of those.
 
-    The three are timed in turn, ``repeats`` times, and each time is the median of its own. The neurons are copied
-    before the clock starts: who extracts them alone stores nothing else.
+    Models and probes are timed in turn, ``repeats`` times, and each time is the median of its own; steps with the same
+    top layer share that of the model. The neurons are copied before the clock starts: who extracts them alone stores
+    nothing else.
 
     Args:
         probing: rows, recipe and metric.
@@ -70,19 +71,20 @@ def transfer(
         ("layers", top, probing, (top + 1) * width),
         ("neurons", top, alone, len(chosen)),
     ]
-    extractions: dict[str, list[float]] = {name: [] for name, *_ in plans}
+    extractions: dict[int, list[float]] = {highest: [] for _, highest, *_ in plans}
     trainings: dict[str, list[float]] = {name: [] for name, *_ in plans}
     scores: dict[str, Scores] = {}
     for repeat in range(repeats):
-        for name, highest, source, features in plans:
-            extractions[name].append(extract(highest))
+        for highest, seconds in extractions.items():  # what runs the same layers takes the same time
+            seconds.append(extract(highest))
+        for name, _, source, features in plans:
             start = time.perf_counter()
             bank = source.bank([Probe(name, 0, features)], range(features))  # and reads no others
             trainings[name].append(time.perf_counter() - start)
             if not repeat:
                 scores |= source.scores(bank)
     return [
-        Step(name, highest, features, scores[name], median(extractions[name]), median(trainings[name]))
+        Step(name, highest, features, scores[name], median(extractions[highest]), median(trainings[name]))
         for name, highest, _, features in plans
     ]
 

@@ -71,6 +71,7 @@ def section_of(loaded: Loaded, cfg: DictConfig, folder: Path, console: Console) 
             settings,
             stage=lambda name: status.update(f"redundancy: {name}"),
             clock=lambda number: extraction.seconds(number, batches),
+            dev_seen=is_run(cfg) and any(split.name == "dev" and split.part == "train" for split in splits),
         )
     of_words = splits[0].words is not None
     pooling = options.word if of_words else extraction.walk.head.place if options.pooling == "position" else "mean"

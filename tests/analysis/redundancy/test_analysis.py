@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from skim.analysis.redundancy.analysis import Section, Settings, analyse
+from skim.analysis.redundancy import analysis, selection
+from skim.analysis.redundancy.analysis import Section, Settings, analyse, told
 from skim.analysis.redundancy.states import Splits, States
 
 WIDTH, USEFUL = 6, 2 * 6 + 4  # dimension 4 of layer 2
@@ -51,6 +54,11 @@ def test_the_layer_and_the_neuron_that_were_planted_are_found(section: Section) 
     assert section["layers"]["computed"] == [1.0, 1.0, 1.0, 0.75]
     assert section["constant"] == {"neurons": list(range(6)), "by_layer": [6, 0, 0, 0]}
     assert section["similarity"]["degenerate"] == [0]
+    for kind in ("minibatch", "linear", "debiased", "rbf"):
+        cka = section["similarity"][kind]
+        assert cka[0] == [None] * 4
+        assert cka[2][2] == pytest.approx(1)
+        assert cka[2][3] > 0.5 > cka[2][1]  # the copy above, and noise
     (network,) = section["clustering"]["network"]
     assert (network["clusters"], network["widths"]) == (23, {"1": 22, "2": 1})  # the copy is one of two layers
     assert section["sentence"].startswith("At 1 %, layers 0 to 2 of 3 and 1 of 24 neurons suffice; method=layer_drop")
@@ -79,6 +87,35 @@ def test_a_task_that_no_probe_has_learned_is_said_to_be_one() -> None:
     found = analyse(some, 3, SMALL)
     assert found["chance"] == {"dev": 0.9, "test": 0.9}
     assert found["sentence"].startswith("The task was not learned (dev 0.")
+
+
+def test_a_probe_within_two_standard_errors_of_chance_has_not_learned(section: Section) -> None:
+    by = {"chance": {"dev": 0.5}, "rows": {"dev": 100}}
+    for oracle, learned in ((0.51, False), (0.59, False), (0.62, True)):
+        layers = {**section["layers"], "oracle": {"dev": oracle}}
+        assert told({**section, **by, "layers": layers}, 1.0).startswith("At 1 %") == learned
+    numbers = {**section, "chance": None, "layers": {**section["layers"], "oracle": {"dev": -0.1}}}
+    assert told(numbers, 1.0).startswith("The task was not learned (dev -0.100), so")
+
+
+def test_the_paper_correlates_in_float64_and_draws_representatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    for module in (analysis, selection):
+        whole = module.cluster
+
+        def watched(*args: Any, whole: Any = whole, **options: Any) -> Any:
+            asked.append((options["precision"], ""))
+            found = whole(*args, **options)
+            monkeypatch.setattr(
+                type(found),
+                "representatives",
+                lambda self, threshold, choice, seed: asked.append((choice, seed)) or self.neurons[:1],
+            )
+            return found
+
+        monkeypatch.setattr(module, "cluster", watched)
+    analyse(splits(), 3, replace(SMALL, preset="paper", seed=9, deltas=(1.0,)))
+    assert asked == [("float64", ""), ("float64", ""), ("random", 9)]
 
 
 def test_words_have_a_control_task() -> None:

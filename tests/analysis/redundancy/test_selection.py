@@ -101,7 +101,9 @@ def test_deltas_that_share_a_layer_share_its_clusters(monkeypatch: pytest.Monkey
     calls = []
     whole = selection.cluster
     monkeypatch.setattr(
-        selection, "cluster", lambda values, neurons: calls.append(len(neurons)) or whole(values, neurons)
+        selection,
+        "cluster",
+        lambda values, neurons, **more: calls.append(len(neurons)) or whole(values, neurons, **more),
     )
     choices = ccfs(probing, scores, WIDTH, [(0.5, 60), (0.9, 1), (80, 1)], [None, 0.3, 0.9])
     assert calls == [WIDTH, 3 * WIDTH]
