@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from skim.report.document import grid
 from skim.report.fitted import Column, Fitted, Naming
-from skim.report.redundancy_figures import drawings, inline, save
+from skim.report.redundancy_figures import drawings, fewest, inline, save
 
 Section = dict[str, Any]  # skim.analysis.redundancy writes it
 SPLITS = ("dev", "test")
 ABOUT_DELTAS = (
     "Layers are read together, from the embeddings (0) up; alone: the first whose own states suffice; keep: the layers "
-    "that method=layer_drop should keep. Neurons are of the layers read, one of each cluster where they were cut."
+    "that method=layer_drop should keep. Neurons are of the layers read, one of each cluster where they were cut, and "
+    "lose at most the delta of what all of those score."
 )
 
 
@@ -71,17 +72,11 @@ def notes(section: Section) -> list[str]:
     ]
     if some:
         found.append(f"Of the rows are computed {', '.join(some)}; the others have the states with which they left.")
-    if section["dev_seen"]:
+    if section.get("dev_seen"):
         found.append(
             "The run was trained on the rows of dev, too, so scores on dev are too high: look at those on test."
         )
     return found
-
-
-def fewest(section: Section, delta: float) -> dict[str, Any] | None:
-    """Find the smallest set of neurons at a delta, over all thresholds of clusters."""
-    found = [one for one in section["neurons"] if one["delta"] == delta]
-    return min(found, key=lambda one: len(one["neurons"]), default=None)
 
 
 def deltas(section: Section) -> Sheet:

@@ -121,12 +121,16 @@ def clusters(section: Section) -> Drawing | None:
     return Drawing(figure, f"Share of redundant neurons.{_windows(found['network'])}{alone}")
 
 
+def fewest(section: Section, delta: float) -> dict[str, Any] | None:
+    """Find the smallest set of neurons that suffices at a delta beside all layers, over all thresholds of clusters."""
+    found = [one for one in section["neurons"] if one["delta"] == delta and one.get("suffices", True)]
+    return min(found, key=lambda one: len(one["neurons"]), default=None)
+
+
 def neurons(section: Section) -> Drawing | None:
     """Plot how many neurons each layer keeps, in the smallest set at each delta."""
-    best: dict[float, Any] = {}
-    for one in section["neurons"]:
-        if one["delta"] not in best or len(one["neurons"]) < len(best[one["delta"]]["neurons"]):
-            best[one["delta"]] = one
+    deltas = {one["delta"] for one in section["neurons"]}
+    best = {delta: found for delta in deltas if (found := fewest(section, delta)) is not None}
     if not best:
         return None
     numbers = section["layers"]["numbers"]

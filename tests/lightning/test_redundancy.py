@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
@@ -19,7 +20,7 @@ from skim.lightning.looks import evaluate
 from tests.runs import composed, looking, small
 
 FAST = ["what=redundancy", "redundancy.max_rows=240", "max_samples=96", "redundancy.thresholds=[0.3,0.6]"]
-FAST += ["redundancy.deltas=[1,5]", "redundancy.preset=paper"]
+FAST += ["redundancy.deltas=[1,5]", "redundancy.preset=paper", "benchmark.samples=16"]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_a_compressed_run_says_what_it_does_not_need(copy: Path, capsys: pytest.
     assert {key: found[key] for key in about} == about
     layers = found["layers"]
     assert layers["numbers"] == [0, 1, 2, 3, 4]
+    assert found["dev_seen"]
     assert layers["computed"] == [1.0] * 5  # [CLS] is never retired
     assert [one["number"] for one in layers["up_to"]] == layers["numbers"]
     assert layers["up_to"][-1]["dev"] == pytest.approx(layers["oracle"]["dev"], abs=0.1)
@@ -76,17 +78,14 @@ def test_a_compressed_run_says_what_it_does_not_need(copy: Path, capsys: pytest.
     assert {path.name for path in (copy / "redundancy").iterdir()} == set(found["files"])  # no states are left
 
 
-def test_the_mean_of_a_text_knows_who_was_computed(copy: Path) -> None:
-    evaluate(looking(copy, *FAST, "redundancy.pooling=mean", "redundancy.keep=true", "redundancy.dtype=float16"))
-    found = section(copy)
-    assert (found["pooling"], found["constant"]["by_layer"][0]) == ("mean", 0)
-    states = copy / "redundancy" / "states"
-    assert sorted(path.name for path in states.iterdir()) == ["dev", "test", "train"]
-
-
-def test_a_pretrained_model_needs_no_run(tmp_path: Path) -> None:
-    evaluate(pretrained(tmp_path / "here", *FAST, "method=layer_drop", "method.layers=[0,3]"))
+def test_a_pretrained_model_needs_no_run_and_its_states_are_kept(tmp_path: Path) -> None:
+    kept = ["redundancy.pooling=mean", "redundancy.keep=true", "redundancy.dtype=float16"]
+    evaluate(pretrained(tmp_path / "here", *FAST, *kept, "method=layer_drop", "method.layers=[0,3]"))
     found = section(tmp_path / "here")
+    assert (found["pooling"], found["constant"]["by_layer"][0], found["dev_seen"]) == ("mean", 0, False)
+    states = tmp_path / "here" / "redundancy" / "states"
+    assert sorted(path.name for path in states.iterdir()) == ["dev", "test", "train"]
+    assert np.load(states / "dev" / "values.npy").dtype == np.float16
     assert (found["weights"], found["method"]) == ("pretrained", "layer_drop")
     assert (found["layers"]["numbers"], found["layers"]["not_run"]) == ([0, 1, 4], [2, 3])
     results = json.loads((tmp_path / "here" / "results.json").read_text())
@@ -130,7 +129,9 @@ def test_a_look_that_was_killed_goes_on_and_one_at_other_weights_begins_anew(
     weights = load_file(copy / "model" / "model.safetensors")
     weights["bert.encoder.layer.0.output.dense.bias"][0] += 1
     save_file(weights, copy / "model" / "model.safetensors", {"format": "pt"})
-    evaluate(looking(copy, *FAST))
+    monkeypatch.setattr("skim.lightning.looks.redundancy.analyse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(looking(copy, *FAST))
     assert sum(seen) == 230 + 26 + 96
     assert "train: states of other weights lay there; extracted anew" in " ".join(capsys.readouterr().out.split())
 
@@ -162,6 +163,7 @@ def test_broken_weights_are_refused_by_layer_and_row_and_nothing_is_written(copy
         (["what=redundancy", "task=builtin", "backbone=tiny", "redundancy.max_rows=5"], "5 rows are too few"),
         (["what=redundancy", "task=builtin", "backbone=tiny", "redundancy.dtype=int8"], "one of float32, float16"),
         (["what=redundancy", "task=builtin_labels", "backbone=tiny"], "not one label, or one number"),
+        (["what=redundancy", "task=builtin_choices", "backbone=tiny"], "not one label, or one number"),
     ],
 )
 def test_a_look_at_nothing_or_at_two_things_is_refused(

@@ -63,4 +63,5 @@ def section(**changes: Any) -> dict[str, Any]:
 
 def kept(delta: float, threshold: float | None, neurons: list[int], by_layer: list[int]) -> dict[str, Any]:
     scores = {"dev": 0.89, "test": 0.88}
-    return {"delta": delta, "threshold": threshold, "neurons": neurons, "by_layer": by_layer, "base": scores, **scores}
+    about = {"delta": delta, "threshold": threshold, "suffices": True}
+    return {**about, "neurons": neurons, "by_layer": by_layer, "base": scores, **scores}

@@ -40,6 +40,8 @@ def test_sentence_where_little_was_asked_or_nothing_can_go():
     assert sentence(section(neurons=every)) == "At 1 %, nothing can go; a head needs every layer."
     layers = section()["layers"]
     assert "nothing" not in sentence(section(layers={**layers, "selected": []}))
+    short = [{**kept(1.0, 0.3, [5], [0, 1, 0]), "suffices": False}, kept(1.0, None, [5, 8], [0, 1, 1])]
+    assert sentence(section(neurons=short)) == "At 1 %, 2 of 12 neurons suffice; a head needs every layer."
     embeddings = [{"delta": 1.0, "layers": 1, "up_to": 0, "single": 0, "dev": 0.9, "test": 0.9}]
     assert sentence(section(layers={**layers, "selected": embeddings}, neurons=[])).startswith(
         "At 1 %, the embeddings suffice"

@@ -22,7 +22,8 @@ a neuron an index among those of all extracted layers, and a delta the percentag
     for each of ``thresholds`` the clusters of all neurons (``network``: ``clusters``, ``redundant`` as a share, and by
     the layers that they stretch over how many there are, ``widths``) and of each layer's own (``layers``).
 ``neurons``
-    the fewest that suffice, for each delta and with or without clusters: ``neurons``, best first, ``by_layer``, scores.
+    the fewest that suffice beside all of the ``clusters`` they are chosen from, whose score is ``base``, for each delta
+    and with or without clusters: ``neurons``, best first, ``by_layer``, scores; ``suffices`` if also beside all layers.
 ``control``
     by layer the score on a random task of the same words and what the real one has above it; null for texts.
 ``transfer``
@@ -138,7 +139,7 @@ def analyse(
     with timed("control"):
         control = control_of(probing, scores, splits, settings.seed)
     with timed("transfer"):
-        steps = transfer_of(probing, choices, train, clock) if clock is not None else None
+        steps = transfer_of(probing, scores, choices, train, clock) if clock is not None else None
     constant = np.flatnonzero(moments(train.flat).constant)
     section: Section = {
         "version": VERSION,
@@ -161,7 +162,7 @@ def analyse(
         "constant": {"neurons": constant.tolist(), "by_layer": by_layer(constant, train)},
         "similarity": similarity,
         "clustering": clustering,
-        "neurons": [chosen(choice, train) for choice in choices],
+        "neurons": [chosen(choice, scores, train) for choice in choices],
         "control": control,
         "transfer": steps,
     }
@@ -278,7 +279,12 @@ def selected(scores: LayerScores, numbers: Sequence[int], delta: float) -> dict[
     }
 
 
-def chosen(choice: Choice, states: States) -> dict[str, Any]:
+def suffices(choice: Choice, scores: LayerScores) -> bool:
+    """Tell whether neurons keep the score of all layers, and not that of the layers and clusters they are of alone."""
+    return first_above([choice.found.scores["dev"]], scores.oracle["dev"], choice.layer_delta) is not None
+
+
+def chosen(choice: Choice, scores: LayerScores, states: States) -> dict[str, Any]:
     """List the neurons of a choice."""
     return {
         "delta": choice.layer_delta,
@@ -286,6 +292,7 @@ def chosen(choice: Choice, states: States) -> dict[str, Any]:
         "up_to": states.numbers[choice.top],
         "clusters": choice.candidates,
         "base": choice.found.base,
+        "suffices": suffices(choice, scores),
         "neurons": choice.found.neurons.tolist(),
         "by_layer": by_layer(choice.found.neurons, states),
         **choice.found.scores,
@@ -306,11 +313,16 @@ def control_of(probing: Probing, scores: LayerScores, splits: Splits, seed: int)
 
 
 def transfer_of(
-    probing: Probing, choices: Sequence[Choice], states: States, clock: Callable[[int], float]
+    probing: Probing,
+    scores: LayerScores,
+    choices: Sequence[Choice],
+    states: States,
+    clock: Callable[[int], float],
 ) -> list[dict[str, Any]]:
     """Measure features, scores and seconds at the smallest delta: all layers, those selected, and their neurons."""
     least = min(choice.layer_delta for choice in choices)
-    choice = min((one for one in choices if one.layer_delta == least), key=lambda one: len(one.found.neurons))
+    nearest = [one for one in choices if one.layer_delta == least]
+    choice = min(nearest, key=lambda one: (not suffices(one, scores), len(one.found.neurons)))
     steps = transfer_steps(
         probing, states.width, choice.top, choice.found.neurons, lambda place: clock(states.numbers[place])
     )

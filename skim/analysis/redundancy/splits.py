@@ -106,7 +106,7 @@ def _read(task: Task, name: str, part: str, examples: np.ndarray | None, limit: 
             break
         batch = rows[examples[start : start + COUNTED].tolist()]
         found, of_word = task.labels_of(batch), task.words_of(batch)
-        if found is None:
+        if found is None or batch["input_ids"].dim() > 2:  # several texts to an example, which choices are
             raise SkimError(
                 f"task={task.name} has not one label, or one number, per text or word that a probe could learn"
                 f" ({part}).\nwhat=redundancy is for classification, regression and tagging."

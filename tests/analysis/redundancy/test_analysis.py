@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from skim.analysis.redundancy import analysis, selection
-from skim.analysis.redundancy.analysis import Section, Settings, analyse, told
+from skim.analysis.redundancy.analysis import Section, Settings, analyse, suffices, told
+from skim.analysis.redundancy.selection import Choice, LayerScores, NeuronSet
 from skim.analysis.redundancy.states import Splits, States
 
 WIDTH, USEFUL = 6, 2 * 6 + 4  # dimension 4 of layer 2
@@ -96,6 +97,14 @@ def test_a_probe_within_two_standard_errors_of_chance_has_not_learned(section: S
         assert told({**section, **by, "layers": layers}, 1.0).startswith("At 1 %") == learned
     numbers = {**section, "chance": None, "layers": {**section["layers"], "oracle": {"dev": -0.1}}}
     assert told(numbers, 1.0).startswith("The task was not learned (dev -0.100), so")
+
+
+def test_neurons_of_clusters_suffice_only_if_all_layers_say_so(section: Section) -> None:
+    assert all(one["suffices"] for one in section["neurons"])
+    found = NeuronSet(1.0, np.array([3]), {"dev": 0.79}, {"dev": 0.795}, [])  # enough beside the clusters' 0.795
+    scores = LayerScores({"dev": 0.8}, [], [])
+    assert not suffices(Choice(1.0, 2, 0.3, 9, found), scores)
+    assert suffices(Choice(2.0, 2, 0.3, 9, found), scores)
 
 
 def test_the_paper_correlates_in_float64_and_draws_representatives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from skim.analysis.redundancy.rows import Rows
 from skim.analysis.redundancy.selection import (
     FINE,
     SHARES,
+    LayerScores,
     ccfs,
     first_above,
     layer_scores,
@@ -28,8 +31,15 @@ from skim.analysis.redundancy.selection import (
 from skim.errors import SkimError
 from tests.analysis.redundancy.planted import FIRST, LAYERS, SECOND, TOGETHER, WIDTH, planted
 
-RECIPES = [Ridge(), ElasticNet(epochs=40, learning_rate=2e-2)]
+RECIPES: dict[str, Recipe] = {"default": Ridge(), "paper": ElasticNet(epochs=16, learning_rate=5e-2)}
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 0.7, 0.79, 0.792, 0.8, 0.81, -0.3]), min_size=1, max_size=9)
+
+
+@cache
+def scored(recipe: str) -> tuple[Probing, LayerScores]:
+    """Planted rows, and what each layer scores there."""
+    probing = planted(RECIPES[recipe])
+    return probing, layer_scores(probing, WIDTH)
 
 
 @given(SCORES, st.sampled_from([0.8, 0.0, -0.3]), st.sampled_from([0, 0.5, 0.9, 1, 100]))
@@ -65,9 +75,8 @@ def test_sizes_are_shares_of_all_neurons() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_planted_layers_and_neurons_are_found(recipe: Recipe) -> None:
-    probing = planted(recipe)
-    scores = layer_scores(probing, WIDTH)
+def test_planted_layers_and_neurons_are_found(recipe: str) -> None:
+    probing, scores = scored(recipe)
     assert [scores.select(1, mode) for mode in ("up_to", "single")] == [2, TOGETHER]
     plain, clustered = ccfs(probing, scores, WIDTH, [(1, 1)])
     assert (plain.top, plain.threshold, plain.candidates) == (2, None, 3 * WIDTH)
@@ -79,9 +88,9 @@ def test_planted_layers_and_neurons_are_found(recipe: Recipe) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_neurons_of_a_single_layer_are_called_by_their_place_in_the_network(recipe: Recipe) -> None:
-    probing = planted(recipe)
-    (choice,) = ccfs(probing, layer_scores(probing, WIDTH), WIDTH, [(1, 1)], [0.3], mode="single")
+def test_neurons_of_a_single_layer_are_called_by_their_place_in_the_network(recipe: str) -> None:
+    probing, scores = scored(recipe)
+    (choice,) = ccfs(probing, scores, WIDTH, [(1, 1)], [0.3], mode="single")
     assert choice.top == TOGETHER
     assert set(choice.found.neurons) == {TOGETHER * WIDTH, TOGETHER * WIDTH + 1}
 
@@ -96,8 +105,7 @@ def test_a_regression_finds_its_neurons_by_their_weight() -> None:
 
 
 def test_deltas_that_share_a_layer_share_its_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
-    probing = planted(Ridge())
-    scores = layer_scores(probing, WIDTH)
+    probing, scores = scored("default")
     calls = []
     whole = selection.cluster
     monkeypatch.setattr(
@@ -120,8 +128,7 @@ def test_deltas_that_share_a_layer_share_its_clusters(monkeypatch: pytest.Monkey
 
 
 def test_every_threshold_clusters_the_layers_and_not_what_another_left() -> None:
-    probing = planted(Ridge())
-    scores = layer_scores(probing, WIDTH)
+    probing, scores = scored("default")
     together = ccfs(probing, scores, WIDTH, [(1, 1)], [None, 0.05, 0.3, 0.9])
     for choice in together:
         (alone,) = ccfs(probing, scores, WIDTH, [(1, 1)], [choice.threshold])

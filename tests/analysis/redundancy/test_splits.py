@@ -18,6 +18,7 @@ from tests.runs import composed
 from tests.tasks.test_every_task import backbones, overrides_of  # noqa: F401
 
 SENTENCES = ("sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")
+EXTRACTED = ("mrpc", "stsb", "conll2000")  # the others differ from these in labels and columns alone
 WORDS = ("conll2000", "conll2000_pos", "ud", "ud_xpos", "conll2003", "sem", "ccg")
 
 
@@ -49,7 +50,7 @@ def test_the_states_of_every_task_of_the_paper(
         assert train.types is not None
         assert len(train.types) == train.rows == train.counts.sum() > len(train.examples)
     assert train.labels.dtype == (np.float32 if task == "stsb" else np.int64)
-    for split in found.values():
+    for split in found.values() if task in EXTRACTED else ():
         states, _ = Extraction(parts.model, parts.task).run(split, tmp_path / split.name)
         assert states.values.shape == (split.rows, 3, 32)
         assert np.array_equal(states.labels, split.labels)
