@@ -100,7 +100,7 @@ class LookRedundancy(Options):
 
     preset: Literal["default", "paper"] = "default"
     """default: ridge probes on standardised neurons, and the medoid of each cluster; paper: the published elastic-net
-    probes, ten passes in the order of the rows, and a random neuron of each cluster"""
+    probes, ten passes in the order of the rows, correlations in float64, and a random neuron of each cluster"""
     deltas: Deltas = (1.0, 2.0, 3.0)
     """how much of a score fewer layers, and fewer neurons, may lose, in percent of it"""
     thresholds: Thresholds = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -108,9 +108,11 @@ class LookRedundancy(Options):
     cut: Between | None = 0.3
     """threshold at which one neuron of each cluster is kept before the fewest are looked for, beside the search among
     all; null: that search alone"""
-    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman", "pearson_and_spearman"] | None = None
-    """score of the probes: accuracy, f1, matthews, pearson, spearman, or pearson_and_spearman (their mean); null is
-    accuracy, and pearson_and_spearman of a regression"""
+    metric: (
+        Literal["accuracy", "f1", "accuracy_and_f1", "matthews", "pearson", "spearman", "pearson_and_spearman"] | None
+    ) = None
+    """score of the probes: accuracy, f1, accuracy_and_f1 (their mean), matthews, pearson, spearman, or
+    pearson_and_spearman (their mean); null is accuracy, and pearson_and_spearman of a regression"""
     pooling: Literal["position", "mean"] = "position"
     """states of a text: position (the token that the head reads, [CLS]) or mean (of all its tokens)"""
     word: Literal["last", "first", "average"] = "last"

@@ -162,6 +162,10 @@ def test_broken_weights_are_refused_by_layer_and_row_and_nothing_is_written(copy
         (["what=redundancy", "task=builtin", "backbone=tiny", "+overrides.seed=2"], "overrides.seed: there is no run"),
         (["what=redundancy", "task=builtin", "backbone=tiny", "redundancy.max_rows=5"], "5 rows are too few"),
         (["what=redundancy", "task=builtin", "backbone=tiny", "redundancy.dtype=int8"], "one of float32, float16"),
+        (
+            ["what=redundancy", "task=builtin", "backbone=tiny", "redundancy.metric=pearson"],
+            "metric of classes 'pearson'",
+        ),
         (["what=redundancy", "task=builtin_labels", "backbone=tiny"], "not one label, or one number"),
         (["what=redundancy", "task=builtin_choices", "backbone=tiny"], "not one label, or one number"),
     ],
@@ -173,4 +177,4 @@ def test_a_look_at_nothing_or_at_two_things_is_refused(
     with pytest.raises(SkimError, match=said) as error:
         evaluate(composed(*overrides, "hardware.accelerator=cpu", config="evaluate"))
     assert len(str(error.value).splitlines()) <= 2
-    assert not list(tmp_path.rglob("redundancy.json"))
+    assert not list(tmp_path.rglob("redundancy"))  # not even states

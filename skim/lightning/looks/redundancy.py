@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from skim.analysis.redundancy.analysis import Section, Settings, analyse
 from skim.analysis.redundancy.extraction import Extraction, Reading
+from skim.analysis.redundancy.metrics import metric
 from skim.analysis.redundancy.splits import Split, splits_of
 from skim.analysis.redundancy.states import Splits
 from skim.lightning.looks.loaded import Loaded, finished, for_report, is_run, load, pretrained, trainer_of
@@ -56,6 +58,8 @@ def section_of(loaded: Loaded, cfg: DictConfig, folder: Path, console: Console) 
     """Extract and analyse; the section with what it is of."""
     options, task = cfg.redundancy, loaded.parts.task
     splits = splits_of(task, options.max_rows)
+    if options.metric is not None:  # refused before the extraction, which may take long
+        metric(options.metric, 1 if np.issubdtype(splits[0].labels.dtype, np.floating) else 2)
     reading = Reading(options.pooling, options.word, options.dtype)
     extraction = Extraction(loaded.parts.model, task, reading, cfg.batch_size)
     started = time.perf_counter()

@@ -94,3 +94,5 @@ def test_ccfs_is_the_published_one(threshold: float, delta: float) -> None:
     assert found.found.base["dev"] == pytest.approx(base, abs=1e-9)
     assert found.found.neurons.tolist() == wanted
     assert 0 < len(wanted) < len(kept)
+    tried = [size for size, _ in found.found.tried]  # shares are of all neurons of the network
+    assert tried == sorted({min(int(share * TOTAL), len(order)) for share in SHARES} - {0})[: len(tried)]

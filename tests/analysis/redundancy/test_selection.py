@@ -20,6 +20,7 @@ from skim.analysis.redundancy.selection import (
     FINE,
     SHARES,
     LayerScores,
+    NeuronSet,
     ccfs,
     first_above,
     layer_scores,
@@ -113,8 +114,16 @@ def test_deltas_that_share_a_layer_share_its_clusters(monkeypatch: pytest.Monkey
         "cluster",
         lambda values, neurons, **more: calls.append(len(neurons)) or whole(values, neurons, **more),
     )
+    searched = []
+
+    def search(probing: Probing, neurons: np.ndarray, deltas: list[float]) -> list[NeuronSet]:
+        searched.append(deltas)
+        return smallest_sets(probing, neurons, deltas)
+
+    monkeypatch.setattr(selection, "smallest_sets", search)
     choices = ccfs(probing, scores, WIDTH, [(0.5, 60), (0.9, 1), (80, 1)], [None, 0.3, 0.9])
     assert calls == [WIDTH, 3 * WIDTH]
+    assert searched == [[1]] * 3 + [[60, 1]] * 3, "of its own layers alone"
     assert [(c.layer_delta, c.found.delta, c.threshold) for c in choices[:4]] == [
         (0.5, 60, None),
         (0.5, 60, 0.3),
