@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from skim.lightning import recipe
+from skim.options.settle import settle
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -34,6 +35,12 @@ def composed(*overrides: str, config: str = "train") -> DictConfig:
     """What ``python train.py <overrides>`` would run."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config, list(overrides))
+
+
+def typed(*overrides: str) -> DictConfig:
+    """As :func:`composed`, from what a user may type: ``method=[layer_drop,ltp]``."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", settle(list(overrides), "train"))
 
 
 def small(*overrides: str) -> DictConfig:

@@ -24,7 +24,15 @@ from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
 from skim.lightning.stages import stages_of
-from skim.lightning.start import Continued, backbone_config, continue_method, dense_folder, fewer_layers, load_backbone
+from skim.lightning.start import (
+    Continued,
+    backbone_config,
+    continue_method,
+    dense_folder,
+    fewer_layers,
+    load_backbone,
+    untrained,
+)
 from skim.methods import Method
 from skim.options.check import typed
 from skim.published import ltp as published
@@ -149,13 +157,17 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     if purpose == "fit":
         with typed("method"):
             method.check_fit()
-    continued = continue_method(method, start) if purpose == "fit" and start is not None else Continued()
+    continued = Continued()
+    notes: tuple[str, ...] = ()
+    if purpose == "fit" and start is not None:
+        continued = continue_method(method, start)
+        notes = untrained(method, start)
     if purpose == "fit" and not cfg.resume:
         check_begin(method, stages, continued)
     companion = task.companion(model)
     if companion is not None and start is not None and (start / COMPANION).is_file():
         companion.load_state_dict(load_file(start / COMPANION))
-    return Parts(task, tokenizer, model, stages, teacher, companion, continued.notes)
+    return Parts(task, tokenizer, model, stages, teacher, companion, (*notes, *continued.notes))
 
 
 def check_begin(method: Method, stages: Sequence[Stage], continued: Continued) -> None:

@@ -33,6 +33,27 @@ def fewer_layers(folder: Path) -> Method:
     return method_class("dense")()
 
 
+def untrained(method: Method, folder: Path) -> tuple[str, ...]:
+    """A note where a run brings back layers that did not run when ``init_from`` was trained, else nothing.
+
+    Args:
+        method: of the run, built.
+        folder: the model that it starts from.
+    """
+    try:
+        ran = running(fewer_layers(folder), method)
+    except SkimError:  # a backbone of another depth, which backbone.overrides asked for
+        return ()
+    back = [str(i) for i in running(method, method) if i not in ran]
+    if not back:
+        return ()
+    layers, they = ("layer", "it has") if len(back) == 1 else ("layers", "they have")
+    return (
+        f"init_from={folder.parent}: {layers} {', '.join(back)} did not run there, and so {they} not learned the task; "
+        "here every one of them runs. Without them: a chain whose first member is that run's layer_drop.",
+    )
+
+
 @dataclass(frozen=True)
 class Continued:
     """Parts of a method that go on from an earlier run.
