@@ -29,7 +29,7 @@ class LayerDrop(Method):
         every: each of so many layers runs, beginning with the first: 2 for every second one; in place of ``layers``.
         report: where a redundancy report of this backbone lies, which says how many layers suffice: a run's folder, or
             a JSON file; in place of ``layers``. It is read once: a model is saved with the layers that it named.
-        delta: points of the metric that may be lost by the report.
+        delta: percent of the score that may be lost by the report.
 
     Attributes:
         suggestion: what was read from ``report``.

@@ -34,7 +34,7 @@ def suggested(report: str | Path, delta: float) -> Suggestion:
 
     Args:
         report: a run's folder, its ``results.json``, or a file that holds the report alone.
-        delta: points of the metric that may be lost.
+        delta: percent of the score that may be lost.
 
     Raises:
         SkimError: there is no report, none for this delta, or it finds every layer to be needed.
