@@ -14,7 +14,7 @@ from skim.lightning.build import Parts
 from skim.lightning.looks import load
 from skim.lightning.recipe import train
 from skim.methods import Method
-from tests.runs import composed, looking
+from tests.runs import composed, looking, typed
 
 DEMO = [
     "experiment=demo",
@@ -168,6 +168,27 @@ def test_attention_tells_what_matters_and_chance_does_not(pruned) -> None:
     blind = accuracy(model, parts.task.sample_batches(32, 200))
     print(f"by chance: {blind}")
     assert blind < 0.85
+
+
+def test_a_chain_learns_and_lands_on_its_total(dense: Path) -> None:
+    """Three layers of four, and in them a share of the tokens; as many of them by chance are not enough."""
+    overrides = ["method=[layer_drop,ltp]", "method.layer_drop.layers=3", "method.ltp.target=0.45", "train.epochs=1"]
+    overrides += ["method.ltp.final_token_threshold=0.02", "method.ltp.stages.soft.lr=1e-4"]
+    cfg = typed(*DEMO, *overrides, "task.max_train_samples=600", f"init_from={dense}")
+    done = train(cfg, dense.parent / "chain", "")
+    results = done.results
+    assert results.metrics["accuracy"] >= 0.95
+    assert results.masked_metrics["accuracy"] == results.metrics["accuracy"]
+    assert results.relative_flops == pytest.approx(0.45, abs=0.03)
+    assert results.keep_ratio[3] == 0
+    parts = load(looking(done.folder)).parts
+    salient, alive = kept(parts)
+    print(f"chain: of the salient tokens {salient} stay, of all {alive}")
+    assert salient[1] >= 1.5 * alive[1]
+    model = skim.decompress(parts.model)
+    skim.compress(model, [skim.LayerDrop(3), RandomInside(tuple(alive[:3]))]).eval()
+    torch.manual_seed(0)
+    assert accuracy(model, parts.task.sample_batches(32, 200)) < 0.85
 
 
 def test_tokens_that_matter_halt_later(dense: Path) -> None:
