@@ -72,14 +72,15 @@ def made_of(node: Any, place: str) -> Method:
         place: where it stands in the config.
     """
     methods = node.get("methods") if node.get("_target_") == CHAIN else None
-    groups = groups_of(methods and OmegaConf.to_container(methods))
+    named: Any = OmegaConf.to_container(methods) if OmegaConf.is_list(methods) else []  # the chain refuses what is none
+    groups = groups_of(named)
     # of a chain, also groups of methods that are members in other jobs of a sweep
     others = [key for key in node if methods is not None and OmegaConf.is_dict(node[key])]
     options = OmegaConf.masked_copy(node, [key for key in node if key not in ("stages", *others)])
     target = options.get("_target_")
     members = [
         made_of(node[group], f"{place}.{group}") if isinstance(one, str) and group in node else one
-        for group, one in zip(groups, methods or (), strict=True)
+        for group, one in zip(groups, named, strict=True)
     ]
     try:
         with typed(place):

@@ -50,7 +50,7 @@ def untrained(method: Method, folder: Path) -> tuple[str, ...]:
     layers, they = ("layer", "it has") if len(back) == 1 else ("layers", "they have")
     return (
         f"init_from={folder.parent}: {layers} {', '.join(back)} did not run there, and so {they} not learned the task; "
-        "here every one of them runs. Without them: a chain whose first member is that run's layer_drop.",
+        "here every one of them runs. Without them: that run's layer_drop, alone or as the first member of a chain.",
     )
 
 
