@@ -1,7 +1,7 @@
 """The pairs of methods and families that the laws run over.
 
-By default all methods on three families (chains on two of them), all families with two methods, and every head with
-one. ``--laws=full`` is the whole product, on every device that there is; ``--laws=quick`` all methods on one family.
+By default all methods on three families, all families with two methods, and every head with one. ``--laws=full`` is the
+whole product, on every device that there is; ``--laws=quick`` all methods on one family.
 """
 
 from __future__ import annotations
@@ -121,19 +121,12 @@ def usual(family: str, reads_head: bool) -> str:
     return "tokens" if has(family, "tokens") and not reads_head else "classification"
 
 
-def some_of_three(method: str) -> tuple[str, ...]:
-    """Choose the families that a method runs on by default: a chain, whose members run on all, on two by its name."""
-    if "+" not in method:
-        return THREE
-    return (THREE[0], THREE[1 + zlib.crc32(method.encode()) % 2])
-
-
 def pairs(selection: str) -> list[tuple[str, str]]:
     """Pair methods with families; those that cannot be are among them."""
     if selection != "default":
         families = FAMILIES if selection == "full" else THREE[:1]
         return [(method, family) for family in families for method in METHODS]
-    three = [(method, family) for method, row in METHODS.items() for family in (*some_of_three(method), *row.also)]
+    three = [(method, family) for method, row in METHODS.items() for family in (*THREE, *row.also)]
     two = [(method, family) for family in FAMILIES for method in TWO]
     instead = [(INSTEAD, family) for family in FAMILIES if not looks_apart(family)]
     return list(dict.fromkeys([*three, *two, *instead]))

@@ -18,6 +18,7 @@ PAIRS: dict[str, list[str]] = {
     "transkimmer,early_exit": ["method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
     "ltp,early_exit": ["method.ltp.target=0.6"],
     "act,early_exit": ["method.early_exit.halting=pondernet", "method.early_exit.target=0.6"],
+    "funnel,ltp": ["method.ltp.target=0.6"],
     "funnel,topk": ["method.topk.start=0", "method.topk.target=0.6"],
     "layer_drop,transkimmer": [*FEWER, "method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
 }
