@@ -129,7 +129,7 @@ class Answers(Metric):
         the questions with and without an answer (``nan`` where there are none), and ``best_em`` and ``best_f1``, each
         at its own best threshold.
         """
-        if not self.row:
+        if not len(self.row):  # a list of tensors, or where ranks have been joined one
             return {"em": torch.tensor(torch.nan), "f1": torch.tensor(torch.nan)}
         rows, begin, end, logit, null = (
             dim_zero_cat(state).cpu().numpy() for state in (self.row, self.begin, self.end, self.logit, self.null)
