@@ -11,8 +11,9 @@ L layers.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skim.lazy import on_first_use
 
 __version__ = "0.2.0"
 
@@ -67,14 +68,5 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
 
 __all__ = ["__version__", *_PUBLIC]
 
-
-def __getattr__(name: str) -> Any:
-    """Load the public names on first use: ``import skim`` and ``train.py --help`` stay quick."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'skim' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    """The public names, loaded or not, and the modules that are loaded."""
-    return sorted({*globals(), *__all__})
+# ``import skim`` and ``train.py --help`` stay quick
+__getattr__, __dir__ = on_first_use(__name__, _PUBLIC)

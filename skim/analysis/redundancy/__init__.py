@@ -11,8 +11,9 @@ A *neuron* is one number of a layer's states. Everywhere it is called by its ind
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skim.lazy import on_first_use
 
 if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test holds the two together
     from skim.analysis.redundancy.analysis import Settings as Settings
@@ -111,14 +112,5 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
 
 __all__ = [*_PUBLIC]
 
-
-def __getattr__(name: str) -> Any:
-    """Load the public names on first use: statistics alone need neither torch nor a task."""
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'skim.analysis.redundancy' has no attribute '{name}'")
-    return getattr(import_module(_PUBLIC[name]), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not, and the modules that are loaded."""
-    return sorted({*globals(), *__all__})
+# statistics alone need neither torch nor a task
+__getattr__, __dir__ = on_first_use(__name__, _PUBLIC)
