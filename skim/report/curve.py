@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skim.report.picture import write_picture
 from skim.report.runs import Results, Setting, Spread, aggregate, load_curve
 
 DENSE = "#4a5568"
@@ -33,7 +34,7 @@ def write_curves(results: Sequence[Results], folder: Path) -> list[Path]:
     written = []
     for task in sorted({setting.task for setting in settings}):
         name = f"curve-{re.sub(r'[^A-Za-z0-9_.-]+', '_', task)}"
-        written += _save(draw([setting for setting in settings if setting.task == task]), folder, name)
+        written += write_picture(draw([setting for setting in settings if setting.task == task]), folder, name)
     return written
 
 
@@ -46,14 +47,7 @@ def write_curve(path: Path) -> list[Path]:
     Raises:
         SkimError: a file that is not a ``curve.json`` of this version.
     """
-    return _save(draw(aggregate(load_curve(path))), path.parent, path.stem)
-
-
-def _save(figure: Any, folder: Path, name: str) -> list[Path]:
-    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+    return write_picture(draw(aggregate(load_curve(path))), path.parent, path.stem)
 
 
 def draw(settings: Sequence[Setting]) -> Any:

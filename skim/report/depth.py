@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from skim.report.fitted import plain
+from skim.report.picture import write_picture
 
 SECTIONS = {"tokens": "", "corrupted": "corrupted", "tags": "tag"}
 WIDTH = 20  # characters of the longest bar
@@ -59,7 +60,4 @@ def write_depth(depth: dict[str, Any], folder: Path) -> list[Path]:
         axes.annotate(f"{mean:.2f}", (mean, height), xytext=(3, 0), textcoords="offset points", va="center", size=8)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    paths = [folder / f"depth.{suffix}" for suffix in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+    return write_picture(figure, folder, "depth")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from skim.report.fitted import plain
+from skim.report.picture import write_picture
 
 
 def skip_table(skip: dict[str, Any]) -> Table:
@@ -58,7 +59,4 @@ def write_skip(skip: dict[str, Any], folder: Path) -> list[Path]:
         axes.xaxis.get_major_locator().set_params(integer=True)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    paths = [folder / f"skip.{suffix}" for suffix in ("png", "svg")]
-    for path in paths:
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return paths
+    return write_picture(figure, folder, "skip")
