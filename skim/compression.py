@@ -16,6 +16,7 @@ from skim.beside import keep_method
 from skim.engine.adapters import unwrapped, whole_of
 from skim.engine.forward import HeadForward
 from skim.engine.head import Head
+from skim.engine.hooks import Hooks
 from skim.engine.trace import LastTrace
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, shortened
@@ -168,7 +169,7 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def standing_in(model: nn.Module, method: Method) -> Iterator[nn.Module]:
+def standing_in(model: nn.Module, method: Hooks) -> Iterator[nn.Module]:
     """Let another method, built for this backbone, decide for the length of a ``with``: the same weights.
 
     The model's own stays where it is, with its parameters, its stage and its schedules.

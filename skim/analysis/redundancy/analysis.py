@@ -45,11 +45,10 @@ import numpy as np
 from skim.analysis.redundancy.clustering import THRESHOLDS, cluster, cluster_layers
 from skim.analysis.redundancy.control import control_task, selectivity
 from skim.analysis.redundancy.extraction import name_of
-from skim.analysis.redundancy.moments import moments
 from skim.analysis.redundancy.probing import Probing
 from skim.analysis.redundancy.recipes import RECIPES
 from skim.analysis.redundancy.rows import Rows
-from skim.analysis.redundancy.selection import Choice, LayerScores, ccfs, first_above, layer_scores
+from skim.analysis.redundancy.selection import Choice, LayerScores, ccfs, first_above, layer_scores, single_scores
 from skim.analysis.redundancy.similarity import Similarity, linear_cka, minibatch_cka, rbf_cka
 from skim.analysis.redundancy.states import Splits, States
 from skim.analysis.redundancy.transfer import transfer_steps
@@ -122,7 +121,7 @@ def analyse(
     with timed("similarity"):
         similarity = similarity_of(train, settings.seed)
     with timed("clustering"):
-        clustering = clustering_of(train, settings.thresholds, settings.precision)
+        clustering, constant = clustering_of(train, settings.thresholds, settings.precision)
     with timed("probes"):
         scores = layer_scores(probing, train.width)
     with timed("selection"):
@@ -140,7 +139,6 @@ def analyse(
         control = control_of(probing, scores, splits, settings.seed)
     with timed("transfer"):
         steps = transfer_of(probing, scores, choices, train, clock) if clock is not None else None
-    constant = np.flatnonzero(moments(train.flat).constant)
     section: Section = {
         "version": VERSION,
         "preset": settings.preset,
@@ -229,8 +227,8 @@ def _matrix(similarity: Similarity) -> list[list[float | None]]:
 
 def clustering_of(
     states: States, thresholds: Sequence[float], precision: Literal["float32", "float64"] = "float32"
-) -> dict[str, Any]:
-    """Count the clusters of all neurons and of each layer's own, at all thresholds."""
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Count the clusters of all neurons and of each layer's own, at all thresholds; and list the constant neurons."""
     tree = cluster(states.flat, precision=precision)
     network = []
     for threshold in thresholds:
@@ -243,14 +241,15 @@ def clustering_of(
                 "widths": {str(width): int(count) for width, count in enumerate(widths) if count},
             }
         )
-    del tree
+    constant = np.flatnonzero(tree.constant)
+    del tree  # with its distances, of which there are as many as pairs
     own = [
         {"number": number, "redundant": [one.redundant(threshold) for threshold in thresholds]}
         for number, one in zip(
             states.numbers, cluster_layers(states.flat, states.width, precision=precision), strict=True
         )
     ]
-    return {"thresholds": list(thresholds), "network": network, "layers": own}
+    return {"thresholds": list(thresholds), "network": network, "layers": own}, constant
 
 
 def scores_of(scores: LayerScores, numbers: Sequence[int]) -> dict[str, Any]:
@@ -304,11 +303,11 @@ def control_of(probing: Probing, scores: LayerScores, splits: Splits, seed: int)
     types = {name: states.types for name, states in splits.named.items() if states.types is not None}
     if not types:
         return None
-    found = layer_scores(control_task(probing, types, seed), splits.train.width)
-    above = (selectivity(task, control) for task, control in zip(scores.single, found.single, strict=True))
+    found = single_scores(control_task(probing, types, seed), splits.train.width)
+    above = (selectivity(task, control) for task, control in zip(scores.single, found, strict=True))
     return [
         {"number": number, **control, "selectivity": more}
-        for number, control, more in zip(splits.train.numbers, found.single, above, strict=True)
+        for number, control, more in zip(splits.train.numbers, found, above, strict=True)
     ]
 
 

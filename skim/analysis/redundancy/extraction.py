@@ -23,7 +23,7 @@ from skim.analysis.redundancy.splits import Split
 from skim.analysis.redundancy.states import States
 from skim.analysis.redundancy.store import Store
 from skim.calibration import Batches
-from skim.compression import walk_of
+from skim.compression import standing_in, walk_of
 from skim.engine.hooks import Hooks
 from skim.engine.inputs import inputs_of
 from skim.engine.tokens import at_place
@@ -208,17 +208,13 @@ class Extraction:
         """Measure the wall time of the encoder up to a layer's number on some batches."""
         device = next(self.model.parameters()).device
         inputs = [{name: tensor.to(device) for name, tensor in inputs_of(batch).items()} for batch in batches]
-        before, self.walk.stand_in = self.walk.stand_in, cast(Hooks, UpTo(self.walk.method, top))
-        try:
-            with torch.inference_mode():
-                started = time.perf_counter()
-                for batch in inputs:
-                    self.walk.base(**batch)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                return time.perf_counter() - started
-        finally:
-            self.walk.stand_in = before
+        with standing_in(self.model, cast(Hooks, UpTo(self.walk.method, top))), torch.inference_mode():
+            started = time.perf_counter()
+            for batch in inputs:
+                self.walk.base(**batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return time.perf_counter() - started
 
     def key(self, split: Split) -> dict[str, str]:
         """Hash what the states of a split depend on, by kind: weights, data and settings."""

@@ -112,18 +112,28 @@ def layer_scores(probing: Probing, width: int) -> LayerScores:
         probing: rows, recipe and metric.
         width: neurons of a layer.
     """
-    total = probing.train.neurons
-    if width < 1 or total % width:
-        raise SkimError(f"{total} neurons are not whole layers of {width}.")
-    layers = total // width
-    oracle = Probe("oracle", 0, total)
-    single = [Probe(f"layer {k}", k * width, (k + 1) * width) for k in range(layers)]
+    single = _single(probing, width)
+    oracle = Probe("oracle", 0, probing.train.neurons)
     # layer 0 alone is its own sum; the recipe draws weights for the top sum as for any other
-    up_to = [single[0], *(Probe(f"layers 0 to {k}", 0, (k + 1) * width) for k in range(1, layers))]
+    up_to = [single[0], *(Probe(f"layers 0 to {k}", 0, (k + 1) * width) for k in range(1, len(single)))]
     scores = probing.scores(probing.bank([oracle, *single, *up_to[1:]]))
     return LayerScores(
         scores[oracle.name], [scores[probe.name] for probe in single], [scores[probe.name] for probe in up_to]
     )
+
+
+def single_scores(probing: Probing, width: int) -> list[Scores]:
+    """Train and score every layer alone; arguments as in :func:`layer_scores`."""
+    single = _single(probing, width)
+    scores = probing.scores(probing.bank(single))
+    return [scores[probe.name] for probe in single]
+
+
+def _single(probing: Probing, width: int) -> list[Probe]:
+    total = probing.train.neurons
+    if width < 1 or total % width:
+        raise SkimError(f"{total} neurons are not whole layers of {width}.")
+    return [Probe(f"layer {k}", k * width, (k + 1) * width) for k in range(total // width)]
 
 
 @dataclass(frozen=True)

@@ -35,21 +35,21 @@ def progress_of(folder: str | Path, bar: bool = True) -> Shown:
 
 
 @contextmanager
-def counted(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+def counted(console: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
     """A bar over something that takes a while, or a line that says that it begins.
 
     Args:
         console: where to.
         what: it is.
-        total: how many times what is yielded will be called.
+        total: steps; what is yielded is called when one more is done, or with how many are.
     """
     if not console.is_terminal:
         console.print(what, highlight=False, soft_wrap=True)
-        yield lambda: None
+        yield lambda done=1: None
         return
     with Progress(*columns(), console=console, transient=True) as progress:
         task = progress.add_task(what, total=total, shown="")
-        yield lambda: progress.advance(task)
+        yield lambda done=1: progress.advance(task, done)
 
 
 def columns() -> list[Any]:

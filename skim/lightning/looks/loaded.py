@@ -23,7 +23,7 @@ from skim.errors import SkimError
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, method_name
-from skim.options.run import Benchmark, Callbacks, Hardware, Run, Training
+from skim.options.check import PLACES
 from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.report.heatmap import read
 from skim.report.page import write_page
@@ -127,13 +127,8 @@ def pretrained(cfg: DictConfig) -> Loaded:
 
     Its run is made of the options' defaults; the head is a new one, which no look at the encoder reads.
     """
-    sections: dict[str, type[Any]] = {
-        "train": Training,
-        "hardware": Hardware,
-        "callbacks": Callbacks,
-        "benchmark": Benchmark,
-    }
-    defaults: dict[Any, Any] = asdict(Run()) | {name: asdict(options()) for name, options in sections.items()}
+    sections = {place: asdict(cast(Any, options())) for place, options in PLACES["train"].items()}
+    defaults: dict[Any, Any] = sections.pop("") | sections
     run = OmegaConf.merge(
         defaults,
         {"method": {"_target_": METHODS["dense"]}, "trainer": {"precision": "32-true"}, "execution": cfg.execution},

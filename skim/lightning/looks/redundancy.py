@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from skim.analysis.redundancy.analysis import Section, Settings, analyse
@@ -19,6 +18,7 @@ from skim.analysis.redundancy.extraction import Extraction, Reading
 from skim.analysis.redundancy.metrics import metric
 from skim.analysis.redundancy.splits import Split, splits_of
 from skim.analysis.redundancy.states import Splits
+from skim.lightning.callbacks.progress import counted
 from skim.lightning.looks.loaded import Loaded, finished, for_report, is_run, load, pretrained, trainer_of
 from skim.methods import method_name
 from skim.report.page import write_page
@@ -98,13 +98,12 @@ def extracted(extraction: Extraction, splits: list[Split], folder: Path, loaded:
     console.print(
         f"states: {rows} rows x {layers}, {extraction.reading.dtype}, {size:,.1f} MiB in {folder}", soft_wrap=True
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found = {}
     forward = trainer_of(loaded, console).precision_plugin.forward_context()
-    with forward, torch.inference_mode(), Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    with forward, torch.inference_mode():
         for split in splits:
-            line = bar.add_task(f"states, {split.name}", total=len(split.examples))
-            states, changed = extraction.run(split, folder / split.name, lambda count: bar.advance(line, count))  # noqa: B023
+            with counted(console, f"states, {split.name}", len(split.examples)) as advance:
+                states, changed = extraction.run(split, folder / split.name, advance)
             if changed:
                 console.print(f"{split.name}: states of other {' and '.join(changed)} lay there; extracted anew")
             found[split.name] = states
