@@ -15,21 +15,20 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.backbone import Backbone
 from skim.engine.head import Head
 from skim.engine.hooks import Hooks
 from skim.engine.inputs import INPUTS, Inputs, check_read
-from skim.engine.keys import KeyValues
-from skim.engine.mask import AttentionMask
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens
+from skim.engine.step import Steps
 from skim.engine.threads import PerThread
-from skim.engine.tokens import Charge, Nobody, Sequences, TokenBatch
-from skim.engine.trace import LayerTrace, Trace
+from skim.engine.tokens import Sequences, TokenBatch
+from skim.engine.trace import Trace
 from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
 from skim.flops import LayerCost
@@ -173,61 +172,13 @@ class Walk:
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
         costs = [backbone.charged(cost, inputs) for cost in self.costs]
+        step = Steps(base, backbone, method, self.head, self.heads, costs, inputs, sequences, learns)
         states = []
-        position, seen, geometry = None, None, None
-        key_values = KeyValues(backbone, base, inputs)
         for i, layer in enumerate(backbone.layers(base)):
             if wants_states:
                 states.append(tokens.restore())
-            over = not tokens.hidden.numel() and not learns  # all have halted, or left; who learns needs every weight
-            if over or not method.runs(i):
-                nobody = Nobody(sequences)
-                trace.layers.append(LayerTrace(nobody, nobody, costs[i], shortened=backbone.shortens))
-                continue
-            tokens = method.before_layer(i, backbone.before_layer(base, i, tokens.uncharged()))
-            tokens = before = tokens.renewed()
-            attending = tokens.occupancy
-            looked_at = None if tokens.others is None else tokens.others.occupancy
-            if attending.position is not position or looked_at is not seen:
-                # rows moved, or look at others: so do the biases and rotations that look at positions
-                position, seen, geometry = attending.position, looked_at, backbone.geometry(base, tokens, inputs)
-            asked = method.wants_received(i) and looked_at is None  # else nobody looks at these rows
-            mask = AttentionMask(
-                attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
-            )
-            projected = key_values.projected(layer, tokens)
-            if tokens.source is None and (looked_at is None or isinstance(tokens, MaskedTokens)):
-                # halted rows of a masked batch are in their places
-                mask.occupancy, mask.memory = attending if looked_at is None else looked_at, None
-                hidden = self._half(layer, backbone.attend, tokens.hidden, mask, geometry)
-            else:
-                key, value = key_values.of(layer, tokens)
-                hidden = self._half(layer, backbone.attend_to, tokens.hidden, key, value, mask, geometry)
-            tokens = tokens.with_hidden(hidden)
-            if not mask.used:
-                raise SkimError(
-                    f"{type(layer).__name__} ignored its attention mask, so padding would be attended to.\n"
-                    "This transformers version calls attention in a way skim does not know; please report it."
-                )
-            if asked and mask.received is None:
-                raise SkimError(
-                    f"{type(layer).__name__} does not tell which token received how much attention, and method "
-                    f"{method.name} decides by that.\nUse another backbone, or a method such as transkimmer."
-                )
-            tokens = method.after_attention(i, tokens, mask.received)
-            feeding = tokens.occupancy
-            tokens = tokens.with_hidden(self._half(layer, backbone.feed_forward, tokens.hidden))
-            tokens = method.after_layer(i, before, tokens)
-            reading: tuple[Charge, ...] = ()
-            if method.wants_reading(i):
-                logits = self.head.of(feeding.counts() > 0, method.restore(tokens), inputs)
-                tokens = method.after_reading(i, tokens, logits)
-                reading = (Charge(feeding, per_sequence=self.head.flops(sequences.lengths)),)
-            charges = (*tokens.charges, *reading)
-            sums = 2.0 * self.heads if asked else 0.0
-            trace.layers.append(
-                LayerTrace(attending, feeding, costs[i], sums, looked_at, projected, charges, backbone.shortens)
-            )
+            tokens, ran = step(i, layer, tokens)
+            trace.layers.append(ran)
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
         if inputs.attention_mask is not None and form != "packed":  # there, who has no token has no state either
@@ -247,19 +198,6 @@ class Walk:
                 "its own.\nskim.decompress(model) first and choose then; "
                 "model.set_attn_implementation('skim') takes it back."
             )
-
-    def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
-        """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""
-        if not (self.model.training and getattr(layer, "gradient_checkpointing", False)):
-            return half(layer, *args)
-        checkpointed = layer._gradient_checkpointing_func
-        if self.method.trains_masked and getattr(checkpointed, "keywords", {}).get("use_reentrant"):
-            raise SkimError(
-                f"Reentrant gradient checkpointing hands on gradients of a layer's states only, and method "
-                f"{self.method.name} learns through its masks.\nUse model.gradient_checkpointing_enable("
-                "gradient_checkpointing_kwargs={'use_reentrant': False})."
-            )
-        return checkpointed(half, layer, *args)
 
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Inputs, bool, bool]:
         """Sort out a Hugging Face call: the inputs, whether all hidden states are wanted, whether a tuple is."""
