@@ -14,6 +14,7 @@ for its training steps.
 from __future__ import annotations
 
 from skim.benchmark.comparison import compare, compare_training, plain_twin, twin
+from skim.benchmark.counting import Work, counting
 from skim.benchmark.scripted import HaltShare, KeepShare
 from skim.benchmark.timing import Timing, machine, time_side_by_side, usable
 
@@ -21,8 +22,10 @@ __all__ = [
     "HaltShare",
     "KeepShare",
     "Timing",
+    "Work",
     "compare",
     "compare_training",
+    "counting",
     "machine",
     "plain_twin",
     "time_side_by_side",
