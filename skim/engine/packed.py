@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,30 @@ from torch import Tensor
 from skim.engine.pooling import openings, pooled
 from skim.engine.tokens import Charge, Occupancy, Sequences, TokenBatch, merge
 from skim.errors import SkimError
+
+
+class Group(NamedTuple):
+    """Sequences whose attention is one call; ``full`` if none is shorter than ``length``."""
+
+    sequences: int
+    length: int
+    full: bool
+
+
+class Blocks(NamedTuple):
+    """Rows put into rectangles, one for each length: P places.
+
+    Attributes:
+        rows: ``(P,)`` the row in each place; a sequence's last row stands again in the places left over.
+        back: ``(T,)`` the place of each row.
+        taken: ``(P,)`` bool, False on places left over.
+        groups: the rectangles, one behind the other.
+    """
+
+    rows: Tensor
+    back: Tensor
+    taken: Tensor
+    groups: list[Group]
 
 
 @dataclass(frozen=True)
@@ -61,19 +86,40 @@ class PackedOccupancy(Occupancy):
         return self.sequence * positions + self.place, taken
 
     @cached_property
-    def by_length(self) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """Sequences of equal length side by side, so that one attention call serves them all.
+    def lengths(self) -> list[int]:
+        """Rows of each sequence, on the host."""
+        return self.bounds.diff().tolist()
 
-        Returns:
-            The rows in that order ``(T,)``, the way back ``(T,)``, and the groups as (sequences, length).
+    @cached_property
+    def _blocks(self) -> dict[int, Blocks]:
+        return {}
+
+    def blocks(self, multiple: int) -> Blocks:
+        """Sequences of about equal length side by side, so that one attention call serves them all.
+
+        Args:
+            multiple: lengths are rounded up to multiples of it.
         """
+        if multiple not in self._blocks:
+            self._blocks[multiple] = self._side_by_side(multiple)
+        return self._blocks[multiple]
+
+    def _side_by_side(self, multiple: int) -> Blocks:
         counts, order = self.bounds.diff().sort(stable=True)
-        total = torch.arange(len(self.index), device=self.index.device)
-        shift = self.bounds[:-1][order] - (counts.cumsum(0) - counts)
-        rows = total + shift.repeat_interleave(counts, output_size=len(self.index))
-        lengths, sizes = counts.unique_consecutive(return_counts=True)
-        groups = [(size, length) for size, length in zip(sizes.tolist(), lengths.tolist(), strict=True) if length]
-        return rows, torch.empty_like(rows).index_copy_(0, rows, total), groups
+        sizes = (counts + (multiple - 1)) // multiple * multiple
+        places = sum(-(-length // multiple) * multiple for length in self.lengths)
+        member = torch.arange(len(order), device=order.device).repeat_interleave(sizes, output_size=places)
+        place = torch.arange(places, device=order.device) - (sizes.cumsum(0) - sizes)[member]
+        last = counts[member] - 1
+        rows = self.bounds[order][member] + place.minimum(last)
+        taken = place <= last
+        back = torch.empty_like(self.index).index_copy_(0, rows[taken], taken.nonzero().squeeze(1))
+        groups = []
+        for size, some in groupby(sorted(self.lengths), lambda length: -(-length // multiple) * multiple):
+            lengths = list(some)
+            if size:
+                groups.append(Group(len(lengths), size, lengths[0] == size))
+        return Blocks(rows, back, taken, groups)
 
     def only(self, rows: Tensor) -> PackedOccupancy:
         """Some of the rows, by their numbers, rising."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from skim.engine.attention import skim_attention
 from skim.engine.kernels.cpu import packed_attention
@@ -119,6 +122,29 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
                 if asked:
                     torch.testing.assert_close(received, sums)
                     torch.testing.assert_close(dropped, sums)  # dropout acts after the sums are taken
+
+
+def test_lengths_rounded_up_to_whole_vectors_let_nobody_look_at_others() -> None:
+    """What is not a number in one sequence stays there, and a group of several lengths is one call of the kernel."""
+    occupancy = packed([9, 4, 7], gaps=False).occupancy
+    query, key, value = torch.randn(3, 1, 2, 20, 8)
+    value[:, :, 9:13] = torch.nan
+    with torch.no_grad(), Calls(F.scaled_dot_product_attention) as calls:
+        context, _ = packed_attention(query, key, value, AttentionMask(occupancy), None, 0.0)
+    assert context.isnan().any(-1).any(1)[0].nonzero().flatten().tolist() == list(range(9, 13))
+    assert calls.number == 1
+
+
+class Calls(TorchFunctionMode):
+    """Counts calls of one function."""
+
+    def __init__(self, counted: Any) -> None:
+        super().__init__()
+        self.counted, self.number = counted, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is self.counted
+        return func(*args, **(kwargs or {}))
 
 
 def plainly(

@@ -78,14 +78,23 @@ def test_packed_rectangle_and_length_groups_hold_every_row_once(story: tuple[Seq
     slots, taken = occupancy.rectangle
     assert torch.equal(torch.zeros_like(taken).view(-1).index_fill(0, slots, 1).view_as(taken), taken)
     assert torch.equal(slots // taken.shape[1], occupancy.index // taken.shape[1])
-    rows, back, groups = occupancy.by_length
-    assert torch.equal(rows[back], torch.arange(len(rows)))
-    assert sum(size * length for size, length in groups) == len(rows)
-    start = 0
-    for size, length in groups:  # each stretch of a group is one whole sequence
-        sequence = occupancy.index[rows[start : start + size * length]].view(size, length) // taken.shape[1]
-        assert (sequence == sequence[:, :1]).all()
-        start += size * length
+    for multiple in (1, 4):
+        rows, back, there, groups = occupancy.blocks(multiple)
+        assert torch.equal(rows[back], torch.arange(len(back)))
+        assert torch.equal(there.nonzero().squeeze(1), back.sort().values)
+        assert sum(group.sequences * group.length for group in groups) == len(rows)
+        start = 0
+        for (
+            size,
+            length,
+            full,
+        ) in groups:  # each stretch of a group is one whole sequence, its last row again at the end
+            span = slice(start, start + size * length)
+            sequence = occupancy.index[rows[span]].view(size, length) // taken.shape[1]
+            assert (sequence == sequence[:, :1]).all()
+            assert bool(there[span].all()) == full
+            assert length % multiple == 0
+            start += size * length
 
 
 @given(stories(), st.data())

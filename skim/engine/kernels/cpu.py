@@ -1,4 +1,4 @@
-"""Packed attention on a CPU: one call for each length that occurs, or for each sequence that looks at other rows."""
+"""Packed attention on a CPU: one call for sequences of about one length, or for each that looks at other rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from skim.engine.kernels.padded import attention
 from skim.engine.mask import AttentionMask, near
 from skim.engine.packed import PackedOccupancy
 
+LANES = 16  # of a vector of 32 bits: the fused kernel's softmax takes what is left over one by one
+FEW = 3  # left over, it is faster than a mask
+SHORT = 64  # rows of a lone sequence that are not worth moving
+
 
 def packed_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float | None, dropout: float
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of each sequence to itself only.
 
-    One call per *length* is exact in FLOPs, and with tokens gone most sequences share a few short lengths.
+    One call for all sequences of about one length. The fused kernel handles whole vectors of keys, and each key that is
+    left over takes as long as a vector: 127 keys twice as long as 128. So lengths are rounded up for it, and only for
+    it: the places left over are seen by nobody and read by nobody.
 
     Args:
         query: ``(1, H, T, d)``.
@@ -33,27 +39,35 @@ def packed_attention(
     assert isinstance(occupancy, PackedOccupancy)
     if mask.memory is not None:
         return memory_attention(query, key, value, mask, scaling, dropout), None
-    window = mask.window
-    if len(occupancy.bounds) == 2:  # one sequence: nothing to sort, and at batch size 1 sorting is a tenth of the time
-        seen = None if window is None else near(occupancy.position, window)[:, None]
-        return attention(query, key, value, mask, scaling, dropout, seen)
-    rows, back, groups = occupancy.by_length
-    # (T, H, d): a row's heads lie side by side in memory, so that moving rows copies them whole
-    parts = [x[0].transpose(0, 1) for x in (query, key, value)]
-    if len(groups) > 1:
-        parts = [x.index_select(0, rows) for x in parts]
-    sizes = [size * length for size, length in groups]
-    positions = [None] * len(groups) if window is None else occupancy.position[:, rows].split(sizes, 1)
-    contexts, sums = [], []
-    for group, q, k, v, position in zip(groups, *(x.split(sizes) for x in parts), positions, strict=True):
-        q, k, v = (x.unflatten(0, group).transpose(1, 2) for x in (q, k, v))  # (sequences, H, length, d)
-        seen = None if window is None else near(position.view(group), window)[:, None]
+    window, lengths = mask.window, occupancy.lengths
+    fused = dropout == 0.0 and torch.backends.cuda.flash_sdp_enabled()
+    multiple = LANES if fused and (len(lengths) > 1 or lengths[0] > SHORT) else 1
+    if len(set(lengths)) == 1 and lengths[0] % multiple <= FEW:  # side by side as they are: nothing to move
+        shape = len(lengths), lengths[0]
+        seen = None if window is None else near(occupancy.position.view(shape), window)[:, None]
+        if len(lengths) == 1:
+            return attention(query, key, value, mask, scaling, dropout, seen)
+        q, k, v = (x[0].unflatten(1, shape).transpose(0, 1) for x in (query, key, value))
         context, received = attention(q, k, v, mask, scaling, dropout, seen)
+        context = context.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+        return context, None if received is None else received.view(1, -1)
+    rows, back, taken, groups = occupancy.blocks(multiple)
+    # (P, H, d): a row's heads lie side by side in memory, so that moving rows copies them whole
+    parts = [x[0].transpose(0, 1).index_select(0, rows) for x in (query, key, value)]
+    positions = None if window is None else occupancy.position[0, rows]
+    contexts, sums, end = [], [], 0
+    for many, length, full in groups:
+        begin, end = end, end + many * length
+        q, k, v = (x[begin:end].unflatten(0, (many, length)).transpose(1, 2) for x in parts)  # (many, H, length, d)
+        there = None if full else taken[begin:end].view(many, length)
+        seen = None if there is None else there[:, None, None, :]
+        if window is not None and positions is not None:
+            close = near(positions[begin:end].view(many, length), window)[:, None]
+            seen = close if seen is None else close & seen
+        context, received = attention(q, k, v, mask, scaling, dropout, seen, there)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
         if received is not None:
             sums.append(received.flatten())
-    if len(groups) == 1:
-        return contexts[0].transpose(0, 1)[None], sums[0][None] if sums else None
     context = torch.cat(contexts).index_select(0, back).transpose(0, 1)[None]
     return context, torch.cat(sums).index_select(0, back)[None] if sums else None
 
