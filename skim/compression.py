@@ -151,7 +151,7 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
+def execution(model: nn.Module, value: str, static: bool | None = None) -> Iterator[nn.Module]:
     """Run a compressed model in a chosen execution for the length of a ``with``.
 
     Args:
@@ -159,13 +159,16 @@ def execution(model: nn.Module, value: str) -> Iterator[nn.Module]:
         value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded,
             decisions as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest
             survivor).
+        static: let packed execution run on static rows, whose shapes wait for no decision; ``None``: on a GPU, in
+            inference.
     """
     walk = walk_of(model)
-    before, walk.execution = walk.execution, value
+    before, walk.execution = (walk.execution, walk.static), value
+    walk.static = static
     try:
         yield model
     finally:
-        walk.execution = before
+        walk.execution, walk.static = before
 
 
 @contextlib.contextmanager

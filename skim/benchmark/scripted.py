@@ -41,7 +41,7 @@ class KeepShare(Method):
         return (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac() < self.shares[i]
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
-        return tokens.retire(self.stays(i, tokens).float())
+        return tokens.retire(self.stays(i, tokens))
 
 
 class HaltShare(Method):

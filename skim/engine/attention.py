@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from skim.engine.kernels import cpu, cuda
+from skim.engine.kernels import cpu, cuda, static
 from skim.engine.kernels.padded import attention
 from skim.engine.mask import AttentionMask
 from skim.engine.packed import PackedOccupancy
+from skim.engine.static import StaticOccupancy
 from skim.errors import SkimError
 
 
@@ -47,7 +48,9 @@ def skim_attention(
     if key.shape[1] != query.shape[1]:  # grouped queries: EuroBERT
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     occupancy = attention_mask.occupancy
-    if isinstance(occupancy, PackedOccupancy):
+    if isinstance(occupancy, StaticOccupancy):
+        context, received = static.packed_attention(query, key, value, attention_mask, scaling, dropout)
+    elif isinstance(occupancy, PackedOccupancy):
         kernels = cuda if query.is_cuda else cpu
         context, received = kernels.packed_attention(query, key, value, attention_mask, scaling, dropout)
     elif attention_mask.explicit:

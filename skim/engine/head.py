@@ -164,14 +164,18 @@ class Head:
         self.outputs = int(logits.shape[1])
         return counter.get_total_flops() / 2
 
-    def of(self, running: Tensor, hidden: Tensor, inputs: Inputs) -> Tensor:
+    def of(self, running: Tensor | None, hidden: Tensor, inputs: Inputs) -> Tensor:
         """Run the head on some sequences: logits ``(B, C)``, 0 for the others.
 
         Args:
-            running: ``(B,)`` bool; the others are not computed.
+            running: ``(B,)`` bool; the others are not computed. ``None``: all.
             hidden: ``(B, N, D)``.
             inputs: the encoder's.
         """
+        if running is None and not self.token_flops:
+            given = {name: value for name in NEEDED if (value := getattr(inputs, name)) is not None}
+            return self.output(hidden, given).logits
+        running = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device) if running is None else running
         rows = running.nonzero().squeeze(1)
         named = {name: getattr(inputs, name) for name in NEEDED}
         given = {name: value[rows] for name, value in named.items() if value is not None}

@@ -37,6 +37,16 @@ class Hooks(nn.Module):
     stepped: bool
     kept_frozen: bool
 
+    def asks(self) -> Tensor | None:
+        """Give numbers that it wants on the host before the first layer, ``(n,)``; by default none.
+
+        They are read once per forward, together with the engine's own: each reading by itself would wait for a GPU.
+        """
+        return None
+
+    def answered(self, numbers: list[float]) -> None:
+        """Take the numbers that it asked for; called before every forward's first layer."""
+
     def runs(self, i: int) -> bool:
         """Tell whether layer ``i`` runs at all; of one that does not, no other hook is called."""
         return True

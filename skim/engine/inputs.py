@@ -124,6 +124,11 @@ def check_labels(arguments: Mapping[str, Any], per_token: bool) -> None:
             )
 
 
+def read_by(real: Tensor, place: str) -> Tensor:
+    """Select those of ``real`` ``(B, N)`` that a head reads: its ``first`` or ``last`` column, or ``every`` one."""
+    return real if place == "every" else real[:, 0 if place == "first" else -1]
+
+
 def check_read(real: Tensor, place: str, form: str) -> None:
     """Refuse sequences whose padding stands where the head reads: it would answer from a row that nobody computes.
 
@@ -139,7 +144,7 @@ def check_read(real: Tensor, place: str, form: str) -> None:
     """
     if place == "every" and form == "masked":
         return
-    read = real if place == "every" else real[:, 0 if place == "first" else -1]
+    read = read_by(real, place)
     if read.all():  # nearly always, and told by one read of the device
         return
     wrong = (real.any(1) & ~(real.all(1) if place == "every" else read)).nonzero()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skim.engine.backbone import Backbone
 from skim.engine.inputs import Inputs
 from skim.engine.packed import PackedTokens
+from skim.engine.static import StaticTokens
 from skim.engine.tokens import Occupancy, TokenBatch
 
 
@@ -42,7 +44,7 @@ class KeyValues:
         """Keys and values of all rows that are looked at, as the family's attention takes them; zeros elsewhere."""
         others: TokenBatch = tokens.others
         some, rows, again = others, None, False
-        if isinstance(tokens, PackedTokens):
+        if isinstance(tokens, (PackedTokens, StaticTokens)):
             again = self.again and self.key is not None and tokens.changed is not None
             some, rows = tokens.wanting(again)
             if again:
@@ -51,8 +53,9 @@ class KeyValues:
         geometry = self.backbone.geometry(self.base, some, self.inputs)
         key, value = self.backbone.keys_and_values(layer, some.hidden, geometry)
         if rows is not None:
+            total, spare = others.hidden.shape[1], int(isinstance(tokens, StaticTokens))
             key, value = (
-                put_in(old if again else None, new, rows, others.hidden.shape[1])
+                put_in(old if again else None, new, rows, total, spare)
                 for old, new in ((self.key, key), (self.value, value))
             )
         self.key, self.value = key, value
@@ -64,12 +67,18 @@ class KeyValues:
         assert self.key is not None
         assert self.value is not None
         if index is not self.index:
-            rows = torch.searchsorted(self.index, index)
+            rows = torch.searchsorted(self.index, index).clamp_max(len(self.index) - 1)  # filler finds filler, or any
             self.key, self.value = self.key.index_select(2, rows), self.value.index_select(2, rows)
 
 
-def put_in(old: Tensor | None, new: Tensor, rows: Tensor, total: int) -> Tensor:
-    """Keys or values of ``rows``, ``(1, H, n, d)``, among all others, ``(1, H, total, d)``: the old ones, or zeros."""
+def put_in(old: Tensor | None, new: Tensor, rows: Tensor, total: int, spare: int = 0) -> Tensor:
+    """Keys or values of ``rows``, ``(1, H, n, d)``, among all others, ``(1, H, total, d)``: the old ones, or zeros.
+
+    Filler of ``rows`` may be put ``spare`` places behind them.
+    """
     if old is None:
-        old = new.new_zeros(*new.shape[:2], total, new.shape[3])
-    return old.index_copy(2, rows, new) if torch.is_grad_enabled() else old.index_copy_(2, rows, new)
+        old = new.new_zeros(*new.shape[:2], total + spare, new.shape[3])
+    elif spare:
+        old = F.pad(old, (0, 0, 0, spare))
+    old = old.index_copy(2, rows, new) if torch.is_grad_enabled() else old.index_copy_(2, rows, new)
+    return old[:, :, :total]

@@ -55,6 +55,14 @@ class PackedOccupancy(Occupancy):
     sequences: Sequences
     merged: Tensor | None = None
 
+    @property
+    def computed(self) -> int:
+        return len(self.index)
+
+    @property
+    def places(self) -> Tensor:
+        return self.index
+
     @cached_property
     def position(self) -> Tensor:  # type: ignore[override]
         """``(1, T)``."""
@@ -289,7 +297,7 @@ class PackedTokens(TokenBatch):
         opening = openings(first, alone.view(-1), stride)
         opens = opening.nonzero().squeeze(1)
         size = F.pad(opens, (0, 1), value=len(index)).diff()
-        hidden = pooled(self.hidden[0], opens, size, kind)[None]
+        hidden = pooled(self.hidden[0], opens, size, kind, stride)[None]
         merged = merge(self.occupancy, index, index[opens].repeat_interleave(size, output_size=len(index)))
         occupancy = PackedOccupancy(index[opens], torch.searchsorted(opens, bounds), self.sequences, merged)
         return replace(self, hidden=hidden, occupancy=occupancy)

@@ -32,7 +32,9 @@ def openings(first: Tensor, alone: Tensor, stride: int) -> Tensor:
     return alone | ((rows - stretch) % stride == 0)
 
 
-def pooled(states: Tensor, opens: Tensor, size: Tensor, kind: str, weights: Tensor | None = None) -> Tensor:
+def pooled(
+    states: Tensor, opens: Tensor, size: Tensor, kind: str, stride: int, weights: Tensor | None = None
+) -> Tensor:
     """States of windows from those of their rows, ``(T, D)`` to ``(W, D)``; differentiable.
 
     Args:
@@ -40,14 +42,14 @@ def pooled(states: Tensor, opens: Tensor, size: Tensor, kind: str, weights: Tens
         opens: ``(W,)`` the row with which each window begins.
         size: ``(W,)`` its number of rows.
         kind: ``mean`` or ``max`` over the rows.
+        stride: the most rows that a window has.
         weights: ``(T,)`` of the rows in a mean; ``None``: all alike.
     """
     if weights is not None and kind == "mean":
         weights = weights[:, None].to(states.dtype)
-        return pooled(states * weights, opens, size, kind) / pooled(weights, opens, size, kind)
+        return pooled(states * weights, opens, size, kind, stride) / pooled(weights, opens, size, kind, stride)
     merged = states.index_select(0, opens)
-    longest = int(size.max()) if len(size) else 1
-    for k in range(1, longest):
+    for k in range(1, stride):
         inside = (size > k)[:, None]
         other = states.index_select(0, (opens + k).clamp(max=len(states) - 1))
         if kind == "max":

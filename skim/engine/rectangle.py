@@ -107,7 +107,7 @@ def windows(
     opens = openings(first, alone.reshape(-1)[line], stride).nonzero().squeeze(1)
     size = F.pad(opens, (0, 1), value=len(line)).diff()
     weight = None if kept is None else kept.reshape(-1)[line]
-    states = pooled(hidden.reshape(-1, hidden.shape[-1])[line], opens, size, kind, weight)
+    states = pooled(hidden.reshape(-1, hidden.shape[-1])[line], opens, size, kind, stride, weight)
     # each sequence's windows side by side at the front of a rectangle; with pads, real if any member is
     of_window = of[opens]
     count = of_window.bincount(minlength=batch)
@@ -124,6 +124,6 @@ def windows(
     here = at < positions  # filler merges with filler
     merged = merge(rows, (of * positions + at)[here], (of * positions + at[opens][window])[here])
     if weight is not None:
-        weight = pooled(weight[:, None], opens, size, "mean").squeeze(1)
+        weight = pooled(weight[:, None], opens, size, "mean", stride).squeeze(1)
         weight = weight.new_zeros(batch * width).index_copy(0, place, weight).view(shape)
     return Windows(packed.view(*shape, -1), position.view(shape), taken.view(shape), merged, weight)

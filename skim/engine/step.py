@@ -14,6 +14,7 @@ from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
 from skim.engine.mask import AttentionMask
 from skim.engine.masked import MaskedTokens
+from skim.engine.static import StaticTokens
 from skim.engine.tokens import Charge, Nobody, Sequences, TokenBatch
 from skim.engine.trace import LayerTrace
 from skim.errors import SkimError
@@ -50,7 +51,7 @@ class Steps:
         self.base, self.backbone, self.method, self.head, self.heads = base, backbone, method, head, heads
         self.costs, self.inputs, self.sequences, self.learns = costs, inputs, sequences, learns
         self.key_values = KeyValues(backbone, base, inputs)
-        self.position: Tensor | None = None  # of the rows that geometry was computed for
+        self.places: Tensor | None = None  # of the rows that geometry was computed for
         self.seen: Any = None  # and the rows that they looked at
         self.geometry: Any = None
 
@@ -72,9 +73,9 @@ class Steps:
         tokens = before = tokens.renewed()
         attending = tokens.occupancy
         looked_at = None if tokens.others is None else tokens.others.occupancy
-        if attending.position is not self.position or looked_at is not self.seen:
+        if attending.places is not self.places or looked_at is not self.seen:
             # rows moved, or look at others: so do the biases and rotations that look at positions
-            self.position, self.seen = attending.position, looked_at
+            self.places, self.seen = attending.places, looked_at
             self.geometry = backbone.geometry(self.base, tokens, self.inputs)
         asked = method.wants_received(i) and looked_at is None  # else nobody looks at these rows
         mask = AttentionMask(
@@ -96,12 +97,15 @@ class Steps:
         tokens = method.after_layer(i, before, tokens)
         reading: tuple[Charge, ...] = ()
         if method.wants_reading(i):
-            logits = self.head.of(feeding.counts() > 0, method.restore(tokens), self.inputs)
+            # of static rows only the device knows who is left; to read all costs less than to wait for it
+            running = None if isinstance(tokens, StaticTokens) else feeding.counts() > 0
+            logits = self.head.of(running, method.restore(tokens), self.inputs)
             tokens = method.after_reading(i, tokens, logits)
             reading = (Charge(feeding, per_sequence=self.head.flops(sequences.lengths)),)
         charges = (*tokens.charges, *reading)
         sums = 2.0 * self.heads if asked else 0.0
-        return tokens, LayerTrace(attending, feeding, cost, sums, looked_at, projected, charges, backbone.shortens)
+        ran = LayerTrace(attending, feeding, cost, sums, looked_at, projected, charges, backbone.shortens)
+        return tokens.between(), ran
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
         """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""

@@ -41,6 +41,7 @@ class Sequences:
         run_on: retired rows run on without attention, the head reads what becomes of them, and a sequence may lose its
             last token: what the published LTP code does. Masked execution only.
         place: ``first`` or ``last``: the real token that the head reads as [CLS].
+        total: real tokens of the batch, where the host knows.
     """
 
     real: Tensor
@@ -48,6 +49,7 @@ class Sequences:
     covered: bool = False
     run_on: bool = False
     place: str = "first"
+    total: int | None = None
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -58,6 +60,11 @@ class Sequences:
     def read(self) -> Tensor:
         """``(B, N)`` bool: of each sequence the token that stands for it, which its head reads."""
         return at_place(self.real, self.place)
+
+    @cached_property
+    def stay(self) -> Tensor:
+        """:attr:`protected` in a line, ``(B * N + 1,)``; the last place is that of filler."""
+        return F.pad(self.protected.reshape(-1), (0, 1))
 
     @cached_property
     def position(self) -> Tensor:
@@ -78,6 +85,16 @@ class Occupancy:
     weights: Tensor  # how much each row counts as a key, in the same shape
     sequences: Sequences
     merged: Tensor | None = None  # (B, N) the input position at which each token's row sits; None: at its own
+
+    @property
+    def places(self) -> Tensor:
+        """One tensor as long as the rows are those that they were, so that ``is`` tells whether they have moved."""
+        return self.position
+
+    @property
+    def computed(self) -> int:
+        """Rows that are computed, filler and pads among them."""
+        return self.weights.numel()
 
     def counts(self) -> Tensor:
         """Alive real tokens per sequence, ``(B,)``; differentiable where the mask is."""
@@ -139,6 +156,10 @@ class Nobody(Occupancy):
     """The rows of a layer that does not run."""
 
     sequences: Sequences
+
+    @property
+    def computed(self) -> int:
+        return 0
 
     def counts(self) -> Tensor:
         return torch.zeros_like(self.sequences.lengths)
@@ -267,6 +288,24 @@ class TokenBatch:
         """The same rows at the beginning of attention: halted ones and those that run are looked at as they are now."""
         return self
 
+    def between(self) -> TokenBatch:
+        """The same rows between two layers: what the host has learned about them by now may cut their capacity."""
+        return self
+
+    def standing(self) -> tuple[Tensor, Tensor]:
+        """The tokens that stand for their sequences, which have to be protected ones.
+
+        Returns:
+            Their last states ``(n, D)``, and of which sequences they are, ``(n,)``, rising. Those are the sequences
+            that have rows left; where only the device knows which, all are, and of the others any state.
+        """
+        here = self.occupancy.counts() > 0
+        if self.memory is None:  # one of each sequence is among the rows, in their order
+            states = self.hidden[self.occupancy.rows(self.sequences.read) & (self.occupancy.weights > 0.5)]
+        else:  # it may have halted
+            states = self.restore()[self.sequences.read & here[:, None]]
+        return states, here.nonzero().squeeze(1)
+
     def unpool(self, hidden: Tensor) -> TokenBatch:
         """Every token as a row of its own again, with these states ``(B, N, D)``."""
         start = type(self).start(hidden, self.sequences)  # type: ignore[attr-defined]
@@ -288,6 +327,9 @@ def merge(occupancy: Occupancy, members: Tensor, firsts: Tensor) -> Tensor:
     """Find each token's row, ``(B, N)``, once rows at flat positions ``members`` have joined ``firsts``."""
     real = occupancy.sequences.real
     batch, positions = real.shape
-    joined = torch.arange(real.numel(), device=real.device).index_copy(0, members, firsts).view(batch, positions)
+    joined = torch.arange(real.numel() + 1, device=real.device).index_copy(0, members, firsts)[
+        :-1
+    ]  # filler's: the last
+    joined = joined.view(batch, positions)
     begins = torch.arange(batch, device=real.device)[:, None] * positions
     return occupancy.shared(joined - begins) if occupancy.merged is not None else joined - begins

@@ -15,23 +15,24 @@ import inspect
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.backbone import Backbone
 from skim.engine.head import Head
 from skim.engine.hooks import Hooks
-from skim.engine.inputs import INPUTS, Inputs, check_read
+from skim.engine.inputs import INPUTS, Inputs, check_read, read_by
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens
+from skim.engine.static import StaticTokens
 from skim.engine.step import Steps
 from skim.engine.threads import PerThread
 from skim.engine.tokens import Sequences, TokenBatch
 from skim.engine.trace import Trace
 from skim.engine.watch import Watch
 from skim.errors import SkimError, unknown
-from skim.flops import LayerCost
+from skim.flops import LayerCost, precise
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
@@ -48,6 +49,10 @@ class Walk:
         method: the compression method.
         execution: ``auto`` trains masked where gradients pass through decisions and runs packed (or narrowed) else.
         head: the model's own; a method may read it behind inner layers.
+
+    Attributes:
+        static: whether packed execution runs on static rows, see :mod:`skim.engine.static`; ``None``: on a GPU, in
+            inference.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class Walk:
         self._method = method
         self.stand_in: Hooks | None = None  # in whose place the method waits
         self.execution = execution
+        self.static: bool | None = None
         self.head = head
         self._last = PerThread()
         self._priced = (Modules(model), self._prices())
@@ -162,12 +168,12 @@ class Walk:
         form = self.form()
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
-        if self.head.reads is not None and inputs.attention_mask is not None:
-            check_read(real, self.head.reads, form)
+        static = form == "packed" and (hidden.is_cuda and not learns if self.static is None else self.static)
+        total = self._tell(real, form, inputs.attention_mask is None, static)
         protected = method.protected(real, inputs.input_ids, self.head.place)
         run_on = form == "masked" and method.retired_run_on
-        sequences = Sequences(real, protected, method.covers, run_on, self.head.place)
-        tokens: TokenBatch = FORMS[form].start(hidden, sequences)
+        sequences = Sequences(real, protected, method.covers, run_on, self.head.place, total)
+        tokens: TokenBatch = (StaticTokens if static else FORMS[form]).start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)
@@ -188,6 +194,38 @@ class Walk:
             output.hidden_states = backbone.hidden_states(base, states, hidden, output)
         self._last.value = trace
         return backbone.as_tuple(output) if wants_tuple else output
+
+    def _tell(self, real: Tensor, form: str, whole: bool, static: bool) -> int | None:
+        """Read what the host has to know before the first layer: on a GPU it waits for that, and so all at once.
+
+        Args:
+            real: ``(B, N)`` bool.
+            form: the execution.
+            whole: the caller gave no mask, so that all is real.
+            static: for static rows, which begin with the number of real tokens.
+
+        Returns:
+            That number, for them.
+
+        Raises:
+            SkimError: padding stands where the head reads.
+        """
+        reads, asks = self.head.reads, self.method.asks()
+        counts = static and not whole
+        if not counts:
+            if reads is not None and not whole:
+                check_read(real, reads, form)
+            if asks is not None:
+                self.method.answered(asks.tolist())
+            return real.numel() if static else None
+        fits = real.any() if reads is None else read_by(real, reads).all()
+        numbers = precise(torch.stack([real.sum(), fits.long()]))
+        total, fit, *answers = (numbers if asks is None else torch.cat([numbers, asks.to(numbers)])).tolist()
+        if reads is not None and not fit:
+            check_read(real, reads, form)
+        if asks is not None:
+            self.method.answered(answers)
+        return int(total)
 
     def _check_attention(self) -> None:
         """Refuse to run when somebody has chosen another attention since: it would not know who is there."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, islice
 from typing import Annotated, Any
 
 import torch
@@ -138,6 +138,16 @@ class Chain(Method):
         if self.stage:
             rest.enter(self.stage)
         return rest
+
+    def asks(self) -> Tensor | None:
+        asked = [numbers for member in self._each() if (numbers := member.asks()) is not None]
+        return torch.cat(asked) if asked else None
+
+    def answered(self, numbers: list[float]) -> None:
+        rest = iter(numbers)
+        for member in self._each():
+            if (asked := member.asks()) is not None:
+                member.answered(list(islice(rest, len(asked))))
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         return self._in_turn(tokens, lambda member, rows: member.before_layer(self.among[i], rows))

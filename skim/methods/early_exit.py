@@ -167,14 +167,9 @@ class EarlyExit(Precise, Method):
 
     def unit(self, i: int, tokens: TokenBatch) -> Tensor:
         """Answers of layer ``i``'s halting unit for each sequence that is there, ``(B,)`` float32; 0 for the others."""
-        occupancy, read = tokens.occupancy, tokens.sequences.read
-        here = occupancy.counts() > 0
-        if tokens.memory is None:  # it is protected, so it is among the rows: one of each sequence, in their order
-            states = tokens.hidden[occupancy.rows(read) & (occupancy.weights > 0.5)]
-        else:  # it may have halted
-            states = tokens.restore()[read & here[:, None]]
+        states, places = tokens.standing()
         x = self.units[i](states).squeeze(-1).float()
-        return x.new_zeros(len(here)).index_copy(0, here.nonzero().squeeze(1), x)
+        return x.new_zeros(len(tokens.sequences.real)).index_copy(0, places, x)
 
     def left(self, units: Tensor) -> Tensor:
         r"""The probability of having left, ``(k, B)`` to ``(B,)``, with every :math:`\lambda` moved by ``shift``."""

@@ -124,7 +124,7 @@ class LTP(Pruner):
         self.temperature = temperature
         self.temperature_start = start
         self.budget = None if target is None else Budget(target, warmup=0.0)
-        self._deciding = PerThread()  # by layer: whether its hard decisions retire anyone, as of this forward's first
+        self._deciding = PerThread()  # by layer: whether its hard decisions retire anyone, in this forward
 
     def build(self, spec: Spec) -> None:
         super().build(spec)
@@ -140,13 +140,16 @@ class LTP(Pruner):
         """One per layer, ``(L,)``, before scaling by ``shift``."""
         return self.base + self.delta
 
+    def asks(self) -> Tensor:
+        return self.thresholds().detach()
+
+    def answered(self, numbers: list[float]) -> None:
+        # published: a layer whose threshold is zero has no decision, no mask and no gradient
+        self._deciding.value = [number != 0 if self.preset == "paper" else number > 0 for number in numbers]
+
     def wants_received(self, i: int) -> bool:
         if self.preset != "paper" and self.training and self.stage == "soft":
             return True
-        if i == 0:  # read once per forward, and not per layer: on a GPU the host has to wait for it
-            thresholds = self.thresholds().detach()
-            # published: a layer whose threshold is zero has no decision, no mask and no gradient
-            self._deciding.value = (thresholds != 0 if self.preset == "paper" else thresholds > 0).tolist()
         return self._deciding.value[i]
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:

@@ -53,7 +53,7 @@ def test_windows_are_what_a_loop_over_rows_gives(texts: list[list[bool]], stride
     assert found.nonzero().squeeze(1).tolist() == opens
     size = torch.tensor([*opens, at]).diff()
     if wanted:
-        assert torch.allclose(pooled(states, torch.tensor(opens), size, kind), torch.stack(wanted), atol=1e-6)
+        assert torch.allclose(pooled(states, torch.tensor(opens), size, kind, stride), torch.stack(wanted), atol=1e-6)
 
 
 @st.composite

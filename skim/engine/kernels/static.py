@@ -1,0 +1,212 @@
+"""Static rows: the two operations whose shapes do not depend on how many rows are alive.
+
+Each is one operation to the dispatcher, ``skim::retire`` and ``skim::attend``, so that a device may have one kernel for
+it. What stands here is the reference that runs everywhere, in plain torch, and waits for no device; where gradients are
+wanted it is called itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from skim.engine.kernels.cuda import varlen_attn
+from skim.engine.kernels.padded import attention_with_sums
+from skim.engine.mask import AttentionMask, near
+from skim.engine.packed import PackedOccupancy
+
+FILLER = 0.0  # the context of filler rows; tests set what is not a number, to see that nobody reads it
+
+
+def compact(keep: Tensor, index: Tensor, bounds: Tensor, trash: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Move the rows that stay to the front; nothing is asked of the device.
+
+    Args:
+        keep: ``(1, C)`` bool, False on filler.
+        index: ``(C,)`` flat input position of each row, ``trash`` on filler.
+        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        trash: the index of filler.
+
+    Returns:
+        For each row where it came from ``(C,)``, 0 of filler; its index ``(C,)``; and the new bounds ``(B + 1,)``.
+    """
+    ends = F.pad(keep.cumsum(0), (1, 0))
+    slots = ends[1:].where(keep, 0)  # place 0 takes all who leave, and is cut off
+    lines = torch.arange(len(index), device=index.device)
+    rows = index.new_zeros(len(index) + 1).scatter_(0, slots, lines)[1:]
+    here = index.new_full((len(index) + 1,), trash).scatter_(0, slots, index)[1:]
+    return rows, here, ends[bounds]
+
+
+def retire_rows(
+    hidden: Tensor,
+    keep: Tensor,
+    stay: Tensor | None,
+    index: Tensor,
+    bounds: Tensor,
+    left: Tensor | None,
+    trash: int,
+    covered: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Let rows leave, and the others close up; the reference of ``skim::retire``.
+
+    Args:
+        hidden: ``(1, C, D)``.
+        keep: ``(C,)`` bool, or numbers of which those above one half stay; anything on filler.
+        stay: ``(B * N + 1,)`` bool at input positions, who stays in any case, the last place False; ``None``: nobody
+            does, and a sequence may lose all its rows.
+        index: ``(C,)`` flat input position of each row, ``trash`` on filler.
+        bounds: ``(B + 1,)``.
+        left: ``(B * N + 1, D)``, to which the present states are written, filler's to the last place; ``None``: they
+            are not.
+        trash: the index of filler, ``B * N``.
+        covered: no sequence can lose its last row; if not, its first one stays, where ``stay`` is given.
+
+    Returns:
+        New states ``(1, C, D)``, index, bounds, and from where each row came ``(C,)``; filler repeats the first row.
+    """
+    there = torch.arange(len(index), device=index.device) < bounds[-1]
+    keep = keep.view(-1) if keep.dtype == torch.bool else keep.view(-1) > 0.5
+    if stay is not None:
+        keep = keep | stay.index_select(0, index)
+        if not covered:
+            survivors = F.pad((keep & there).cumsum(0), (1, 0))[bounds].diff()
+            firsts = bounds[:-1].where((survivors == 0) & (bounds.diff() > 0), len(index))
+            keep = F.pad(keep, (0, 1)).index_fill(0, firsts, True)[:-1]
+    if left is not None:
+        left.index_copy_(0, index, hidden[0].to(left.dtype))
+    rows, here, bounds = compact(keep & there, index, bounds, trash)
+    return hidden.index_select(1, rows), here, bounds, rows
+
+
+def attend_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: Tensor,
+    bounds: Tensor,
+    looked_index: Tensor | None,
+    looked_bounds: Tensor | None,
+    longest: int,
+    window: int | None,
+    scaling: float | None,
+    sums: bool,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Attention of each sequence to itself only, by way of a rectangle; the reference of ``skim::attend``.
+
+    Args:
+        query: ``(1, H, C, d)``.
+        key: ``(1, H, C', d)``, of the rows that are looked at.
+        value: as ``key``.
+        index: ``(C,)`` flat input position of each row, ``B * N`` on filler.
+        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        looked_index: as ``index``, of the rows that are looked at; ``None``: they are the rows that look.
+        looked_bounds: as ``bounds``, likewise.
+        longest: N, positions of the input: no sequence has more rows.
+        window: input positions to either side that are looked at; ``None`` for all.
+        scaling: factor on the scores; ``None`` is ``d ** -0.5``.
+        sums: tell what each row received; only where rows look at themselves.
+        dropout: attention dropout.
+
+    Returns:
+        The context ``(1, H, C, d)`` and what each row received ``(1, C)`` float32, empty without ``sums``.
+    """
+    batch, (heads, size) = len(bounds) - 1, query.shape[1::2]
+
+    def slots(index: Tensor, bounds: Tensor) -> Tensor:
+        sequence = index // longest
+        places = torch.arange(len(index), device=index.device) - bounds[sequence]
+        return (sequence * longest + places).clamp_max(batch * longest)
+
+    def spread(rows: Tensor, slots: Tensor) -> Tensor:
+        places = rows.new_zeros(batch * longest + 1, heads, size).index_copy(0, slots, rows[0].transpose(0, 1))
+        return places[:-1].view(batch, longest, heads, size).transpose(1, 2)
+
+    def positions(index: Tensor, slots: Tensor) -> Tensor:
+        places = index.new_zeros(batch * longest + 1).index_copy(0, slots, index % longest)
+        return places[:-1].view(batch, longest)
+
+    apart = looked_index is not None and looked_bounds is not None
+    own = slots(index, bounds)
+    others = slots(looked_index, looked_bounds) if apart else own  # type: ignore[arg-type]
+    line = torch.arange(longest, device=index.device)
+    seen = (line < (looked_bounds if apart else bounds).diff()[:, None])[:, None, None, :]  # type: ignore[union-attr]
+    taken = line < bounds.diff()[:, None]
+    if window is not None:
+        place = positions(index, own)
+        seen = seen & near(place, window, positions(looked_index, others) if apart else place)[:, None]  # type: ignore[arg-type]
+    seen = seen | ~seen.any(-1, keepdim=True)  # who sees nobody is filler: a softmax over nothing is NaN
+    rectangle = spread(query, own), spread(key, others), spread(value, others)
+    received = query.new_empty(0, dtype=torch.float32)
+    if sums and not torch.is_grad_enabled():
+        context, received = attention_with_sums(*rectangle, scaling, seen, taken.float())
+        assert context is not None
+    else:
+        if sums:
+            with torch.no_grad():
+                _, received = attention_with_sums(*rectangle[:2], None, scaling, seen, taken.float())
+        context = F.scaled_dot_product_attention(*rectangle, attn_mask=seen, dropout_p=dropout, scale=scaling)
+    if sums:
+        received = F.pad(received.flatten(), (0, 1))[own][None]
+    context = context.transpose(1, 2).reshape(batch * longest, heads, size)
+    context = F.pad(context, (0, 0, 0, 0, 0, 1), value=FILLER)[own]
+    return context.transpose(0, 1)[None], received
+
+
+def attend_on_device(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: Tensor,
+    bounds: Tensor,
+    looked_index: Tensor | None,
+    looked_bounds: Tensor | None,
+    longest: int,
+    window: int | None,
+    scaling: float | None,
+    sums: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`attend_rows`: half precision goes to FlashAttention's kernel for variable lengths.
+
+    It leaves the context of filler as it finds the memory.
+    """
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if half and window is None and not sums and varlen_attn is not None:
+        ends = bounds.int(), (bounds if looked_bounds is None else looked_bounds).int()
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        context = varlen_attn(q, k, v, *ends, longest, longest, scale=scaling)
+        return context.transpose(0, 1)[None], query.new_empty(0, dtype=torch.float32)
+    return attend_rows(query, key, value, index, bounds, looked_index, looked_bounds, longest, window, scaling, sums)
+
+
+def packed_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, scaling: float | None, dropout: float
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of each sequence to itself only; arguments and results are those of the CPU's."""
+    rows, looked_at = mask.occupancy, mask.memory
+    assert isinstance(rows, PackedOccupancy)
+    assert looked_at is None or isinstance(looked_at, PackedOccupancy)
+    others = (None, None) if looked_at is None else (looked_at.index, looked_at.bounds)
+    longest = rows.sequences.real.shape[1]
+    given = query, key, value, rows.index, rows.bounds, *others, longest, mask.window, scaling, mask.wants_received
+    if torch.is_grad_enabled():
+        context, received = attend_rows(*given, dropout=dropout)
+    else:
+        context, received = torch.ops.skim.attend(*given)
+    return context, received if mask.wants_received else None
+
+
+LIBRARY = torch.library.Library("skim", "DEF")
+LIBRARY.define(
+    "retire(Tensor hidden, Tensor keep, Tensor? stay, Tensor index, Tensor bounds, Tensor(a!)? left, int trash,"
+    " bool covered) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+LIBRARY.define(
+    "attend(Tensor query, Tensor key, Tensor value, Tensor index, Tensor bounds, Tensor? looked_index,"
+    " Tensor? looked_bounds, int longest, int? window, float? scaling, bool sums) -> (Tensor, Tensor)"
+)
+LIBRARY.impl("retire", retire_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("attend", attend_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("attend", attend_on_device, "CUDA")
