@@ -27,7 +27,7 @@ FREE = re.compile(
     r"(hardware|logger|callbacks|benchmark|paths)\..*|formulas|execution|resume"
     r"|trainer\.(?!gradient_clip|accumulate_grad_batches|limit_train_batches|overfit_batches).*"
     r"|train\.(epochs|max_steps|evals_per_epoch|eval_every|calibrate|gradient_checkpointing|method_after)"
-    r"|task\.(batch_size|eval_batch_size|max_eval_samples|eval_split|test_split|files\.(validation|test))"
+    r"|task\.(batch_size|eval_batch_size|tokens_per_batch|max_eval_samples|eval_split|test_split|files\.(validation|test))"
     r"|method\.(\w+\.)?stages\.\w+\.epochs"
 )
 FILLED = ("resume", "paths.run")  # anew in every run

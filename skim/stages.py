@@ -162,5 +162,5 @@ def check_bounds(before: Sequence[int], now: Sequence[int]) -> None:
         raise SkimError(
             f"resume: the checkpoint's stages begin at steps {list(before[:-1])} of {before[-1]}, this run's at "
             f"{list(now[:-1])} of {now[-1]}.\nUse the numbers of that run (train.max_steps, train.epochs, "
-            "task.batch_size, hardware.devices), or start anew: init_from=<that run>."
+            "task.batch_size or tokens_per_batch, hardware.devices), or start anew: init_from=<that run>."
         )

@@ -145,7 +145,7 @@ class Documents(Task):
 
     def _check_stream(self) -> None:
         """Refuse options that need all rows at once: a stream's are seen one by one, in unknown number."""
-        for option in ("holdout", "max_train_samples", "length_min", "length_max"):
+        for option in ("holdout", "max_train_samples", "length_min", "length_max", "tokens_per_batch"):
             if getattr(self, option) is not None:
                 raise SkimError(
                     f"task.{option}={getattr(self, option)} needs all training rows at once, and task.streaming reads "

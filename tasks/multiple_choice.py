@@ -211,6 +211,9 @@ class MultipleChoice(Task):
         ids = self.tokenizer(first, second, return_attention_mask=False, verbose=False)["input_ids"]
         return [max(map(len, ids[i : i + count])) for i in range(0, len(ids), count)]
 
+    def _tokens_of(self, table: Dataset) -> np.ndarray:
+        return super()._tokens_of(table) * len(table[0]["input_ids"])  # of all options
+
     def encoding(self) -> list[Any]:
         options = self.option_columns or [self.options_column]
         return [type(self).__name__, self.text_column, self.question_column, options]

@@ -1,8 +1,9 @@
 """Batches of tokenised rows: padded, of similar length, shared out over ranks.
 
-``LengthBatches`` decides which rows go together, ``Rows`` turns a list of row numbers into tensors. A loader is
-``DataLoader(Rows(...), sampler=LengthBatches(...), batch_size=None)``: the sampler yields whole batches. It is the
-loader's *sampler* and not its batch sampler, because Lightning calls ``set_epoch`` on the former only.
+``LengthBatches`` decides which rows go together, so many at a time, ``TokenBatches`` so many tokens at a time; ``Rows``
+turns a list of row numbers into tensors. A loader is ``DataLoader(Rows(...), sampler=LengthBatches(...),
+batch_size=None)``: the sampler yields whole batches. It is the loader's *sampler* and not its batch sampler, because
+Lightning calls ``set_epoch`` on the former only.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class LengthBatches(Sampler[list[int]]):
         self.lengths = np.asarray(lengths)
         if len(self.lengths) < self.world_size:
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.batch_size, self.shuffle, self.seed, self.name = batch_size, shuffle, seed, name
         self.draws = draws
         self.epoch = 0
         self.resumed: tuple[int, int] | None = None  # epoch and batch of the next pass: of a run that goes on
@@ -96,18 +97,95 @@ class LengthBatches(Sampler[list[int]]):
         if not self.shuffle:
             return self._cut(np.argsort(-self.lengths, kind="stable"))
         rng = np.random.default_rng([self.seed, epoch])
+        steps = self._cut(self._order(rng))
+        return [steps[i] for i in rng.permutation(len(steps))]
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """Shuffle the rows so that neighbours are of similar length."""
         order = rng.permutation(len(self.lengths))
         size = POOL * self.batch_size * self.world_size
         pools = [order[start : start + size] for start in range(0, len(order), size)]
         pools = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
         # every other pool downwards: a batch across the border of two pools holds rows of similar length too
         pools[1::2] = [pool[::-1] for pool in pools[1::2]]
-        steps = self._cut(np.concatenate(pools))
-        return [steps[i] for i in rng.permutation(len(steps))]
+        return np.concatenate(pools)
 
     def _cut(self, order: np.ndarray) -> list[list[np.ndarray]]:
-        batches = np.array_split(order, self.steps * self.world_size)
+        return self._shared(order, self.steps)
+
+    def _shared(self, order: np.ndarray, steps: int) -> list[list[np.ndarray]]:
+        """Share rows out over the batches of some steps, evenly."""
+        batches = np.array_split(order, steps * self.world_size)
         return [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
+
+
+class TokenBatches(LengthBatches):
+    """Batches of as many rows of similar length as fit a budget of tokens; else as :class:`LengthBatches`.
+
+    A batch's tokens are its rows times its longest one, pads included. So a batch of short texts has many rows and one
+    of long texts few: a step costs the same time and memory whichever it gets. Every epoch has as many batches.
+
+    In training, rows are shuffled within bins of similar length, ``POOL`` of them and as many tokens in each; all bins
+    are the same in every epoch, which is what makes their batches as many. Over ranks every step is even. One
+    exception to the budget: of rows that do not come out even over the ranks, those left over join others.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: per batch and rank, at most, pads included.
+        shuffle: whether to shuffle, by ``seed`` and epoch.
+        options: the others of :class:`LengthBatches`.
+
+    Raises:
+        SkimError: a row is longer than the budget; fewer rows than processes.
+    """
+
+    def __init__(self, lengths: Sequence[int] | np.ndarray, tokens: int, shuffle: bool, **options: Any) -> None:
+        super().__init__(lengths, 1, shuffle, **options)
+        check_budget(self.lengths, tokens, self.name)
+        self.tokens = tokens
+        self.bins = self._bins()
+        self.steps = sum(steps for _, steps in self.bins)
+
+    def _bins(self) -> list[tuple[int, int]]:
+        """Rows and steps of each bin of rows, the longest rows first."""
+        falling = -np.sort(-self.lengths)
+        # of evaluation, a bin is a step: the least padding
+        whole = int(falling.sum()) // (self.tokens * self.world_size)
+        deep = max(1, whole // POOL) if self.shuffle else 1
+        bins, start = [], 0
+        while (left := len(falling) - start) > 0:
+            step = self.tokens // int(falling[start]) * self.world_size
+            size = min(deep * step, left)
+            if left - size < self.world_size:  # too few for a step of their own
+                size = left
+            bins.append((size, min(math.ceil(size / step), size // self.world_size)))
+            start += size
+        return bins
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(len(self.lengths))
+        order = order[np.argsort(-self.lengths[order], kind="stable")]
+        ends = np.cumsum([size for size, _ in self.bins])
+        return np.concatenate([rng.permutation(rows) for rows in np.split(order, ends[:-1])])
+
+    def _cut(self, order: np.ndarray) -> list[list[np.ndarray]]:
+        parts = np.split(order, np.cumsum([size for size, _ in self.bins])[:-1])
+        return [step for rows, (_, steps) in zip(parts, self.bins, strict=True) for step in self._shared(rows, steps)]
+
+
+def check_budget(lengths: np.ndarray, tokens: int, name: str) -> None:
+    """Refuse a budget of tokens per batch that the longest row does not fit.
+
+    Args:
+        lengths: tokens of each row.
+        tokens: the budget.
+        name: of the split, for the error.
+    """
+    if len(lengths) and (longest := int(lengths.max())) > tokens:
+        raise SkimError(
+            f"{name}: a row takes {longest} tokens of a batch, and task.tokens_per_batch={tokens} is room for fewer.\n"
+            "Raise it, or lower task.max_length."
+        )
 
 
 class Rows(torch.utils.data.Dataset):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from skim.errors import SkimError
 from skim.options.kinds import Count, Number
-from tasks.data.batches import LengthBatches, Rows, lengths_of
+from tasks.data.batches import LengthBatches, Rows, TokenBatches, check_budget, lengths_of
 from tasks.data.cache import mapped
 from tasks.data.columns import Rejects
 from tasks.data.selection import bounds, fitting, held_out
@@ -59,6 +59,9 @@ class Parts(Source, ABC):
     """sequences per training batch and process"""
     eval_batch_size: Count = 32
     """sequences per evaluation batch and process"""
+    tokens_per_batch: Count | None = None
+    """tokens per batch and process, pads included, in training and in evaluation: a batch has as many rows of similar
+    length as fit; takes precedence over batch_size and eval_batch_size; null is off"""
     max_length: Annotated[int, Field(ge=3)] = 128
     """tokens per sequence, special ones included; longer texts are truncated, and counted"""
     length_min: Count | None = None
@@ -212,6 +215,8 @@ class Parts(Source, ABC):
         if truncated:
             limit = self.report["max_length"]
             log.warning("%s: %d of %d texts were truncated to %d tokens", part, truncated, len(table), limit)
+        if self.tokens_per_batch is not None:
+            check_budget(self._tokens_of(table), self.tokens_per_batch, part)
         return table
 
     def _count(self, rows: dict[str, list]) -> dict[str, list]:
@@ -238,10 +243,24 @@ class Parts(Source, ABC):
         fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id, **self.fills}
         return Rows(table, fill, left=tokenizer.padding_side == "left", hidden=self.no_columns)
 
+    def _sampler(self, part: str, batch_size: int, shuffle: bool, by_length: bool) -> LengthBatches:
+        table = self._rows[part]
+        lengths = self._tokens_of(table)
+        options: dict[str, Any] = {"seed": self.seed, "name": part, "draws": self.draws}
+        if self.tokens_per_batch is None:
+            return LengthBatches(lengths if by_length else np.zeros(len(table)), batch_size, shuffle, **options)
+        if by_length:
+            return TokenBatches(lengths, self.tokens_per_batch, shuffle, **options)
+        # in the order of the rows, any of a batch may be the longest
+        return LengthBatches(np.zeros(len(table)), self.tokens_per_batch // int(lengths.max()), shuffle, **options)
+
+    def _tokens_of(self, table: Dataset) -> np.ndarray:
+        """Count the tokens that each row of a tokenised table takes in a batch, (rows,)."""
+        return lengths_of(table)
+
     def _loader(self, part: str, batch_size: int, shuffle: bool = False, by_length: bool = True) -> DataLoader:
         table = self._rows[part]
-        lengths = lengths_of(table) if by_length else np.zeros(len(table))
-        sampler = LengthBatches(lengths, batch_size, shuffle, self.seed, name=part, draws=self.draws)
+        sampler = self._sampler(part, batch_size, shuffle, by_length)
         if shuffle:
             sampler.resumed, self._resume = self._resume, None
         return DataLoader(

@@ -71,6 +71,13 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
         ],
         [3, 8],
     ),
+    "a budget of tokens": (
+        [
+            *("task=builtin", "method=dense", "task.train_rows=52", "task.tokens_per_batch=150", "train.accumulate=2"),
+            "train.evals_per_epoch=2",
+        ],
+        [2, 4],
+    ),
     # saved at the end of an epoch, by default; workers fetch before Lightning says which epoch it is
     "between epochs, with a worker": (
         [

@@ -134,3 +134,14 @@ def test_lightning_reshuffles_each_epoch() -> None:
     trainer.fit(order, datamodule=make())
     assert sorted(order.seen[0]) != order.seen[0]
     assert order.seen[0] != order.seen[1]
+
+
+def test_a_budget_of_tokens_bounds_the_batches_of_all_parts() -> None:
+    task = make(tokens_per_batch=160, batch_size=1, eval_batch_size=1)
+    task.setup("predict")
+    for loader in (task.train_dataloader(), task.val_dataloader(), task.predict_dataloader()):
+        batches = list(loader)
+        assert max(batch["input_ids"].numel() for batch in batches) <= 160
+        assert len(batches) == len(loader) < sum(len(batch["row"]) for batch in batches) / 2  # and not by batch_size
+    order = torch.cat([batch["row"] for batch in task.predict_dataloader()])
+    assert order.tolist() == list(range(100))

@@ -78,6 +78,15 @@ def test_length_is_the_longest_option_s(tmp_path: Path, tokenizer: Any) -> None:
     )
 
 
+def test_a_budget_of_tokens_counts_all_options(tmp_path: Path, tokenizer: Any) -> None:
+    task = make(tmp_path, tokenizer)
+    taken = sorted(3 * length for length in task._rows["train"]["length"][:])
+    two = make(tmp_path, tokenizer, tokens_per_batch=max(2 * taken[1], taken[2]))
+    assert [batch["input_ids"].numel() for batch in two.val_dataloader()] == [taken[2], 2 * taken[1]]
+    with pytest.raises(SkimError, match=f"train: a row takes {taken[2]} tokens of a batch"):
+        make(tmp_path, tokenizer, tokens_per_batch=taken[2] - 1)
+
+
 def test_the_article_is_cut_and_question_and_option_survive(tmp_path: Path, tokenizer: Any) -> None:
     rows = {**ROWS, "article": ["a good film", "a " * 200, "soup"]}
     # the second fills most of the room, the third more than all

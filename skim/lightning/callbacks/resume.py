@@ -86,8 +86,8 @@ class ExactResume(Callback):
         self.before = checkpoint["plan"]["bounds"], checkpoint["plan"]["begin"]
         epoch, batch = position(checkpoint)
         before, now = checkpoint["order"], order(trainer, module)
-        if batch and (differs := [name for name in before if before[name] != now[name]]):
-            said = ", ".join(f"{name}={before[name]}, now {now[name]}" for name in differs)
+        if batch and (differs := [name for name in now if before.get(name) != now[name]]):
+            said = ", ".join(f"{name}={before.get(name)}, now {now[name]}" for name in differs)
             raise SkimError(
                 f"resume: the checkpoint stands in the middle of an epoch, whose batches are others now: {said}.\n"
                 "Use what it was made with, or a checkpoint from the end of an epoch."
@@ -98,9 +98,11 @@ class ExactResume(Callback):
 def order(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
     """The numbers that the batches of an epoch follow from."""
     task = module.task
+    by_tokens = task.tokens_per_batch is not None
     return {
         "seed": task.seed,
-        "task.batch_size": task.batch_size,
+        "task.batch_size": None if by_tokens else task.batch_size,
+        "task.tokens_per_batch": task.tokens_per_batch,
         "training rows": task.training_rows,
         "processes": trainer.world_size,
     }

@@ -33,7 +33,7 @@ from tasks.data.source import HOLDOUT
 
 # options of a run that mean something once it has been trained
 READ = re.compile(
-    r"task\.(?!batch_size$).*|method\.(?!stages($|\.)).*|backbone\..*|trainer\.precision|hardware\.(precision|num_workers)"
+    r"task\.(?!(batch_size|tokens_per_batch)$).*|method\.(?!stages($|\.)).*|backbone\..*|trainer\.precision|hardware\.(precision|num_workers)"
     r"|formulas|seed|train\.gradient_checkpointing"
 )
 SHOWN = ("task.*", "method.*", "backbone.*", "hardware.precision", "hardware.num_workers", "formulas", "seed")
@@ -73,7 +73,7 @@ def load(cfg: DictConfig) -> Loaded:
     before = recorded(folder)
     check_overrides(cfg.overrides, before, folder)
     before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
-    task: dict[str, Any] = {"eval_batch_size": cfg.batch_size}
+    task: dict[str, Any] = {"eval_batch_size": cfg.batch_size, "tokens_per_batch": None}
     if cfg.max_samples is not None:
         task["max_eval_samples"] = cfg.max_samples
     predicts = cfg.what == "predict"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from skim.errors import SkimError
-from tasks.data.batches import POOL, LengthBatches, Rows
+from tasks.data.batches import POOL, LengthBatches, Rows, TokenBatches
 
 
 @st.composite
@@ -84,6 +84,49 @@ def test_evaluation_begins_with_the_longest() -> None:
 def test_fewer_rows_than_processes() -> None:
     with pytest.raises(SkimError, match="validation: 2 rows cannot be shared out over 4 processes"):
         LengthBatches([3, 4], 8, False, rank=0, world_size=4, name="validation")
+
+
+def budgeted(lengths, tokens: int, world: int, shuffle: bool, number: int = 0) -> list[list[list[int]]]:
+    """``[rank][step]`` -> rows, by a budget of tokens."""
+    ranks = []
+    for rank in range(world):
+        sampler = TokenBatches(lengths, tokens, shuffle, seed=3, rank=rank, world_size=world)
+        sampler.set_epoch(number)
+        ranks.append(list(sampler))
+        assert len(ranks[-1]) == len(sampler)
+    return ranks
+
+
+@given(cases(), st.integers(60, 700))
+@settings(max_examples=150, deadline=None)
+def test_a_budget_of_tokens_holds_on_every_rank_and_every_row_comes_once(case: tuple, tokens: int) -> None:
+    lengths, _, world, shuffle = case
+    ranks, again = (budgeted(lengths, tokens, world, shuffle, number) for number in (0, 1))
+    assert {len(steps) for steps in ranks} == {len(steps) for steps in again}  # of both epochs: the schedule's
+    assert len({len(steps) for steps in ranks}) == 1
+    batches = [batch for steps in ranks for batch in steps]
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert min(len(batch) for batch in batches) >= 1
+    above = [b for b in batches if len(b) * max(lengths[row] for row in b) > tokens]
+    assert len(above) < world  # rows that did not come out even over the ranks; none on one
+
+
+def test_a_budget_is_used_and_holds_similar_lengths() -> None:
+    lengths = np.random.default_rng(0).geometric(0.05, 20_000) + 2
+    for shuffle in (False, True):
+        ranks = budgeted(lengths, 2048, 2, shuffle)
+        padded = [len(batch) * lengths[batch].max() for steps in ranks for batch in steps]
+        assert lengths.sum() / sum(padded) > 0.92
+        assert np.mean(padded) > 0.9 * 2048
+    first, second = (budgeted(lengths, 2048, 2, True, number)[0] for number in (0, 1))
+    mates = {row: set(batch) for batch in first for row in batch}
+    shared = [len(mates[row] & set(batch)) / len(batch) for batch in second for row in batch if row in mates]
+    assert np.mean(shared) < 0.5  # rows meet others in the next epoch
+
+
+def test_a_row_above_the_budget_is_refused() -> None:
+    with pytest.raises(SkimError, match=r"train: a row takes 9 tokens of a batch, and task.tokens_per_batch=8 is"):
+        TokenBatches([3, 9], 8, True, rank=0, world_size=1, name="train")
 
 
 @pytest.fixture
