@@ -68,6 +68,11 @@ class PackedOccupancy(Occupancy):
         """``(1, T)``."""
         return (self.index % self.sequences.real.shape[1])[None]
 
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """``bounds`` in int32, as kernels for variable lengths take them: once per decision, not per attention."""
+        return self.bounds.int()
+
     @property
     def weights(self) -> Tensor:  # type: ignore[override]
         """``(1, T)``, all alike: who does not count is not here."""

@@ -2,7 +2,7 @@
 
 Each is one operation to the dispatcher, ``skim::retire`` and ``skim::attend``, so that a device may have one kernel for
 it. What stands here is the reference that runs everywhere, in plain torch, and waits for no device; where gradients are
-wanted it is called itself.
+wanted it is called itself. On a GPU both are fused kernels where those run (:mod:`skim.engine.kernels.fused`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skim.engine.kernels.cuda import varlen_attn
+from skim.engine.kernels.cuda import fused_attention
+from skim.engine.kernels.fused import fused
 from skim.engine.kernels.padded import attention_with_sums
 from skim.engine.mask import AttentionMask, near
 from skim.engine.packed import PackedOccupancy
@@ -58,8 +59,8 @@ def retire_rows(
             does, and a sequence may lose all its rows.
         index: ``(C,)`` flat input position of each row, ``trash`` on filler.
         bounds: ``(B + 1,)``.
-        left: ``(B * N + 1, D)``, to which the present states are written, filler's to the last place; ``None``: they
-            are not.
+        left: ``(B * N + 1, D)``, to which the present states are written, at least of those that leave; what is written
+            to the last place is no matter. ``None``: they are not.
         trash: the index of filler, ``B * N``.
         covered: no sequence can lose its last row; if not, its first one stays, where ``stay`` is given.
 
@@ -155,6 +156,21 @@ def attend_rows(
     return context.transpose(0, 1)[None], received
 
 
+def retire_on_device(
+    hidden: Tensor,
+    keep: Tensor,
+    stay: Tensor | None,
+    index: Tensor,
+    bounds: Tensor,
+    left: Tensor | None,
+    trash: int,
+    covered: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`retire_rows`, in two launches; of the present states, only those that leave are written to ``left``."""
+    given = hidden, keep, stay, index, bounds, left, trash, covered
+    return fused("retire", *given) or retire_rows(*given)
+
+
 def attend_on_device(
     query: Tensor,
     key: Tensor,
@@ -168,17 +184,13 @@ def attend_on_device(
     scaling: float | None,
     sums: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`attend_rows`: half precision goes to FlashAttention's kernel for variable lengths.
-
-    It leaves the context of filler as it finds the memory.
-    """
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    if half and window is None and not sums and varlen_attn is not None:
-        ends = bounds.int(), (bounds if looked_bounds is None else looked_bounds).int()
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        context = varlen_attn(q, k, v, *ends, longest, longest, scale=scaling)
-        return context.transpose(0, 1)[None], query.new_empty(0, dtype=torch.float32)
-    return attend_rows(query, key, value, index, bounds, looked_index, looked_bounds, longest, window, scaling, sums)
+    """As :func:`attend_rows`, by one kernel where there is one; the context of filler may be anything."""
+    given = query, key, value, index, bounds, looked_index, looked_bounds, longest, window, scaling, sums
+    found = fused_attention(*given)
+    if found is None:
+        return attend_rows(*given)
+    context, received = found
+    return context, query.new_empty(0, dtype=torch.float32) if received is None else received
 
 
 def packed_attention(
@@ -188,9 +200,9 @@ def packed_attention(
     rows, looked_at = mask.occupancy, mask.memory
     assert isinstance(rows, PackedOccupancy)
     assert looked_at is None or isinstance(looked_at, PackedOccupancy)
-    others = (None, None) if looked_at is None else (looked_at.index, looked_at.bounds)
+    others = (None, None) if looked_at is None else (looked_at.index, looked_at.cumulative)
     longest = rows.sequences.real.shape[1]
-    given = query, key, value, rows.index, rows.bounds, *others, longest, mask.window, scaling, mask.wants_received
+    given = query, key, value, rows.index, rows.cumulative, *others, longest, mask.window, scaling, mask.wants_received
     if torch.is_grad_enabled():
         context, received = attend_rows(*given, dropout=dropout)
     else:
@@ -209,4 +221,5 @@ LIBRARY.define(
 )
 LIBRARY.impl("retire", retire_rows, "CompositeExplicitAutograd")
 LIBRARY.impl("attend", attend_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("retire", retire_on_device, "CUDA")
 LIBRARY.impl("attend", attend_on_device, "CUDA")
