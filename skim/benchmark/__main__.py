@@ -8,11 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from skim.benchmark.shapes import DTYPES, SHAPES, Row, shape_rows, shape_table
+from skim.benchmark.rows import CLOCKS, DTYPES
+from skim.benchmark.shapes import SHAPES, shape_rows
+from skim.benchmark.table import rows_table
 from skim.benchmark.timing import machine, usable
 from skim.errors import SkimError
 
@@ -27,11 +30,13 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--keep", type=float, nargs="*", default=[1.0, 0.5, 0.3], help="mean keep ratios over layers")
     options.add_argument("--halt", type=float, nargs="*", default=[], help="mean shares of tokens that have not halted")
     options.add_argument("--funnel", nargs="*", default=[], help="layers per block of Funnel pooling, such as 2,2,2")
-    options.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    options.add_argument("--dtype", choices=sorted(DTYPES), nargs="+", default=["fp32"], help="one or several in turns")
+    options.add_argument("--peers", action="store_true", help="time what a user would run instead, too")
     options.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps")
     options.add_argument("--repeats", type=int, default=10, help="counted runs of each candidate")
     options.add_argument("--warmup", type=int, default=3, help="runs before them")
     options.add_argument("--threads", type=int, help="CPU threads")
+    options.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu: seconds of CPU, if it is shared")
     options.add_argument("--seed", type=int, default=0, help="of weights, ids and lengths")
     options.add_argument("--json", type=Path, help="file to write the numbers to")
     return options
@@ -57,18 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
         return 2
     if options.json is not None:
-        about = {"backbone": options.backbone, "dtype": options.dtype, "machine": machine(options.device)}
-        options.json.write_text(json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        about = {"backbone": options.backbone, "dtype": options.dtype, "clock": options.clock}
+        about["machine"] = machine(options.device)
+        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
     return 0
 
 
-def timed(options: argparse.Namespace, batch: int, length: int) -> list[Row]:
+def timed(options: argparse.Namespace, batch: int, length: int) -> list[dict[str, Any]]:
     """Time one shape and print its table at once: a long list of shapes shows what it has."""
-    rows = shape_rows(options, batch, length)
+    rows, left_out = shape_rows(options, batch, length)
     ragged = f"{length // 4}-{length}" if options.ragged else str(length)
-    title = f"{options.backbone}, batch {batch}, {ragged} tokens, {options.dtype}, {machine(options.device)}"
-    Console().print(shape_table(rows, title))
-    return rows
+    title = f"{options.backbone}, batch {batch}, {ragged} tokens, {' and '.join(options.dtype)}"
+    Console().print(rows_table(rows, title, left_out, machine(options.device), options.clock))
+    return [{"batch": batch, "length": length, **asdict(row)} for row in rows]
 
 
 if __name__ == "__main__":

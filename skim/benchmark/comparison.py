@@ -130,9 +130,10 @@ def training(
     return run
 
 
-def running(model: nn.Module, inputs: Sequence[Mapping[str, Tensor]]) -> Callable[[], None]:
-    """A candidate: ``model`` over all of ``inputs``, in evaluation mode."""
-    model.eval()
+def running(model: Callable[..., Any], inputs: Sequence[Mapping[str, Tensor]]) -> Callable[[], None]:
+    """A candidate: ``model``, or what is called as one, over all of ``inputs``; a model in evaluation mode."""
+    if isinstance(model, nn.Module):
+        model.eval()
 
     def run() -> None:
         for batch in inputs:

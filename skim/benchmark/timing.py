@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -95,8 +96,24 @@ def usable(name: str) -> torch.device:
         raise SkimError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
 
+FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2")  # that decide speed
+
+
 def machine(device: torch.device) -> str:
-    """The device, its threads and torch's version: the machine that numbers are of, on one line."""
+    """The device, what its arithmetic has, threads and torch's version: the machine that numbers are of, on a line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    return f"{platform.machine()} {device.type}, threads: {torch.get_num_threads()}, torch {torch.__version__}"
+    about = (processor(), f"threads: {torch.get_num_threads()}", f"torch {torch.__version__}")
+    return ", ".join((f"{platform.machine()} {device.type}", *filter(None, about)))
+
+
+def processor(told: Path = Path("/proc/cpuinfo")) -> str:
+    """Name of the CPU, and which of :data:`FEATURES` it has; empty where the system does not tell."""
+    try:
+        lines = told.read_text().splitlines()
+    except OSError:
+        return ""
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    flags = set(said.get("flags", "").split())
+    has = [name.replace("_", "-").upper() for name in FEATURES if name in flags]
+    return ", ".join(filter(None, (said.get("model name", ""), " ".join(has))))

@@ -1,0 +1,208 @@
+"""One model beside everything that it is compared with, on the same batches and in turns: rows of one table."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skim.benchmark.comparison import plain_twin, running
+from skim.benchmark.counting import counting
+from skim.benchmark.launches import launches
+from skim.benchmark.peers import Offer, built
+from skim.benchmark.timing import Timing, time_side_by_side
+from skim.compression import compress, twin, walk_of
+from skim.engine.inputs import inputs_of
+from skim.errors import SkimError
+from skim.methods import Method
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+COUNTED = 8  # batches whose operations are counted, at most: their numbers differ little
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How candidates are timed, and which.
+
+    Attributes:
+        dtypes: of :data:`DTYPES`; padded Hugging Face, packed dense and all compressed models run in each, peers that
+            are PyTorch in the first.
+        peers: time what a user would run instead, too.
+        repeats: counted rounds.
+        warmup: rounds before them.
+        clock: of :data:`CLOCKS`; ``cpu`` is CPU seconds of the process, on a machine that others use as well.
+    """
+
+    dtypes: Sequence[str] = ("fp32",)
+    peers: bool = False
+    repeats: int = 7
+    warmup: int = 1
+    clock: str = "wall"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate.
+
+    Attributes:
+        candidate: its name.
+        keep_ratio: mean over the layers; ``None`` of what is not skim's.
+        relative_flops: FLOPs / FLOPs of the dense backbone on the same real tokens; ``None`` likewise.
+        timing: of one pass over all batches.
+        over_flops: time / (relative FLOPs x time of packed dense in the same dtype): 1 if every FLOP saved is time
+            saved; ``None`` of what is not skim's.
+        operations: dispatched per forward, of PyTorch models; views and allocations are not counted.
+        host_reads: per forward, at which the host waits for the device; likewise.
+        kernels: launched on the GPU per forward; ``None`` without one.
+        busy_ms: time per pass in which the GPU computes; likewise.
+    """
+
+    candidate: str
+    keep_ratio: float | None
+    relative_flops: float | None
+    timing: Timing
+    over_flops: float | None = None
+    operations: int | None = None
+    host_reads: int | None = None
+    kernels: int | None = None
+    busy_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Function or model that is timed: called with each of its batches.
+
+    Attributes:
+        reference: name of the packed dense model in the same dtype, of skim's own candidates.
+    """
+
+    call: Callable[..., Any]
+    batches: Sequence[dict[str, Tensor]]
+    reference: str = ""
+
+
+def measure(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    scripted: Mapping[str, Method],
+    settings: Settings,
+    title: str = "timing",
+) -> tuple[list[Row], list[str]]:
+    """Time a compressed model beside padded Hugging Face, packed dense, scripted methods and peers.
+
+    Args:
+        model: a compressed model; it is not touched. One that is dense is no candidate of its own.
+        batches: padded batches as the model takes them; labels and other columns are left out.
+        scripted: methods by name that the same weights are compressed by as well; new ones, each serves one model.
+        settings: which candidates, and how they are timed.
+        title: of the progress bar.
+
+    Returns:
+        A row each, the first in the first dtype being padded Hugging Face and packed dense; and a line for each peer
+        that could not be had.
+
+    Raises:
+        SkimError: there are no batches.
+    """
+    device = next(model.parameters()).device
+    inputs = [{name: value.to(device) for name, value in inputs_of(batch).items()} for batch in batches]
+    if not inputs:
+        raise SkimError("There is nothing to time: no batches were given.")
+    own: dict[str, Candidate] = {}
+    for dtype in settings.dtypes:
+        suffix = f", {dtype}" if len(settings.dtypes) > 1 else ""
+        own |= candidates(cast(model, DTYPES[dtype]), inputs, scripted, suffix)
+    costs = {name: cost_of(one) for name, one in own.items()}
+    left_out: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="skim-peers-") as folder:
+        everyone = dict(own)
+        if settings.peers:
+            first = next(iter(own.values()))
+            saved = next((share for _, share in costs.values() if share is not None and share < 0.995), None)
+            layers = len(walk_of(model).costs)
+            offer = Offer(
+                model=first.call,  # type: ignore[arg-type]
+                compressed=model,
+                batches=inputs,
+                layers=None if saved is None else min(max(round(saved * layers), 1), layers),
+                folder=Path(folder),
+            )
+            ready, left_out = built(offer)
+            everyone |= {one.name: Candidate(one.call, one.batches) for one in ready}
+        timings = time_side_by_side(
+            {name: running(one.call, one.batches) for name, one in everyone.items()},
+            settings.repeats,
+            settings.warmup,
+            clock=CLOCKS[settings.clock],
+            title=title,
+        )
+    return [row_of(name, one, timings, costs.get(name, (None, None))) for name, one in everyone.items()], left_out
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model in a dtype, on weights of its own if it is in another; always a twin."""
+    if next(model.parameters()).dtype == dtype:
+        return twin(model).eval()
+    return deepcopy(model).to(dtype).eval()
+
+
+def candidates(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], scripted: Mapping[str, Method], suffix: str
+) -> dict[str, Candidate]:
+    """All models on the weights of one: padded, dense, as it is compressed, and by scripted methods."""
+    dense = compress(plain_twin(model), "dense").eval()
+    own = f"{walk_of(dense).form()} dense"
+    models = {own: dense}
+    if walk_of(model).method.does:
+        models[f"this model, {walk_of(model).form()}"] = model
+    for name, method in scripted.items():
+        models[name] = compress(plain_twin(model), deepcopy(method)).eval()
+    found = {f"padded HF{suffix}": Candidate(plain_twin(model).eval(), batches)}
+    reference = own + suffix
+    return found | {name + suffix: Candidate(one, batches, reference) for name, one in models.items()}
+
+
+def cost_of(candidate: Candidate) -> tuple[float | None, float | None]:
+    """Mean keep ratio and relative FLOPs of skim's candidates, over all batches; padded Hugging Face's are 1."""
+    if not candidate.reference:
+        return 1.0, 1.0
+    kept, flops, dense = [], 0.0, 0.0
+    with torch.inference_mode():
+        for batch in candidate.batches:
+            candidate.call(**batch)
+            trace = candidate.call.trace  # type: ignore[attr-defined]
+            kept.append(float(trace.keep_ratio().mean()))
+            flops += float(trace.flops().sum())
+            dense += float(trace.dense_flops.sum())
+    return statistics.fmean(kept), flops / dense if dense else 1.0
+
+
+def row_of(
+    name: str, candidate: Candidate, timings: Mapping[str, Timing], cost: tuple[float | None, float | None]
+) -> Row:
+    """A candidate's row, with its work counted if it is a PyTorch model."""
+    kept, share = cost
+    timing = timings[name]
+    over = None
+    if candidate.reference and share:
+        over = timing.median_ms / (share * timings[candidate.reference].median_ms)
+    if not isinstance(candidate.call, nn.Module):
+        return Row(name, kept, share, timing, over)
+    sample = candidate.batches[:: -(-len(candidate.batches) // COUNTED)]
+    with torch.inference_mode(), counting() as work:
+        running(candidate.call, sample)()
+    operations, reads = (round(sum(counts.values()) / len(sample)) for counts in (work.operations, work.reads))
+    gpu = launches(running(candidate.call, candidate.batches))
+    if gpu is None:
+        return Row(name, kept, share, timing, over, operations, reads)
+    forwards = len(candidate.batches)
+    return Row(name, kept, share, timing, over, operations, gpu.syncs // forwards, gpu.kernels // forwards, gpu.busy_ms)
