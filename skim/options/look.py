@@ -11,7 +11,7 @@ from skim.options.kinds import Between, Count, Fraction, NotNegative, Number
 from skim.options.run import BatchSizes, Execution, Folder, Options
 
 Kind: TypeAlias = Literal[
-    "metrics", "tokens", "predict", "latency", "throughput", "curve", "depth", "redundancy", "skip"
+    "metrics", "tokens", "predict", "latency", "throughput", "peers", "curve", "depth", "redundancy", "skip"
 ]
 Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
 
@@ -21,19 +21,20 @@ class Look(Options):
     """Options of a look as a whole."""
 
     ckpt: Folder | None = None
-    """a run's folder, its model/, or a checkpoint file in its checkpoints/; what=redundancy also looks at a pretrained
-    model without a run, of backbone=<name> on task=<name>"""
+    """a run's folder, its model/, or a checkpoint file in its checkpoints/; what=redundancy and what=peers also look at
+    a pretrained model without a run, of backbone=<name> on task=<name>"""
     folder: Folder | None = None
-    """for what=redundancy without a run: the folder that it writes into; null is runs/<task>/<method>/<backbone>/
+    """for a look without a run: the folder that it writes into; null is runs/<task>/<method>/<backbone>/
     pretrained"""
     what: Kind = "metrics"
     """metrics: the task's metrics and FLOPs, packed, and each class's; predict: files of what the model says of the
     test split or of split, row by row, and in the format of the task's leader board where it has one; tokens: a shaded
     sentence; latency: time side by side with dense; throughput: samples per second in training (of the model alone,
-    where something is trained beside it), side by side with dense; curve: one trained model at several budgets, without
-    training again; depth: how many layers tokens of each kind go through ([CLS], [SEP], masked, by tag); redundancy:
-    which layers and neurons the task does not need; skip: a dense model without each layer, and with its first and last
-    ones alone, untrained"""
+    where something is trained beside it), side by side with dense; peers: time side by side with what else could be run
+    (bf16, torch.compile, the first layers, ONNX Runtime, OpenVINO), of a run or of backbone=<name> on task=<name>;
+    curve: one trained model at several budgets, without training again; depth: how many layers tokens of each kind go
+    through ([CLS], [SEP], masked, by tag); redundancy: which layers and neurons the task does not need; skip: a dense
+    model without each layer, and with its first and last ones alone, untrained"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
     targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)
@@ -128,6 +129,9 @@ class LookRedundancy(Options):
     """of whatever is random: initial weights of the paper's probes, random neurons of clusters, batches"""
 
 
+Shares: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(examples=[[0.5, 0.3]])]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LookBenchmark(Options):
     """Options of a measurement of time."""
@@ -140,3 +144,13 @@ class LookBenchmark(Options):
     """for what=throughput: sentences per training batch"""
     repeats: Count = 7
     """counted passes of each candidate"""
+    keep: Shares = ()
+    """for what=peers: shares of the tokens that scripted methods keep on the same weights, to see what a method would
+    save on these texts before one is trained"""
+    dtypes: Annotated[tuple[Literal["fp32", "bf16", "fp16"], ...], Field(min_length=1, examples=[["bf16"]])] = (
+        "fp32",
+        "bf16",
+    )
+    """for what=peers: dtypes that skim and Hugging Face run in; peers that are PyTorch run in the first"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """for what=peers: wall, or cpu, seconds of CPU of the process, on a machine that is shared"""

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import curve, depth, metrics, predict, redundancy, skip, timing, tokens
+from skim.lightning.looks import curve, depth, metrics, peers, predict, redundancy, skip, timing, tokens
 from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
@@ -26,11 +26,14 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "predict": predict.look,
     "latency": timing.latency,
     "throughput": timing.throughput,
+    "peers": peers.look,
     "curve": curve.look,
     "depth": depth.look,
     "redundancy": redundancy.look,
     "skip": skip.look,
 }
+
+WITHOUT_A_RUN = ("redundancy", "peers")
 
 
 def check_named(cfg: DictConfig) -> None:
@@ -41,9 +44,10 @@ def check_named(cfg: DictConfig) -> None:
     """
     named = [f"{group}={cfg[group].get('name', '...')}" for group in ("backbone", "task", "method") if cfg.get(group)]
     if not is_run(cfg):
-        if cfg.what == "redundancy" and cfg.get("backbone") and cfg.get("task"):
+        if cfg.what in WITHOUT_A_RUN and cfg.get("backbone") and cfg.get("task"):
             return
-        also = "\nOr at a pretrained model: what=redundancy backbone=<name> task=<name>, both." if named else ""
+        kinds = " or ".join(f"what={kind}" for kind in WITHOUT_A_RUN)
+        also = f"\nOr at a pretrained model: {kinds} with backbone=<name> task=<name>, both." if named else ""
         raise SkimError(
             "Which run? Name its folder: ckpt=runs/<task>/<method>/<backbone>/<stamp>, or a file in its checkpoints/."
             + (also or "\npython evaluate.py --help says what there is to see of it.")
