@@ -151,7 +151,9 @@ def twin(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def execution(model: nn.Module, value: str, static: bool | None = None) -> Iterator[nn.Module]:
+def execution(
+    model: nn.Module, value: str, static: bool | None = None, graphs: bool | None = None
+) -> Iterator[nn.Module]:
     """Run a compressed model in a chosen execution for the length of a ``with``.
 
     Args:
@@ -161,14 +163,15 @@ def execution(model: nn.Module, value: str, static: bool | None = None) -> Itera
             survivor).
         static: let packed execution run on static rows, whose shapes wait for no decision; ``None``: on a GPU, in
             inference.
+        graphs: let static rows run by captured graphs, a launch for each layer; ``None``: on a GPU.
     """
     walk = walk_of(model)
-    before, walk.execution = (walk.execution, walk.static), value
-    walk.static = static
+    before, walk.execution = (walk.execution, walk.static, walk.graphs), value
+    walk.static, walk.graphs = static, graphs
     try:
         yield model
     finally:
-        walk.execution, walk.static = before
+        walk.execution, walk.static, walk.graphs = before
 
 
 @contextlib.contextmanager

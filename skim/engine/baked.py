@@ -25,9 +25,10 @@ class Baked:
     Args:
         model: with its head.
         method: who decides; it may be none of the model's modules.
+        called: modules that are called in any case, graphs or not, hooks included.
     """
 
-    def __init__(self, model: nn.Module, method: nn.Module) -> None:
+    def __init__(self, model: nn.Module, method: nn.Module, called: tuple[nn.Module, ...] = ()) -> None:
         self.model, self.method = model, method
         self.modules = Modules(model)
         owners = list(dict.fromkeys((*model.modules(), *method.modules())))
@@ -38,7 +39,8 @@ class Baked:
             for name, tensor in held.items()
             if tensor is not None
         ]
-        self.hooks = [held for owner in owners for name in HOOKS if (held := getattr(owner, name)) is not None]
+        inside = [owner for owner in owners if all(owner is not one for one in called)]
+        self.hooks = [held for owner in inside for name in HOOKS if (held := getattr(owner, name)) is not None]
         self.values = [
             (vars(owner), name, value, frozen(value))
             for owner in method.modules()

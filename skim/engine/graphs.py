@@ -30,6 +30,7 @@ Step: TypeAlias = Callable[..., Any]
 
 AFTER = 2  # times that a step is seen before it is captured: shapes that come once are not worth it
 MOST = 512  # graphs at a time
+TRIALS = 3  # of a new graph: sums in another order may move a decision, but not every time
 MEMORY = 4 * 2**30  # bytes of inputs and outputs at a time
 SEEN = 8192  # steps whose coming is counted
 
@@ -70,6 +71,7 @@ class Graphs:
         after: times that a step is seen before it is captured.
         most: graphs at a time; those that were not used for longest go.
         memory: bytes of inputs and outputs at a time; likewise.
+        same: compares what a step gave with what its new graph gives.
 
     Attributes:
         off: why no step is captured any more; ``None``: they are.
@@ -78,8 +80,16 @@ class Graphs:
         copies: tensors copied to where graphs read them so far.
     """
 
-    def __init__(self, recorder: Recorder, after: int = AFTER, most: int = MOST, memory: int = MEMORY) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        after: int = AFTER,
+        most: int = MOST,
+        memory: int = MEMORY,
+        same: Callable[[Any, Any], bool] | None = None,
+    ) -> None:
         self.recorder, self.after, self.most, self.memory = recorder, after, most, memory
+        self.same = same or alike
         self.off: str | None = None
         self.captures = self.replays = self.copies = 0
         self._lock = threading.Lock()
@@ -90,13 +100,14 @@ class Graphs:
         self._graphs: dict[Hashable, Graph] = {}
         self._seen: dict[Hashable, int] = {}
         self._refused: set[Hashable] = set()
-        self._said: set[str] = set()
+        self.said: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
         """Forget what is known of the graphs that there are, to look at those that are left."""
         self._chained: dict[Hashable, Graph] = {}  # by step and arguments, which are results of other graphs
         self._kept: dict[Hashable, _Keeping] = {}
+        self._views: dict[Hashable, Any] = {}  # of results, by what was asked and of which
         self._results = {number: graph for graph in self._graphs.values() for number in graph.ids}
         self._storages = {address(x) for graph in self._graphs.values() for x in (*graph.inputs, *graph.own)}
 
@@ -221,11 +232,27 @@ class Graphs:
             copy([outputs[k] for k in new], [again[k] for k in new])
 
         replay = self.recorder.record(work)
-        replay()
-        differing = [k for k in new if not alike(outputs[k], made[k])]
-        if differing:
-            raise Mismatch(f"{len(differing)} of its {len(new)} results differ from those without a graph")
-        return Graph(replay, inputs, shape.build(outputs), [*own.values(), *(outputs[k] for k in new)])
+        result = shape.build(outputs)
+        for _ in range(TRIALS):
+            replay()
+            if self.same(found, shape.build(outputs)):
+                return Graph(replay, inputs, result, [*own.values(), *(outputs[k] for k in new)])
+            self.recorder.rehearse(rehearse)
+        raise Mismatch("its results differ from those without a graph")
+
+    def view(self, name: Hashable, function: Step, tree: Any) -> Any:
+        """Apply a function that only slices a tree; of a graph's result it is applied once, and known afterwards."""
+        known = ("view", name, id(tree))
+        seen = self._views.get(known)
+        if seen is None:
+            seen = function(tree)
+            graph = self._results.get(id(tree))
+            if graph is None:
+                return seen
+            self._views[known] = seen
+            self._results[id(seen)] = graph
+            graph.ids.add(id(seen))
+        return seen
 
     def keep(self, *trees: Any) -> Callable[[], Any]:
         """Copy what graphs will overwrite; what that returns puts the trees together on the copies, as one tuple."""
@@ -272,8 +299,8 @@ class Graphs:
         self._forget()
 
     def _say(self, what: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
+        if what not in self.said:
+            self.said.add(what)
             log.warning("%s", what)
 
     def buffers(self) -> list[Tensor]:
@@ -330,10 +357,14 @@ def address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def alike(one: Tensor, other: Tensor) -> bool:
-    """Tell whether a replayed result is what the step gave, but for the order of sums."""
-    if not one.is_floating_point():
-        return torch.equal(one, other)
+def alike(one: Any, other: Any) -> bool:
+    """Tell whether all tensors of two trees are the same, but for the order of sums."""
+    pairs = zip(take_apart(one)[0], take_apart(other)[0], strict=True)
+    return all(close(a, b) if a.is_floating_point() else torch.equal(a, b) for a, b in pairs)
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    """Tell whether floating tensors are the same, but for the order of sums."""
     wide = torch.finfo(one.dtype).eps * 16
     return torch.allclose(one.float(), other.float(), rtol=wide, atol=wide, equal_nan=True)
 

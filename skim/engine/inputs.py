@@ -64,6 +64,13 @@ class Inputs:
         assert given is not None
         return given.shape[0], given.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """Where ids, or embeddings, are."""
+        given = self.inputs_embeds if self.input_ids is None else self.input_ids
+        assert given is not None
+        return given.device
+
     def real(self, hidden: Tensor) -> Tensor:
         """Mark what is not padding, ``(B, N)`` bool, on the device of ``hidden``."""
         if self.attention_mask is None:

@@ -231,6 +231,6 @@ class CudaGraphs:
         torch.cuda.synchronize(self.device)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
-    """The recorder of a device; ``None``: it has no graphs."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+def recorder_for(device: torch.device) -> Recorder:
+    """The recorder of a device."""
+    return CudaGraphs(device) if device.type == "cuda" else Tape()

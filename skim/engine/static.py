@@ -166,9 +166,9 @@ class StaticTokens(TokenBatch):
     pending: tuple[Pending, ...] = ()
 
     @classmethod
-    def start(cls, hidden: Tensor, sequences: Sequences) -> StaticTokens:
+    def start(cls, hidden: Tensor, sequences: Sequences, total: int | None = None) -> StaticTokens:
         places = sequences.real.numel()
-        total = sequences.total
+        total = sequences.total if total is None else total
         if total is None:
             raise SkimError("static rows start from a number of real tokens that the host knows: Sequences.total.")
         rows = hidden.reshape(1, places, -1)
@@ -282,19 +282,26 @@ class StaticTokens(TokenBatch):
         return self.occupancy.shared(states[:-1].view(*self.sequences.real.shape, -1))
 
     def between(self) -> StaticTokens:
-        rows, memory = self.occupancy, self.memory
-        counted = (rows.bounds,) if memory is None else (rows.bounds, memory.occupancy.bounds)
-        latest = self.pending[-1] if self.pending else None
-        if latest is None or any(a is not b for a, b in zip(latest.bounds, counted, strict=False)):
-            latest = Pending(counted)
-        pending = (*self.pending, latest)
+        pending = (*self.pending, self.counted(self.pending[-1] if self.pending else None))
         if len(pending) <= LAG:
             return replace(self, pending=pending)
-        known = pending[0].read()
-        cut = self.cut(known[0])
-        if memory is not None and len(known) > 1:
-            cut = replace(cut, memory=memory.cut(known[1]))
-        return replace(cut, pending=pending[1:])
+        return replace(self.known(*pending[0].read()), pending=pending[1:])
+
+    def counted(self, latest: Pending | None) -> Pending:
+        """The present numbers, on their way; those that were counted last if nothing has changed since."""
+        rows, memory = self.occupancy, self.memory
+        counted = (rows.bounds,) if memory is None else (rows.bounds, memory.occupancy.bounds)
+        if latest is None or any(a is not b for a, b in zip(latest.bounds, counted, strict=False)):
+            return Pending(counted)
+        return latest
+
+    def known(self, alive: int, looked_at: int | None = None) -> StaticTokens:
+        """The same with the capacities for so many rows, if that is less than now."""
+        cut = self.cut(alive)
+        if self.memory is None or looked_at is None:
+            return cut
+        memory = self.memory.cut(looked_at)
+        return cut if memory is self.memory else replace(cut, memory=memory)
 
     def cut(self, alive: int) -> StaticTokens:
         """The same with the capacity for so many rows, if that is less than now."""

@@ -105,7 +105,7 @@ class Steps:
         charges = (*tokens.charges, *reading)
         sums = 2.0 * self.heads if asked else 0.0
         ran = LayerTrace(attending, feeding, cost, sums, looked_at, projected, charges, backbone.shortens)
-        return tokens.between(), ran
+        return tokens, ran
 
     def _half(self, layer: nn.Module, half: Any, *args: Any) -> Tensor:
         """One half of a layer, recomputed in the backward pass if the user enabled gradient checkpointing."""

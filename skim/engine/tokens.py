@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,7 @@ class Sequences:
     run_on: bool = False
     place: str = "first"
     total: int | None = None
+    derived: ClassVar[tuple[str, ...]] = ("lengths", "read", "stay")  # what is computed once, and goes along
 
     @cached_property
     def lengths(self) -> Tensor:

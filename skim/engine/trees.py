@@ -71,6 +71,7 @@ class _Apart:
             self.seen[id(tree)] = ("again", self.parts)
             number = self.parts
             names = tuple(field.name for field in fields(tree))
+            names += tuple(name for name in getattr(tree, "derived", ()) if name in vars(tree))
             return "record", number, type(tree), names, tuple(self.node(getattr(tree, name)) for name in names)
         if isinstance(tree, Mapping):
             return "mapping", type(tree), tuple(tree), tuple(self.node(value) for value in tree.values())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.backbone import Backbone
+from skim.engine.graphed import Graphed
 from skim.engine.head import Head
 from skim.engine.hooks import Hooks
 from skim.engine.inputs import INPUTS, Inputs, check_read, read_by
@@ -74,6 +75,8 @@ class Walk:
         self.stand_in: Hooks | None = None  # in whose place the method waits
         self.execution = execution
         self.static: bool | None = None
+        self.graphs: bool | None = None  # whether static rows run by graphs; None: on a GPU
+        self.graphed = Graphed()
         self.head = head
         self._last = PerThread()
         self._priced = (Modules(model), self._prices())
@@ -85,11 +88,13 @@ class Walk:
     @property
     def trace(self) -> Trace:
         """Trace of the calling thread's last forward; a SkimError before there was one."""
-        trace: Trace | None = self._last.value
-        if trace is None:
+        if self._last.value is None:
             raise SkimError(
                 "model.trace tells what this thread's last forward did, and it has run none yet: model(**batch) first."
             )
+        if not isinstance(self._last.value, Trace):  # of a forward by graphs: put together when somebody asks
+            self._last.value = self._last.value()
+        trace: Trace = self._last.value
         return trace
 
     @property
@@ -166,6 +171,11 @@ class Walk:
         if learns:
             self._watch.look(self.model, method)
         form = self.form()
+        if not (learns or wants_states) and self._by_graphs(form, inputs.device):
+            done = self.graphed.forward(self, inputs)
+            if done is not None:
+                output, self._last.value = done
+                return backbone.as_tuple(output) if wants_tuple else output
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
         static = form == "packed" and (hidden.is_cuda and not learns if self.static is None else self.static)
@@ -184,6 +194,7 @@ class Walk:
             if wants_states:
                 states.append(tokens.restore())
             tokens, ran = step(i, layer, tokens)
+            tokens = tokens.between()
             trace.layers.append(ran)
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
@@ -210,22 +221,38 @@ class Walk:
         Raises:
             SkimError: padding stands where the head reads.
         """
+        if static:
+            return self.hear(self.told(real, whole), real, whole)
+        if self.head.reads is not None and not whole:
+            check_read(real, self.head.reads, form)
+        if (asks := self.method.asks()) is not None:
+            self.method.answered(asks.tolist())
+        return None
+
+    def told(self, real: Tensor, whole: bool) -> Tensor | None:
+        """Put together all that the host has to know of a static forward: real tokens, whether they fit, answers."""
         reads, asks = self.head.reads, self.method.asks()
-        counts = static and not whole
-        if not counts:
-            if reads is not None and not whole:
-                check_read(real, reads, form)
-            if asks is not None:
-                self.method.answered(asks.tolist())
-            return real.numel() if static else None
+        if whole:
+            return asks
         fits = real.any() if reads is None else read_by(real, reads).all()
         numbers = precise(torch.stack([real.sum(), fits.long()]))
-        total, fit, *answers = (numbers if asks is None else torch.cat([numbers, asks.to(numbers)])).tolist()
-        if reads is not None and not fit:
-            check_read(real, reads, form)
-        if asks is not None:
+        return numbers if asks is None else torch.cat([numbers, asks.to(numbers)])
+
+    def hear(self, told: Tensor | None, real: Tensor, whole: bool) -> int:
+        """Read what was :meth:`told`, the one time that the host waits; returns the number of real tokens."""
+        answers = [] if told is None else told.tolist()
+        total, fit = (real.numel(), True) if whole else (int(answers.pop(0)), bool(answers.pop(0)))
+        if self.head.reads is not None and not fit:
+            check_read(real, self.head.reads, "packed")
+        if answers:
             self.method.answered(answers)
-        return int(total)
+        return total
+
+    def _by_graphs(self, form: str, device: torch.device) -> bool:
+        """Tell whether this forward is one for graphs: packed, on static rows, and not switched off."""
+        automatic = device.type == "cuda"
+        static, graphs = (automatic if one is None else one for one in (self.static, self.graphs))
+        return form == "packed" and static and graphs
 
     def _check_attention(self) -> None:
         """Refuse to run when somebody has chosen another attention since: it would not know who is there."""
