@@ -13,7 +13,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ from skim.engine.step import Steps
 from skim.engine.tokens import Nobody, Sequences
 from skim.engine.trace import LayerTrace, Trace
 
-if TYPE_CHECKING:
-    from skim.engine.walk import Walk
+Walk: TypeAlias = Any  # of skim.engine.walk, which imports this file
 
 log = logging.getLogger("skim")
 

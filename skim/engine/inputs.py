@@ -66,7 +66,7 @@ class Inputs:
 
     @property
     def device(self) -> torch.device:
-        """Where ids, or embeddings, are."""
+        """Device of the ids, or of the embeddings."""
         given = self.inputs_embeds if self.input_ids is None else self.input_ids
         assert given is not None
         return given.device
