@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +140,7 @@ def config_of(name: str, **options: Any) -> Any:
     return config
 
 
+@functools.cache
 def has(name: str, head: str) -> bool:
     """Tell whether transformers has this head for this family."""
     return type(config_of(name)) in getattr(transformers, HEADS[head][0])._model_mapping

@@ -1,7 +1,7 @@
 """The pairs of methods and families that the laws run over.
 
-By default all methods on three families, all families with two methods, and every head with one. ``--laws=full`` is the
-whole product, on every device that there is; ``--laws=quick`` all methods on one family.
+By default all methods on three families (chains on two of them), all families with two methods, and every head with
+one. ``--laws=full`` is the whole product, on every device that there is; ``--laws=quick`` all methods on one family.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def reads(family: str, head: str) -> str | None:
     return _dense(family, head).skim_walk.head.reads
 
 
+@functools.cache
 def looks_apart(family: str) -> bool:
     """Tell whether rows of a family can look at other rows than themselves."""
     return _dense(family, usual(family, False)).skim_walk.backbone.looks_apart
@@ -121,12 +122,22 @@ def usual(family: str, reads_head: bool) -> str:
     return "tokens" if has(family, "tokens") and not reads_head else "classification"
 
 
+def tried_on(method: str) -> tuple[str, ...]:
+    """Choose a method's families among the three: all that it can; of a chain, whose members run on all, two.
+
+    Those are the first, and one of the others in turn, so that chains run packed, narrowed, and with windows.
+    """
+    can = [family for family in THREE if looks_apart(family) or not METHODS[method].apart]
+    chains = [name for name, row in METHODS.items() if row.is_chain]
+    return (can[0], can[1:][chains.index(method) % len(can[1:])]) if method in chains else tuple(can)
+
+
 def pairs(selection: str) -> list[tuple[str, str]]:
     """Pair methods with families; those that cannot be are among them."""
     if selection != "default":
         families = FAMILIES if selection == "full" else THREE[:1]
         return [(method, family) for family in families for method in METHODS]
-    three = [(method, family) for method, row in METHODS.items() for family in (*THREE, *row.also)]
+    three = [(method, family) for method, row in METHODS.items() for family in (*tried_on(method), *row.also)]
     two = [(method, family) for family in FAMILIES for method in TWO]
     instead = [(INSTEAD, family) for family in FAMILIES if not looks_apart(family)]
     return list(dict.fromkeys([*three, *two, *instead]))

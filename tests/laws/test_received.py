@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.ragged import assert_same, entering, on_real
 ltp = pytest.mark.where(lambda case: case.method == "ltp")
 
 
+@functools.cache
 def pruners() -> dict[str, Pruner]:
     """Make every method of the table that decides by received attention."""
     made = {name: row.make() for name, row in METHODS.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -94,18 +95,23 @@ class Row:
     tolerance: float = 1e-9
     also: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def reads_head(self) -> bool:
         """True if it reads the model's own head, and so needs one for sequences."""
         return self.make().reads_head
 
-    @property
+    @cached_property
+    def is_chain(self) -> bool:
+        """True if it is several methods, one after the other."""
+        return isinstance(self.make(), Chain)
+
+    @cached_property
     def trains_relaxed(self) -> bool:
         """True if training goes through all decisions that are taken in the end; exits are not taken in training."""
         method = self.make()
         return method.trains_masked and "exits" not in method.does
 
-    @property
+    @cached_property
     def trains_packed(self) -> bool:
         """True if, in its last stage, training runs without the tokens that are gone."""
         method = self.make()
