@@ -61,10 +61,10 @@ def watched_by(callback: pl.Callback, cfg: DictConfig, folder: Path) -> recipe.R
         return recipe.train(cfg, folder, "python train.py ...")
 
 
-def on_two_ranks(script: str, folder: Path, *overrides: str) -> list[Any]:
+def on_two_ranks(script: str, folder: Path) -> list[Any]:
     """What a script leaves as ``rank<k>.pt`` in the folder, run in two processes joined by gloo.
 
-    Its arguments are the folder, the rank, and the run's overrides.
+    Its arguments are the folder and the rank.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -72,7 +72,7 @@ def on_two_ranks(script: str, folder: Path, *overrides: str) -> list[Any]:
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(folder), str(rank), "hardware=ddp_cpu", *overrides],
+            [sys.executable, "-c", script, str(folder), str(rank)],
             cwd=ROOT,
             env={**env, "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,

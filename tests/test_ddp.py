@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 
 from skim.lightning.recipe import train
+from tests.lightning.test_method_after import recorded, same
+from tests.lightning.test_stages import watched
 from tests.runs import ROOT, SMALL, on_two_ranks, small
 
 
@@ -56,28 +60,32 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) ->
         assert 1 <= best["global_step"] <= 3
 
 
-RANK = """
-import sys
-from pathlib import Path
-import torch
-from tests.lightning.test_stages import watched
-
-folder, rank, *overrides = sys.argv[1:]
-run, steps = watched(Path(folder) / "run", *overrides)
-torch.save([vars(step) for step in steps], Path(folder) / f"rank{rank}.pt")
-"""
+STAGES = [
+    *("method=ltp", "method.target=0.6", "train.max_steps=6", "train.lr=1e-3", "task.max_eval_samples=32"),
+]
+LATE = [
+    *("method=transkimmer", "train.max_steps=4", "train.method_after=0.5", "task.max_eval_samples=32"),
+    *("train.distill=0.5", "train.distill_from=self"),
+]
 
 
-def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(tmp_path: Path) -> None:
+def rank(folder: str, rank: str) -> None:
+    """Both runs in one of two processes, which pays for its imports and joins the other once."""
+    stages = [vars(step) for step in watched(Path(folder) / "stages", "hardware=ddp_cpu", *STAGES)[1]]
+    late = recorded(Path(folder) / "late", "hardware=ddp_cpu", *LATE)[1]
+    torch.save({"stages": stages, "late": late}, Path(folder) / f"rank{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of the runs, and the steps that either rank saw of each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    return folder, on_two_ranks("import sys; from tests.test_ddp import rank; rank(*sys.argv[1:])", folder)
+
+
+def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(joined: tuple[Path, list[dict[str, Any]]]) -> None:
     """In the hard stage thresholds get no gradient, and DDP would wait for it; each rank calibrates for itself."""
-    overrides = [
-        "method=ltp",
-        "method.target=0.6",
-        "train.max_steps=6",
-        "train.lr=1e-3",
-        "task.max_eval_samples=32",
-    ]
-    one, other = on_two_ranks(RANK, tmp_path, *overrides)
+    one, other = (steps["stages"] for steps in joined[1])
     assert [step["stage"] for step in one] == ["soft"] * 3 + ["hard"] * 3
     assert [step["execution"] for step in one] == ["masked"] * 3 + ["packed"] * 3
     assert one[0]["flops"] != other[0]["flops"] or one[3]["flops"] != other[3]["flops"], "both saw the same data"
@@ -90,6 +98,18 @@ def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(tmp_path: Pat
     assert all(torch.equal(step["delta"], one[3]["delta"]) for step in one[3:])
     assert one[3]["shift"] != 0
     assert all(not torch.equal(one[i]["weight"], one[i + 1]["weight"]) for i in range(5))
+
+
+def test_two_ranks_begin_a_late_method_together(joined: tuple[Path, list[dict[str, Any]]]) -> None:
+    """DDP waits for a gradient of every parameter, the method's too; and one teacher more does not disturb it."""
+    folder, seen = joined
+    one, other = (steps["late"] for steps in seen)
+    for mine, theirs in zip(one, other, strict=True):
+        assert torch.equal(mine["weight"], theirs["weight"])
+        assert same(mine["method"], theirs["method"])
+    assert [step["execution"] for step in one] == ["packed"] * 2 + ["masked"] * 2
+    assert not same(one[2]["method"], one[3]["method"])
+    assert json.loads((folder / "late" / "results.json").read_text())["status"] == "done"
 
 
 def test_thresholds_learn_in_mixed_precision(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from skim.stages import Plan, Stage
 from tests.families import batch_of, plain
 from tests.methods.table import METHODS
 from tests.ragged import assert_same, ragged
-from tests.runs import on_two_ranks, small, watched_by
+from tests.runs import small, watched_by
 
 QUIET = ["backbone.overrides.hidden_dropout_prob=0", "callbacks.log_every=1"]
 WEIGHT = "bert.encoder.layer.1.attention.self.query.weight"
@@ -197,34 +196,3 @@ def test_a_resumed_run_may_not_move_the_beginning(late: tuple[Path, list], tmp_p
         recorded(tmp_path / "moved", *overrides, "train.method_after=0.375")
     _, steps = recorded(tmp_path / "same", *overrides, "train.method_after=0.1875")
     assert [step["progress"] for step in steps] == pytest.approx([(step - 3) / 13 for step in range(8, 16)])
-
-
-RANK = """
-import sys
-from pathlib import Path
-import torch
-from tests.lightning.test_method_after import recorded
-
-folder, rank, *overrides = sys.argv[1:]
-run, steps = recorded(Path(folder) / "run", *overrides)
-torch.save(steps, Path(folder) / f"rank{rank}.pt")
-"""
-
-
-def test_two_ranks_begin_together(tmp_path: Path) -> None:
-    """DDP waits for a gradient of every parameter, the method's too; and one teacher more does not disturb it."""
-    overrides = [
-        "method=transkimmer",
-        "train.max_steps=4",
-        "train.method_after=0.5",
-        "train.distill=0.5",
-        "train.distill_from=self",
-        "task.max_eval_samples=32",
-    ]
-    one, other = on_two_ranks(RANK, tmp_path, *overrides)
-    for mine, theirs in zip(one, other, strict=True):
-        assert torch.equal(mine["weight"], theirs["weight"])
-        assert same(mine["method"], theirs["method"])
-    assert [step["execution"] for step in one] == ["packed"] * 2 + ["masked"] * 2
-    assert not same(one[2]["method"], one[3]["method"])
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "done"
