@@ -1,19 +1,24 @@
-"""What every test starts from: one thread, a fixed seed, a quiet transformers, and a device to run on."""
+"""What every test starts from: one thread, a fixed seed, a quiet transformers, and a device to run on.
+
+torch and transformers are imported where tests run, and not in the process that only hands tests to workers, for which
+the workers would wait.
+"""
 
 from __future__ import annotations
 
+import os
+import warnings
+from collections.abc import Iterator
+
 import pytest
-import torch
-import transformers
 
 LONGEST = (
     *("test_learning.py", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py"),
     *("test_tagging.py", "test_submission.py", "test_method_after.py", "test_2_executions.py", "test_early_exit.py"),
     *("test_docs.py", "test_readme.py", "test_question_answering.py", "test_4_gradients.py"),
 )
-
-transformers.logging.set_verbosity_error()
-torch.set_num_threads(1)
+# what libraries set once for the whole process, and pytest for each test
+KEPT = ("PYTEST_", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,9 +32,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "where(tells, heads=False): the cases of tests/laws that a law holds for")
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Quieten transformers and take one thread, where tests are run."""
+    if session.config.pluginmanager.has_plugin("dsession"):  # xdist's, which runs none
+        return
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test that takes a ``device`` every one that there is; without ``--laws=full`` that is the CPU."""
     if "device" in metafunc.fixturenames:
+        import torch
+
         cuda = metafunc.config.getoption("laws") == "full" and torch.cuda.is_available()
         metafunc.parametrize("device", ["cpu", "cuda"] if cuda else ["cpu"])
 
@@ -42,4 +60,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Put back what a test has changed of its process, and tell which test that was.
+
+    A process group that is left open fails it: later trainings in the same worker would join.
+    """
+    import torch
+
+    folder, names = os.getcwd(), {name: value for name, value in os.environ.items() if not name.startswith(KEPT)}
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    yield
+    left = []
+    if os.getcwd() != folder:
+        left.append(f"the folder {os.getcwd()}")
+        os.chdir(folder)
+    now = {name: value for name, value in os.environ.items() if not name.startswith(KEPT)}
+    for name in sorted(name for name in {*names, *now} if names.get(name) != now.get(name)):
+        left.append(name)
+        os.environ.pop(name, None)
+        if name in names:
+            os.environ[name] = names[name]
+    after = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    if after != before:
+        left.append(f"threads, dtype, gradients {after}")
+        torch.set_num_threads(before[0])
+        torch.set_default_dtype(before[1])
+        torch.set_grad_enabled(before[2])
+    if left:
+        warnings.warn(f"{request.node.nodeid} leaves {', '.join(left)}", stacklevel=1)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("leaves a process group open", pytrace=False)
