@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from skim.engine.baked import Baked, obstacle
+from skim.engine.buckets import bucket, padded, trimmed, within
 from skim.engine.graphs import Graphs, alike
 from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
@@ -27,6 +28,7 @@ from skim.engine.static import LAG, STEP, Pending, StaticTokens, capacity
 from skim.engine.step import Steps
 from skim.engine.tokens import Nobody, Sequences
 from skim.engine.trace import LayerTrace, Trace
+from skim.engine.trees import take_apart
 
 Walk: TypeAlias = Any  # of skim.engine.walk, which imports this file
 
@@ -75,7 +77,12 @@ class Graphed:
         with on_device(device), self.graphs.forward(lambda: self._changed(walk)) as on:
             if not on or self._hooked():
                 return None
-            return run(walk, self.graphs, inputs)
+            wider = roomy(walk, inputs)
+            done = run(walk, self.graphs, wider)
+            if wider is inputs or done is None:
+                return done
+            (output, trace), size = done, inputs.shape
+            return narrow(output, wider.shape, size), lambda: trimmed(trace(), *size)
 
     def _changed(self, walk: Walk) -> bool:
         """Look at the model anew if it is no longer as graphs have recorded it."""
@@ -94,6 +101,27 @@ class Graphed:
             self._said.add(reason)
             log.warning("graphs are not used: %s", reason)
         return True
+
+
+def roomy(walk: Walk, inputs: Inputs) -> Inputs:
+    """The inputs in the size of their bucket, as far as nobody can tell."""
+    batch, length = inputs.shape
+    rows, places = bucket(batch), bucket(length, 8)
+    config = walk.base.config
+    longest = walk.backbone.longest_input(config)
+    read = walk.method.reads_padding or walk.head.reads in ("last", "every")
+    alike = places in (config.hidden_size, config.num_labels)  # nobody could tell positions from those when cutting
+    if read or alike or (longest is not None and places > longest):
+        places = length
+    if (rows, places) == (batch, length):
+        return inputs
+    return padded(inputs, rows, places, getattr(config, "pad_token_id", None) or 0)
+
+
+def narrow(output: Any, shape: tuple[int, int], size: tuple[int, int]) -> Any:
+    """The output without what :func:`roomy` has added."""
+    leaves, skeleton = take_apart(output)
+    return skeleton.build([within(leaf, shape, size).contiguous() for leaf in leaves])
 
 
 def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], Trace]] | None:

@@ -133,7 +133,9 @@ class Graphs:
             finally:
                 if self._graphs:
                     self._mark = self.recorder.mark()
-                if self._grown:
+                if self.off is not None:
+                    self._drop(list(self._graphs))  # memory may be what was missing
+                elif self._grown:
                     self._trim()
                 self._owner = None
 
@@ -231,9 +233,12 @@ class Graphs:
             again, _ = take_apart(step(*skeleton.build(inputs)))
             copy([outputs[k] for k in new], [again[k] for k in new])
 
+        self.recorder.rehearse(work)  # with its copies: a kernel that is loaded at its first launch is not capturable
         replay = self.recorder.record(work)
         result = shape.build(outputs)
         for _ in range(TRIALS):
+            for k in new:  # so that a graph that writes nothing is seen
+                outputs[k].fill_(torch.nan if outputs[k].is_floating_point() else 0)
             replay()
             if self.same(found, shape.build(outputs)):
                 return Graph(replay, inputs, result, [*own.values(), *(outputs[k] for k in new)])

@@ -21,6 +21,7 @@ class Hooks(nn.Module):
         retired_run_on: retired rows run on without attention and the head reads them (published LTP), unless packed or
             narrowed execution is asked for by name.
         needs_pads: computes with the padding, as published; masked execution only.
+        reads_padding: decides by how many positions a batch is padded to.
         reads_head: asks for the head's answers behind inner layers, and takes part in the task's loss.
         target: relative FLOPs at which training shall end, or ``None``.
         stepped: its schedules have been moved on by a training at least once.
@@ -32,6 +33,7 @@ class Hooks(nn.Module):
     inside_softmax = True
     retired_run_on = False
     needs_pads = False
+    reads_padding = False
     reads_head = False
     target: float | None
     stepped: bool

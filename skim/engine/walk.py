@@ -234,7 +234,7 @@ class Walk:
         reads, asks = self.head.reads, self.method.asks()
         if whole:
             return asks
-        fits = real.any() if reads is None else read_by(real, reads).all()
+        fits = real.any() if reads is None else (read_by(real, reads) | ~real.any(1, keepdim=reads == "every")).all()
         numbers = precise(torch.stack([real.sum(), fits.long()]))
         return numbers if asks is None else torch.cat([numbers, asks.to(numbers)])
 

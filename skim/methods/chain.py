@@ -294,6 +294,10 @@ class Chain(Method):
         return all(member.trains_dense for member in self._each())
 
     @property
+    def reads_padding(self) -> bool:  # type: ignore[override]
+        return any(member.reads_padding for member in self._each())
+
+    @property
     def reads_head(self) -> bool:  # type: ignore[override]
         return any(member.reads_head for member in self._each())
 

@@ -63,6 +63,10 @@ class Pruner(Precise, Method):
         self.target = target
         self.shift = torch.zeros((), dtype=torch.float32)
 
+    @property
+    def reads_padding(self) -> bool:  # type: ignore[override]
+        return self.score_norm == "padded"
+
     def wants_received(self, i: int) -> bool:
         return True
 

@@ -7,11 +7,19 @@ import threading
 
 import pytest
 import torch
-from transformers import AlbertConfig, AlbertForSequenceClassification, BertConfig, BertForSequenceClassification
+from transformers import (
+    AlbertConfig,
+    AlbertForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import skim
 from skim.benchmark import HaltShare, KeepShare
 from skim.compression import compress, standing_in, walk_of
+from skim.engine.buckets import bucket
 from skim.engine.recorders import Tape
 from skim.errors import SkimError
 
@@ -230,3 +238,54 @@ def test_threads_get_their_own_answers_and_traces():
         thread.join()
     assert wrong == []
     assert walk.graphed.graphs.replays > 0
+
+
+def test_batches_of_like_size_share_graphs_and_nobody_can_tell():
+    for method in (
+        KeepShare(0.5),
+        skim.ACT(mix="act", bias_init=-1.0),
+        skim.Funnel(),
+        skim.EarlyExit(),
+        skim.LTP(score_norm="padded"),
+    ):
+        model = compressed(method)
+        for size, length in ((9, 37), (10, 40), (9, 35), (10, 33)):
+            given = batch(length, size, length)
+            check(model, given)
+            with torch.inference_mode():
+                walk_of(model).graphs = True
+                output = model.bert(**given)
+                assert output.last_hidden_state.shape == (size, length, 16)
+                walk_of(model).graphs = False
+                torch.testing.assert_close(
+                    output.last_hidden_state, model.bert(**given).last_hidden_state, rtol=1e-4, atol=1e-5
+                )
+        openings = [key for key in walk_of(model).graphed.graphs._graphs if key[0] == "opening"]
+        assert len(openings) == (0 if method.reads_padding else 1)  # sizes that come once are not captured
+
+
+def test_padding_to_a_bucket_keeps_to_the_model_and_its_head():
+    assert [bucket(n) for n in (1, 7, 8, 9, 10, 11, 17, 33, 65, 100, 512)] == [
+        1,
+        7,
+        8,
+        10,
+        10,
+        12,
+        20,
+        40,
+        80,
+        112,
+        512,
+    ]
+    assert [bucket(n, 8) for n in (1, 8, 9, 37, 65)] == [8, 8, 16, 40, 80]
+    model = compressed(KeepShare(0.5), max_position_embeddings=39)
+    for _ in range(2):
+        check(model, batch(0, 9, 37))  # forty positions the model has not
+    model = compressed(KeepShare(0.5), RobertaConfig, RobertaForSequenceClassification, pad_token_id=1)
+    given = batch(0, 9, 37)
+    given["input_ids"] = given["input_ids"].masked_fill(given["attention_mask"] == 0, 1)
+    for _ in range(3):
+        check(model, given)
+        check(model, {"input_ids": given["input_ids"].clamp_min(2)})
+    assert walk_of(model).graphed.graphs.replays > 0

@@ -116,7 +116,7 @@ def test_steps_are_captured_when_they_come_again_and_copy_at_the_beginning_only(
         ids = torch.arange(4) + k
         check(chain(ids), ids)
         assert (graphs.captures, graphs.replays) == ((0, 0) if k == 0 else (4, 4 * k))
-    assert chain.runs == 4 + 4 * 2  # once without graphs, then to rehearse and to record
+    assert chain.runs == 4 + 4 * 3  # once without graphs, then to rehearse twice and to record
     assert graphs.copies == 4  # ids, in every forward with graphs but the one that captured
     assert len(graphs) == 4
 
