@@ -156,7 +156,7 @@ class Built:
     batches: Batches
 
 
-def built(offer: Offer, peers: Sequence[Peer] = PEERS) -> tuple[list[Built], list[str]]:
+def built(offer: Offer, peers: Sequence[Peer]) -> tuple[list[Built], list[str]]:
     """Build the peers that can be had here, and say of each other one why it cannot."""
     ready, left_out = [], []
     for peer in peers:

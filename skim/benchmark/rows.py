@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from skim.benchmark.comparison import plain_twin, running
 from skim.benchmark.counting import counting
 from skim.benchmark.launches import launches
-from skim.benchmark.peers import Offer, built
+from skim.benchmark.peers import PEERS, Offer, built
 from skim.benchmark.timing import Timing, time_side_by_side
 from skim.compression import compress, twin, walk_of
 from skim.engine.inputs import inputs_of
@@ -136,7 +136,7 @@ def measure(
                 layers=None if saved is None else min(max(round(saved * layers), 1), layers),
                 folder=Path(folder),
             )
-            ready, left_out = built(offer)
+            ready, left_out = built(offer, PEERS)
             everyone |= {one.name: Candidate(one.call, one.batches) for one in ready}
         timings = time_side_by_side(
             {name: running(one.call, one.batches) for name, one in everyone.items()},

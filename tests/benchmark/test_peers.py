@@ -138,7 +138,7 @@ def test_who_has_no_peer_of_a_kind_is_told_why(offer, batches):
 
 
 def test_rows_say_cost_time_and_work_in_each_dtype_and_leave_the_model_alone(model, batches, monkeypatch):
-    monkeypatch.setattr("skim.benchmark.rows.built", lambda offer: ([], []))
+    monkeypatch.setattr("skim.benchmark.rows.built", lambda offer, peers: ([], []))
     settings = Settings(dtypes=("fp32", "bf16"), peers=True, repeats=1, warmup=0)
     rows, _ = measure(model, batches, {"packed, keep 1": KeepShare(1.0)}, settings)
     names = ("padded HF", "packed dense", "this model, packed", "packed, keep 1")
@@ -161,7 +161,7 @@ def test_rows_say_cost_time_and_work_in_each_dtype_and_leave_the_model_alone(mod
 
 def test_relative_flops_are_of_all_batches_and_so_is_the_number_of_layers(model, batches, monkeypatch):
     offers = []
-    monkeypatch.setattr("skim.benchmark.rows.built", lambda offer: offers.append(offer) or ([], ["a: b"]))
+    monkeypatch.setattr("skim.benchmark.rows.built", lambda offer, peers: offers.append(offer) or ([], ["a: b"]))
     rows, left_out = measure(model, batches, {}, Settings(peers=True, repeats=1, warmup=0))
     flops = dense = 0.0
     for batch in batches:
