@@ -120,6 +120,10 @@ class StaticOccupancy(PackedOccupancy):
         places = F.pad(into.reshape(-1), (0, 1)).index_copy(0, self.index, values[0].to(into.dtype))
         return places[:-1].view_as(into)
 
+    def add(self, values: Tensor, rows: Tensor) -> Tensor:
+        raised = F.pad(values.reshape(-1), (0, 1)).index_add(0, self.index, rows[0].to(values.dtype))
+        return raised[:-1].view_as(values)
+
     def follow(self, values: Tensor, later: StaticOccupancy) -> Tensor:  # type: ignore[override]
         if later.index is self.index:
             return values
@@ -139,6 +143,10 @@ class StaticOccupancy(PackedOccupancy):
     def largest(self, values: Tensor) -> Tensor:
         lowest = values.new_full((len(self.bounds),), -torch.inf)
         return lowest.scatter_reduce(0, self.sequence, values[0], "amax")[:-1]
+
+    def rank(self, values: Tensor) -> Tensor:
+        longest = self.sequences.real.shape[1]
+        return torch.ops.skim.rank(values.detach(), self.index, self.cumulative, longest)
 
 
 @dataclass(frozen=True)
@@ -215,8 +223,10 @@ class StaticTokens(TokenBatch):
         if now.memory is None:
             now.put_back()
             now = replace(now, memory=replace(now, source=None, carry=None, charges=(), pending=()))
-        rows, occupancy = now.occupancy.compacted(running.view(-1) > 0.5)
-        return replace(now, hidden=now.hidden.index_select(1, rows), occupancy=occupancy, current=True)
+        rows = now.occupancy
+        operation = retire_rows if torch.is_grad_enabled() else torch.ops.skim.retire
+        hidden, index, bounds, _ = operation(now.hidden, running, None, rows.index, rows.bounds, None, rows.trash, True)
+        return replace(now, hidden=hidden, occupancy=replace(rows, index=index, bounds=bounds), current=True)
 
     def put_back(self) -> Tensor:
         """The buffer of last states with the present ones written into it.

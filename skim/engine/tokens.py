@@ -113,6 +113,10 @@ class Occupancy:
         """The way back: a copy of ``into`` ``(B, N)`` with ``values`` of the present rows at their input positions."""
         raise NotImplementedError
 
+    def add(self, values: Tensor, rows: Tensor) -> Tensor:
+        """A copy of ``values`` ``(B, N)`` with those of the present rows raised by ``rows``, one number per row."""
+        return self.put(self.rows(values) + rows, values)
+
     def follow(self, values: Tensor, later: Occupancy) -> Tensor:
         """Take values of these rows along to those of them that a later occupancy still has.
 

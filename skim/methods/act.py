@@ -22,9 +22,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from skim.engine.tokens import Occupancy, TokenBatch
+from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Method, Spec
 from skim.methods.budget import Budget
@@ -43,7 +44,7 @@ class Halting:
     Attributes:
         probability: halting probability summed up so far; 1 once a token has halted by its remainder.
         updates: layers that have updated it; carries gradients through relaxed decisions.
-        remainders: what was missing to 1 before the step at which it halted; 0 while it runs.
+        remainders: what was missing to 1 before the step at which it halted; 0 while it runs, and with ``mix="gate"``.
     """
 
     probability: Tensor
@@ -188,29 +189,31 @@ class ACT(Precise, Method):
     def probability(self, i: int, hidden: Tensor) -> Tensor:
         """Halting probabilities after layer ``i``, one per row, float32, moved by ``shift``."""
         unit = self.units[0 if self.share_head else i]
-        p = torch.sigmoid(unit(hidden).squeeze(-1).float())
-        return (p * torch.exp(-self.shift).clamp(max=1e30)).clamp(max=1.0)  # type: ignore[operator]
+        # the logarithm of p exp(-shift): a factor of its own would cost three operations more
+        moved = F.logsigmoid(unit(hidden).squeeze(-1).float()) - self.shift
+        return moved.clamp(max=0.0).exp()
 
     def after_layer(self, i: int, before: TokenBatch, tokens: TokenBatch) -> TokenBatch:
         occupancy = tokens.occupancy
         running = occupancy.weights.float()
         state = tokens.carry or Halting.start(tokens.sequences.real)
         last = i == self.spec.layers - 1
-        updates = add(occupancy, state.updates, running)
+        updates, remainders = occupancy.add(state.updates, running), state.remainders
         summed = occupancy.rows(state.probability)
         asked = i < self.asked
         p = self.probability(i, tokens.hidden) if asked else torch.zeros_like(summed)
         tokens = tokens.charge(2.0 * self.spec.width) if asked else tokens
         if self.mix == "act":
             step = halting_step(p, summed, self.epsilon, last=not asked)
-            weight, total, remainder = step.weight * running, step.probability, step.remainder * running
+            weight, total = step.weight * running, step.probability
+            remainders = occupancy.add(remainders, step.remainder * running)
             goes_on: Tensor = ~step.halts
         else:
-            weight, total, remainder = running, summed + p, torch.zeros_like(p)
+            weight, total = running, summed + p
             goes_on = runs_on(total, self.epsilon, self.temperature) if self.training else total <= 1 - self.epsilon
         # a row that has halted, or a pad, keeps what it had: masked execution computes it all the same
         total = torch.where(running > 0.5, total, summed)
-        state = Halting(occupancy.put(total, state.probability), updates, add(occupancy, state.remainders, remainder))
+        state = Halting(occupancy.put(total, state.probability), updates, remainders)
         # autocast may leave the first layer's input in half precision and its output not
         was, now = before.occupancy.follow(before.hidden, occupancy).to(tokens.hidden.dtype), tokens.hidden
         hidden = torch.lerp(was, now, weight[..., None].to(now.dtype))
@@ -232,8 +235,3 @@ class ACT(Precise, Method):
 
     def weights(self) -> dict[str, float]:
         return {"ponder": self.tau * self.warmed(self.warmup)}
-
-
-def add(occupancy: Occupancy, values: Tensor, rows: Tensor) -> Tensor:
-    """``values`` ``(B, N)`` with those of the present rows raised by ``rows``."""
-    return occupancy.put(occupancy.rows(values) + rows, values)

@@ -71,8 +71,9 @@ class TopK(Pruner):
 
     def rate(self, i: int) -> Tensor:
         """Share of the input's tokens that leaves layer ``i``, a float64 scalar."""
-        last = (self.token_keep_rate + precise(self.shift)).clamp(max=1)  # type: ignore[arg-type]  # a buffer of this class
-        return (1 + (last - 1) / (self.spec.layers - self.first) * (i - self.first + 1)).clamp_min(LEAST)
+        steps, done = self.spec.layers - self.first, i - self.first + 1
+        published = 1 + (self.token_keep_rate - 1) / steps * done
+        return (precise(self.shift) * (done / steps) + published).clamp(LEAST, 1)  # type: ignore[arg-type]  # a buffer
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
         count = (occupancy.sequences.lengths * self.rate(i)).round()  # half to even, as published

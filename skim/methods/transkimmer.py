@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from skim.engine.kernels.predictor import difference
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
@@ -145,8 +146,11 @@ class Transkimmer(Precise, Method):
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if str(i) not in self.predictors:
             return tokens
-        logits = self.predictors[str(i)](tokens.hidden)
+        predictor = self.predictors[str(i)]
         tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
+        if not (self.training or self.eval_noise):
+            return tokens.retire(difference(predictor, tokens.hidden) > -self.shift)  # type: ignore[arg-type, operator]
+        logits = predictor(tokens.hidden)
         noise = self.noise(logits)
         if self.training:
             return tokens.retire(gate(logits, noise, self.temperature))

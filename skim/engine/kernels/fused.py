@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 KERNELS = {  # where each is, imported by its first call
     "attention": "skim.engine.kernels.triton.attention",
+    "difference": "skim.engine.kernels.triton.difference",
+    "rank": "skim.engine.kernels.triton.rank",
     "retire": "skim.engine.kernels.triton.rows",
     "varlen_attn": "torch.nn.attention.varlen",  # FlashAttention; torch >= 2.11, before it takes no scale
 }

@@ -1,8 +1,9 @@
-"""Static rows: the two operations whose shapes do not depend on how many rows are alive.
+"""Static rows: the operations whose shapes do not depend on how many rows are alive.
 
-Each is one operation to the dispatcher, ``skim::retire`` and ``skim::attend``, so that a device may have one kernel for
-it. What stands here is the reference that runs everywhere, in plain torch, and waits for no device; where gradients are
-wanted it is called itself. On a GPU both are fused kernels where those run (:mod:`skim.engine.kernels.fused`).
+Each is one operation to the dispatcher, ``skim::retire``, ``skim::rank`` and ``skim::attend``, so that a device may
+have one kernel for it. What stands here is the reference that runs everywhere, in plain torch, and waits for no device;
+where gradients are wanted it is called itself. On a GPU they are kernels, where those run
+(:mod:`skim.engine.kernels.fused`).
 """
 
 from __future__ import annotations
@@ -79,6 +80,25 @@ def retire_rows(
         left.index_copy_(0, index, hidden[0].to(left.dtype))
     rows, here, bounds = compact(keep & there, index, bounds, trash)
     return hidden.index_select(1, rows), here, bounds, rows
+
+
+def rank_rows(values: Tensor, index: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    """Each row's place in its sequence by falling value, ties by position; the reference of ``skim::rank``.
+
+    Args:
+        values: ``(1, C)``, numbers except on filler.
+        index: ``(C,)`` flat input position of each row, ``B * N`` on filler.
+        bounds: ``(B + 1,)`` int32 where each sequence's rows begin and end.
+        longest: N.
+
+    Returns:
+        ``(1, C)`` int64, 0 for the largest; anything on filler.
+    """
+    sequence = index // longest
+    falling = values[0].argsort(descending=True, stable=True)
+    order = falling[sequence[falling].argsort(stable=True)]  # sequence by sequence, falling in each
+    place = torch.arange(len(index), device=index.device) - bounds[sequence]
+    return torch.empty_like(order).scatter_(0, order, place)[None]
 
 
 def attend_rows(
@@ -171,6 +191,12 @@ def retire_on_device(
     return fused("retire", *given) or retire_rows(*given)
 
 
+def rank_on_device(values: Tensor, index: Tensor, bounds: Tensor, longest: int) -> Tensor:
+    """As :func:`rank_rows`, by comparing each row with those of its sequence; 0 on filler."""
+    found = fused("rank", values, bounds, longest)
+    return rank_rows(values, index, bounds, longest) if found is None else found
+
+
 def attend_on_device(
     query: Tensor,
     key: Tensor,
@@ -219,6 +245,9 @@ LIBRARY.define(
     "attend(Tensor query, Tensor key, Tensor value, Tensor index, Tensor bounds, Tensor? looked_index,"
     " Tensor? looked_bounds, int longest, int? window, float? scaling, bool sums) -> (Tensor, Tensor)"
 )
+LIBRARY.define("rank(Tensor values, Tensor index, Tensor bounds, int longest) -> Tensor")
+LIBRARY.impl("rank", rank_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("rank", rank_on_device, "CUDA")
 LIBRARY.impl("retire", retire_rows, "CompositeExplicitAutograd")
 LIBRARY.impl("attend", attend_rows, "CompositeExplicitAutograd")
 LIBRARY.impl("retire", retire_on_device, "CUDA")

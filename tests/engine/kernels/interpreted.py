@@ -17,10 +17,13 @@ import skim
 from skim.engine.kernels import cuda, static
 from skim.engine.kernels.fused import REFUSED, fused
 from skim.engine.kernels.triton.attention import attention
+from skim.engine.kernels.triton.difference import difference
+from skim.engine.kernels.triton.rank import rank
 from skim.engine.kernels.triton.rows import retire
 from skim.methods.base import Method
 from skim.methods.ltp import LTP
 from skim.methods.topk import TopK
+from skim.methods.transkimmer import predictor
 from tests.families import batch_of, plain
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -170,6 +173,32 @@ def test_rows_leave_and_the_others_close_up(
     assert torch.equal(left, torch.zeros(trash + 1, width).index_copy(0, index[gone], hidden[0, gone].float()))
 
 
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=4), st.integers(1, 30), st.integers(0, 10_000))
+@settings(max_examples=8, deadline=None)
+def test_ranks(lengths: list[int], values: int, seed: int) -> None:
+    """As by two stable sorts, with ties and infinities; filler that is not a number is in nobody's way."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(values, (sum(lengths) + FILLER,), generator=generator) / values
+    scores[torch.rand(len(scores), generator=generator) < 0.1] = torch.inf
+    scores[sum(lengths) :] = torch.nan
+    found = rank(scores[None], bounds_of(lengths), 100)
+    parts = [part.argsort(descending=True, stable=True).argsort() for part in scores.split([*lengths, FILLER])[:-1]]
+    assert torch.equal(found, F.pad(torch.cat(parts), (0, FILLER))[None])
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(24, FULL), (200, BRAIN)])
+def test_difference_of_two_logits(width: int, dtype: torch.dtype) -> None:
+    predict = predictor(16, width, 1.0).to(dtype)
+    for parameter in predict.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden = torch.randn(1, 37, width).to(dtype)
+    norm, last = predict[2], predict[4]
+    with torch.no_grad():
+        found = difference(hidden, norm.weight, norm.bias, norm.eps, last.weight, last.bias)
+        logits = predict.double()[2:](hidden.double())
+    torch.testing.assert_close(found.double(), logits[..., 1] - logits[..., 0], atol=1e-4, rtol=1e-5)
+
+
 @pytest.fixture
 def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What runs on a GPU runs here; the names of the kernels that did."""
@@ -183,6 +212,7 @@ def kernels_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(cuda, "fused", noted)
     library = torch.library.Library("skim", "IMPL")
     library.impl("retire", static.retire_on_device, "CPU")
+    library.impl("rank", static.rank_on_device, "CPU")
     library.impl("attend", static.attend_on_device, "CPU")
     yield called
     library._destroy()

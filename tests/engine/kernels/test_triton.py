@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ import torch
 pytest.importorskip("triton", reason="Triton comes with torch for CUDA, and with the extra dev on Linux")
 
 HERE = Path(__file__).parent
+KERNELS = (
+    "attention._context",
+    "attention._received",
+    "difference._difference",
+    "rank._rank",
+    "rows._count",
+    "rows._move",
+)
 
 
 def test_by_the_interpreter() -> None:
@@ -29,7 +38,7 @@ def test_by_the_interpreter() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("name", ["attention._context", "attention._received", "rows._count", "rows._move"])
+@pytest.mark.parametrize("name", KERNELS)
 def test_compiles_for_a_gpu(name: str) -> None:
     """For an H100, in bfloat16, as BERT is: what the interpreter runs, a compiler may still refuse."""
     import triton
@@ -37,16 +46,26 @@ def test_compiles_for_a_gpu(name: str) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from skim.engine.kernels.triton import attention, rows
+    from skim.engine.kernels.triton import attention
 
-    kernel = getattr({"attention": attention, "rows": rows}[name.split(".")[0]], name.split(".")[1])
+    module, function = name.split(".")
+    kernel = getattr(import_module(f"skim.engine.kernels.triton.{module}"), function)
     blocks = attention.blocks(512, 64, torch.bfloat16)
     chosen = {"SIZE": 64, "WIDTH": 64, "WINDOWED": True, "FACTOR": tl.bfloat16, "BLOCK": 128, "STEP": blocks["STEP"]}
     chosen |= {"STAY": True, "RESCUE": True, "LEFT": True, "BATCH": 32, "SLICE": 128}
     whole = {"bounds": "*i32", "looked_bounds": "*i32", "index": "*i64", "looked_index": "*i64", "keep": "*u8"}
     whole |= {"stay": "*u8", "counts": "*i32", "here": "*i64", "ends": "*i32", "source": "*i64"}
     types = {**dict.fromkeys(("query", "key", "value", "context", "hidden", "left", "moved"), "*bf16"), **whole}
-    types |= {"lse": "*fp32", "received": "*fp32", "scaling": "fp32"}
+    types |= dict.fromkeys(("states", "scale", "offset", "weight", "bias"), "*bf16")
+    types |= {
+        "values": "*fp32",
+        "places": "*i64",
+        "found": "*fp32",
+        "epsilon": "fp32",
+        "lse": "*fp32",
+        "received": "*fp32",
+        "scaling": "fp32",
+    }
     names = kernel.arg_names
     signature = {arg: "constexpr" if arg in chosen else types.get(arg, "i32") for arg in names}
     source = ASTSource(kernel, signature, constexprs={arg: chosen[arg] for arg in names if arg in chosen})
