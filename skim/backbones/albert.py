@@ -53,6 +53,9 @@ class Albert(Backbone):
         size = attention.attention_head_size
         return heads(attention.key(hidden), size), heads(attention.value(hidden), size)
 
+    def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
+        return layer.attention(hidden, mask)[0]
+
     def attend_to(
         self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
     ) -> Tensor:

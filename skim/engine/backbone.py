@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from skim.engine.adapters import call_flops, linear_flops
 from skim.engine.attention import skim_attention
 from skim.engine.inputs import Inputs
+from skim.engine.kernels.linear import bare, closed, expanded, fuses, linear
 from skim.engine.mask import AttentionMask
 from skim.engine.tokens import TokenBatch
 from skim.flops import LayerCost
@@ -102,26 +103,29 @@ class Backbone:
 
     def attend(self, layer: Module, hidden: Tensor, mask: AttentionMask, geometry: Any) -> Tensor:
         """The layer's first half, residual and norm included; ``(B, N, D)``, ``(1, T, D)`` or ``(B, K, D)``."""
-        return layer.attention(hidden, mask)[0]
+        attention = layer.attention
+        if not (fuses(attention.self.query, hidden) and bare(attention, attention.self)):
+            return attention(hidden, mask)[0]
+        return self.attend_to(layer, hidden, *self.keys_and_values(layer, hidden, geometry), mask, geometry)
 
     def keys_and_values(self, layer: Module, hidden: Tensor, geometry: Any) -> tuple[Tensor, Tensor]:
         """Project any rows to the layer's keys and values: ``(B, N, D)`` to twice ``(B, H, N, d)``."""
         attention = layer.attention.self
         size = attention.attention_head_size
-        return heads(attention.key(hidden), size), heads(attention.value(hidden), size)
+        return heads(linear(attention.key, hidden), size), heads(linear(attention.value, hidden), size)
 
     def attend_to(
         self, layer: Module, hidden: Tensor, key: Tensor, value: Tensor, mask: AttentionMask, geometry: Any
     ) -> Tensor:
         """The layer's first half with rows that look at others: :meth:`attend`, but for keys and values."""
         attention = layer.attention.self
-        query = heads(attention.query(hidden), attention.attention_head_size)
+        query = heads(linear(attention.query, hidden), attention.attention_head_size)
         context = look(attention, query, key, value, mask, attention.scaling, attention.dropout.p)
-        return layer.attention.output(context, hidden)
+        return closed(layer.attention.output, context, hidden)
 
     def feed_forward(self, layer: Module, hidden: Tensor) -> Tensor:
         """The layer's second half, residual and norm included."""
-        return layer.output(layer.intermediate(hidden), hidden)
+        return closed(layer.output, expanded(layer.intermediate, hidden), hidden)
 
     def finish(self, base: Module, hidden: Tensor) -> Any:
         """The base model's output from the restored last states ``(B, N, D)``, as transformers has it."""

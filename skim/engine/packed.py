@@ -101,7 +101,7 @@ class PackedOccupancy(Occupancy):
     @cached_property
     def lengths(self) -> list[int]:
         """Rows of each sequence, on the host."""
-        return self.bounds.diff().tolist()
+        return [len(self.index)] if len(self.bounds) == 2 else self.bounds.diff().tolist()
 
     @cached_property
     def _blocks(self) -> dict[int, Blocks]:
