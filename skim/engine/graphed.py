@@ -24,13 +24,15 @@ from skim.engine.graphs import Graphs, alike
 from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
 from skim.engine.recorders import Recorder, recorder_for
-from skim.engine.static import LAG, STEP, Pending, StaticTokens, capacity
+from skim.engine.static import LAG, Pending, StaticTokens, capacity
 from skim.engine.step import Steps
 from skim.engine.tokens import Nobody, Sequences
 from skim.engine.trace import LayerTrace, Trace
 from skim.engine.trees import take_apart
 
 Walk: TypeAlias = Any  # of skim.engine.walk, which imports this file
+
+FEW = 256  # rows for which a GPU takes as long as for fewer: it waits for weights and launches
 
 log = logging.getLogger("skim")
 
@@ -174,8 +176,7 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
             nobody = Nobody(sequences)
             ran.append(tuple(LayerTrace(nobody, nobody, cost, shortened=backbone.shortens) for cost in costs[i:]))
             break
-        # at the lowest rung a count can cut nothing any more, so the rest is one launch
-        span = range(i, len(layers) if rows <= STEP else i + 1)
+        span = range(i, len(layers) if rows <= FEW else i + 1)  # the rest is one launch where cutting gains nothing
         asked = tuple(method.runs(j) and method.wants_received(j) for j in span)
         tokens, these, keys = graphs(
             ("layer", span, total if i == 0 else None, asked),
@@ -187,7 +188,7 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         )
         ran.append(these)
         i = span.stop
-        if i < len(layers) and rows > STEP:
+        if i < len(layers):
             pending.append(tokens.counted(pending[-1] if pending else None))
             if len(pending) > LAG:
                 rungs = tuple(map(capacity, pending.pop(0).read()))

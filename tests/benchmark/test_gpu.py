@@ -28,7 +28,7 @@ def test_all_parts_but_the_compiled_one_run_and_make_one_table(tmp_path, capsys)
     assert {row.verdict for row in rows if row.part in ("laws", "kernels")} == {"passed"}
     captured = {row.name: row.graphs for row in rows if "graphs = exact" in row.name}
     assert len(captured) == 10
-    assert min(captured.values()) > 10
+    assert min(captured.values()) > 5
     timed = {row.name: row for row in rows if row.part == "bert-base 2x16"}
     assert {"padded HF", "packed dense", "kept 0.5", "topk", "ltp", "act"} <= set(timed)
     assert timed["padded HF"].ratio == 1

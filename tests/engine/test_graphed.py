@@ -19,8 +19,10 @@ from transformers import (
 import skim
 from skim.benchmark import HaltShare, KeepShare
 from skim.compression import compress, standing_in, walk_of
+from skim.engine import graphed
 from skim.engine.buckets import bucket
 from skim.engine.recorders import Tape
+from skim.engine.static import STEP
 from skim.errors import SkimError
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 32}
@@ -29,6 +31,12 @@ SIZES = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 5, "num_atten
 class Failing(Tape):
     def record(self, work):
         raise RuntimeError("operation not permitted when stream is capturing")
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Small batches are cut as large ones are."""
+    monkeypatch.setattr(graphed, "FEW", STEP)
 
 
 def batch(seed, size=4, length=40, whole=False):
@@ -77,6 +85,17 @@ def test_a_forward_is_one_launch_a_part_and_copies_its_inputs_only():
     assert graphs.replays - replays <= 7
     assert graphs.replays - replays == len(graphs)
     assert (graphs.captures, graphs.copies - copies) == (captures, 2)  # ids and mask
+
+
+def test_a_small_batch_is_three_launches(monkeypatch):
+    monkeypatch.undo()
+    model = compressed(KeepShare(0.5))
+    for seed in range(4):
+        check(model, batch(seed, 6))
+    graphs = walk_of(model).graphed.graphs
+    replays = graphs.replays
+    run(model, batch(9, 6))
+    assert graphs.replays - replays == 3  # embedding, all layers, and the end
 
 
 def test_shapes_and_rungs_have_graphs_of_their_own_and_answers_are_the_same():

@@ -15,7 +15,7 @@ from skim.benchmark.scripted import HaltShare, KeepShare
 from skim.compression import compress, walk_of
 from skim.methods import method_class
 
-LAYERS, LENGTH, BATCH = 4, 48, 6
+LAYERS, LENGTH, BATCH = 4, 96, 6
 TIGHT, LOOSE = 2e-4, 6e-2  # float32 and bfloat16, absolute, on logits of size 1
 Batch = dict[str, Tensor]
 
