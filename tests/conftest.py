@@ -6,9 +6,12 @@ the workers would wait.
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -56,6 +59,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that train for long come first, so that no worker is left with one when the others are done."""
     long = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: long.get(item.path.name, len(long)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _files_are_parsed_once() -> Iterator[None]:
+    """Parse a config file's text once per process: tests compose thousands of configs of the same few files."""
+    import yaml
+
+    whole, parsed = yaml.load, {}
+
+    def load(stream: Any, Loader: Any) -> Any:
+        if Loader.__name__ != "OmegaConfLoader" or not hasattr(stream, "seek"):
+            return whole(stream, Loader)
+        text = stream.read()
+        if text not in parsed:
+            stream.seek(0)  # and not the text, as errors name the file
+            parsed[text] = whole(stream, Loader)
+        return copy.deepcopy(parsed[text])
+
+    with mock.patch.object(yaml, "load", load):
+        yield
 
 
 @pytest.fixture(autouse=True)
