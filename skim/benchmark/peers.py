@@ -32,14 +32,12 @@ class Offer:
 
     Attributes:
         model: plain model of transformers, in evaluation mode, on the device to run on.
-        compressed: what is measured beside the peers, on the same weights.
         batches: padded batches, on that device.
         layers: of the first layers as many as have the FLOPs of the compressed model; ``None`` if there is none.
         folder: for exported files; whoever made it takes it away.
     """
 
     model: nn.Module
-    compressed: nn.Module
     batches: Batches
     layers: int | None
     folder: Path

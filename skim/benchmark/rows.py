@@ -7,9 +7,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from skim.methods import Method
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-COUNTED = 8  # batches whose operations are counted, at most: their numbers differ little
+SAVES = 0.995  # relative FLOPs below which a model is compressed
 
 
 @dataclass(frozen=True)
@@ -121,23 +121,16 @@ def measure(
     for dtype in settings.dtypes:
         suffix = f", {dtype}" if len(settings.dtypes) > 1 else ""
         own |= candidates(cast(model, DTYPES[dtype]), inputs, scripted, suffix)
-    costs = {name: cost_of(one) for name, one in own.items()}
+    found = {name: examined(one) for name, one in own.items()}
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="skim-peers-") as folder:
         everyone = dict(own)
         if settings.peers:
-            first = next(iter(own.values()))
-            saved = next((share for _, share in costs.values() if share is not None and share < 0.995), None)
-            layers = len(walk_of(model).costs)
-            offer = Offer(
-                model=first.call,  # type: ignore[arg-type]
-                compressed=model,
-                batches=inputs,
-                layers=None if saved is None else min(max(round(saved * layers), 1), layers),
-                folder=Path(folder),
-            )
-            ready, left_out = built(offer, PEERS)
+            ready, left_out = built(offered(own, found, Path(folder)), PEERS)
             everyone |= {one.name: Candidate(one.call, one.batches) for one in ready}
+            found |= {
+                one.name: examined(everyone[one.name])._replace(keep_ratio=None, relative_flops=None) for one in ready
+            }
         timings = time_side_by_side(
             {name: running(one.call, one.batches) for name, one in everyone.items()},
             settings.repeats,
@@ -145,7 +138,7 @@ def measure(
             clock=CLOCKS[settings.clock],
             title=title,
         )
-    return [row_of(name, one, timings, costs.get(name, (None, None))) for name, one in everyone.items()], left_out
+    return [row_of(name, one, timings, found[name]) for name, one in everyone.items()], left_out
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -171,38 +164,57 @@ def candidates(
     return found | {name + suffix: Candidate(one, batches, reference) for name, one in models.items()}
 
 
-def cost_of(candidate: Candidate) -> tuple[float | None, float | None]:
-    """Mean keep ratio and relative FLOPs of skim's candidates, over all batches; padded Hugging Face's are 1."""
-    if not candidate.reference:
-        return 1.0, 1.0
-    kept, flops, dense = [], 0.0, 0.0
+def offered(own: Mapping[str, Candidate], found: Mapping[str, Examined], folder: Path) -> Offer:
+    """Make the offer to peers, from padded Hugging Face and the first model that is compressed, in the first dtype."""
+    padded, dense, *_ = own.values()
+    shares = (found[name].relative_flops or 1.0 for name, one in own.items() if one.reference == dense.reference)
+    saved = next((share for share in shares if share < SAVES), None)
+    layers = len(walk_of(dense.call).costs)  # type: ignore[arg-type]
+    kept = None if saved is None else min(max(round(saved * layers), 1), layers)
+    return Offer(padded.call, padded.batches, kept, folder)  # type: ignore[arg-type]
+
+
+class Examined(NamedTuple):
+    """Findings of one pass that is not timed; see :class:`Row`."""
+
+    keep_ratio: float | None = None
+    relative_flops: float | None = None
+    operations: int | None = None
+    host_reads: int | None = None
+
+
+def examined(candidate: Candidate) -> Examined:
+    """Run a candidate over its batches once, counting; one that is no PyTorch model is not run."""
+    if not isinstance(candidate.call, nn.Module):
+        return Examined()
+    kept, flops, dense, operations, reads = [], 0.0, 0.0, 0, 0
     with torch.inference_mode():
+        if next(candidate.call.parameters()).device.type != "cpu":
+            running(candidate.call, candidate.batches)()  # kernels are compiled and graphs captured in a first pass
         for batch in candidate.batches:
-            candidate.call(**batch)
-            trace = candidate.call.trace  # type: ignore[attr-defined]
-            kept.append(float(trace.keep_ratio().mean()))
-            flops += float(trace.flops().sum())
-            dense += float(trace.dense_flops.sum())
-    return statistics.fmean(kept), flops / dense if dense else 1.0
+            with counting() as work:
+                candidate.call(**batch)
+            operations += work.operations.total()
+            reads += work.reads.total()
+            if candidate.reference:
+                trace: Any = candidate.call.trace
+                kept.append(float(trace.keep_ratio().mean()))
+                flops += float(trace.flops().sum())
+                dense += float(trace.dense_flops.sum())
+    forwards = len(candidate.batches)
+    share = flops / dense if dense else 1.0
+    return Examined(statistics.fmean(kept or [1.0]), share, round(operations / forwards), round(reads / forwards))
 
 
-def row_of(
-    name: str, candidate: Candidate, timings: Mapping[str, Timing], cost: tuple[float | None, float | None]
-) -> Row:
-    """A candidate's row, with its work counted if it is a PyTorch model."""
-    kept, share = cost
-    timing = timings[name]
+def row_of(name: str, candidate: Candidate, timings: Mapping[str, Timing], found: Examined) -> Row:
+    """A candidate's row, with what a GPU tells of it."""
+    timing, share = timings[name], found.relative_flops
     over = None
     if candidate.reference and share:
         over = timing.median_ms / (share * timings[candidate.reference].median_ms)
-    if not isinstance(candidate.call, nn.Module):
-        return Row(name, kept, share, timing, over)
-    sample = candidate.batches[:: -(-len(candidate.batches) // COUNTED)]
-    with torch.inference_mode(), counting() as work:
-        running(candidate.call, sample)()
-    operations, reads = (round(sum(counts.values()) / len(sample)) for counts in (work.operations, work.reads))
+    row = Row(name, found.keep_ratio, share, timing, over, found.operations, found.host_reads)
     gpu = launches(running(candidate.call, candidate.batches))
     if gpu is None:
-        return Row(name, kept, share, timing, over, operations, reads)
+        return row
     forwards = len(candidate.batches)
-    return Row(name, kept, share, timing, over, operations, gpu.syncs // forwards, gpu.kernels // forwards, gpu.busy_ms)
+    return replace(row, host_reads=gpu.syncs // forwards, kernels=gpu.kernels // forwards, busy_ms=gpu.busy_ms)

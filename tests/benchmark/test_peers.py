@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import replace
 from types import SimpleNamespace
@@ -43,7 +44,7 @@ def batches():
 
 @pytest.fixture
 def offer(model, batches, tmp_path):
-    return Offer(plain_twin(model).eval(), model, batches, layers=2, folder=tmp_path)
+    return Offer(plain_twin(model).eval(), batches, layers=2, folder=tmp_path)
 
 
 def answers(call, batches):
@@ -131,7 +132,7 @@ def test_who_has_no_peer_of_a_kind_is_told_why(offer, batches):
 
     assert "one batch" in said("HF, not grouped by length", batches=batches[:1])[0]
     assert "nothing beside it" in said("HF, first {layers} layers", layers=None)[0]
-    half = plain_twin(offer.compressed).to(torch.bfloat16)
+    half = copy.deepcopy(offer.model).to(torch.bfloat16)
     assert "float32" in said("torch int8 dynamic", model=half)[0]
     with pytest.raises(SkimError, match="several texts"):
         regrouped([{"input_ids": torch.ones(2, 3, 4)}] * 2)
