@@ -131,15 +131,17 @@ def check_labels(arguments: Mapping[str, Any], per_token: bool) -> None:
             )
 
 
-def read_by(real: Tensor, place: str) -> Tensor:
-    """Select those of ``real`` ``(B, N)`` that a head reads: its ``first`` or ``last`` column, or ``every`` one."""
-    return real if place == "every" else real[:, 0 if place == "first" else -1]
+def misread(real: Tensor, place: str) -> Tensor:
+    """Sequences ``(B,)`` bool of which padding would be read: by a head that reads ``first``, ``last`` or ``every``.
+
+    One of nothing but padding is none of them: it has no answer anyway.
+    """
+    read = real.all(1) if place == "every" else real[:, 0 if place == "first" else -1]
+    return real.any(1) & ~read
 
 
 def check_read(real: Tensor, place: str, form: str) -> None:
     """Refuse sequences whose padding stands where the head reads: it would answer from a row that nobody computes.
-
-    A sequence of nothing but padding has no answer anyway, and passes.
 
     Args:
         real: ``(B, N)`` bool.
@@ -151,12 +153,10 @@ def check_read(real: Tensor, place: str, form: str) -> None:
     """
     if place == "every" and form == "masked":
         return
-    read = read_by(real, place)
-    if read.all():  # nearly always, and told by one read of the device
+    wrong = misread(real, place)
+    if not wrong.any():  # nearly always, and told by one read of the device
         return
-    wrong = (real.any(1) & ~(real.all(1) if place == "every" else read)).nonzero()
-    if not len(wrong):
-        return
+    wrong = wrong.nonzero()
     where = f"row {int(wrong[0])} of this batch (of {len(wrong)} such)"
     if place == "every":
         raise SkimError(

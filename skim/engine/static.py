@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,10 +51,14 @@ class Pending:
         self.bounds = bounds
         self.event = None
         on_device = bounds[0].is_cuda
-        on_host = [torch.empty(1, dtype=one.dtype, pin_memory=on_device) for one in bounds]
-        self.told = [one.numpy() for one in on_host]
-        for one, place in zip(bounds, on_host, strict=True):
-            place.copy_(one[-1:], non_blocking=True)
+        if on_device:
+            places = torch.empty(len(bounds), dtype=torch.int32, pin_memory=True)  # else the copy would wait
+            self.told = places.numpy()
+        else:
+            self.told = numpy.empty(len(bounds), dtype=numpy.int32)
+            places = torch.from_numpy(self.told)
+        for i, one in enumerate(bounds):
+            places[i : i + 1].copy_(one[-1:], non_blocking=True)
         if on_device:
             self.event = torch.cuda.Event()
             self.event.record()
@@ -62,7 +67,7 @@ class Pending:
         """The numbers; the host waits only if the device has not come that far."""
         if self.event is not None:
             self.event.synchronize()
-        return [int(one[0]) for one in self.told]
+        return [int(number) for number in self.told]
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,13 @@ class StaticOccupancy(PackedOccupancy):
 
     Attributes:
         index: ``(C,)`` flat input position of each row, ``sequence * N + position``; rising; ``B * N`` on filler.
-        bounds: ``(B + 1,)`` where each sequence's rows begin and end; filler begins at the last.
+        bounds: ``(B + 1,)`` int32, where each sequence's rows begin and end; filler begins at the last.
     """
+
+    @property
+    def cumulative(self) -> Tensor:  # type: ignore[override]
+        """``bounds``, which are int32 here, as kernels for variable lengths take them."""
+        return self.bounds
 
     @property
     def trash(self) -> int:
@@ -180,13 +190,12 @@ class StaticTokens(TokenBatch):
         if total is None:
             raise SkimError("static rows start from a number of real tokens that the host knows: Sequences.total.")
         rows = hidden.reshape(1, places, -1)
-        bounds = F.pad(sequences.lengths.cumsum(0), (1, 0))
+        bounds = F.pad(sequences.lengths.cumsum(0), (1, 0)).int()
         index = torch.arange(places, device=hidden.device)
         if total < places:
-            _, index, bounds = compact(sequences.real.reshape(-1), index, index.new_zeros(1), places)
+            _, index, _ = compact(sequences.real.reshape(-1), index, index[:0], places)
             index = index[: capacity(total)]
             rows = rows.index_select(1, index.clamp_max(places - 1))
-            bounds = F.pad(sequences.lengths.cumsum(0), (1, 0))
         left = rows.new_zeros(places + 1, rows.shape[-1])
         return cls(rows, StaticOccupancy(index, bounds, sequences), sequences, left)
 
@@ -269,7 +278,7 @@ class StaticTokens(TokenBatch):
         rows, there = self.occupancy, self.occupancy.weights[0]
         index, bounds = rows.index, rows.bounds
         # a sequence without rows begins where the next one does, or where filler does
-        first = torch.zeros_like(there.new_zeros(len(index) + 1)).index_fill(0, bounds[:-1], True)[:-1]
+        first = torch.zeros_like(there.new_zeros(len(index) + 1)).index_fill(0, bounds[:-1].long(), True)[:-1]
         opening = openings(first, alone.view(-1), stride) & there
         opens, occupancy = rows.compacted(opening)
         ends = torch.where(occupancy.weights[0], opens, bounds[-1])
@@ -291,9 +300,11 @@ class StaticTokens(TokenBatch):
         states = self.left.index_copy(0, self.occupancy.index, self.hidden[0].to(self.left.dtype))
         return self.occupancy.shared(states[:-1].view(*self.sequences.real.shape, -1))
 
-    def between(self) -> StaticTokens:
-        pending = (*self.pending, self.counted(self.pending[-1] if self.pending else None))
-        if len(pending) <= LAG:
+    def between(self, coming: int) -> StaticTokens:
+        pending = self.pending
+        if coming > LAG:  # else nobody would read it
+            pending = (*pending, self.counted(pending[-1] if pending else None))
+        if len(pending) < min(coming, LAG + 1) or not pending:
             return replace(self, pending=pending)
         return replace(self.known(*pending[0].read()), pending=pending[1:])
 

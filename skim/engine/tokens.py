@@ -293,8 +293,12 @@ class TokenBatch:
         """The same rows at the beginning of attention: halted ones and those that run are looked at as they are now."""
         return self
 
-    def between(self) -> TokenBatch:
-        """The same rows between two layers: what the host has learned about them by now may cut their capacity."""
+    def between(self, coming: int) -> TokenBatch:
+        """The same rows between two layers: what the host has learned about them by now may cut their capacity.
+
+        Args:
+            coming: layers to come.
+        """
         return self
 
     def standing(self) -> tuple[Tensor, Tensor]:

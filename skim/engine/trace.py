@@ -66,6 +66,21 @@ class LayerTrace:
             run = run + charge.flops()
         return run + self.sums_cost * precise(self.attending.counts()) ** 2
 
+    def filler_flops(self) -> Tensor:
+        """FLOPs of this layer on rows that are nobody's, a float64 scalar: filler, pads, and who is only masked.
+
+        Of what a layer does for each row; attention between pairs of them is not counted.
+        """
+        cost = self.cost
+
+        def idle(rows: Occupancy) -> Tensor:
+            return rows.computed - precise(rows.counts().detach()).sum()
+
+        made = self.projected or self.looked_at or self.attending
+        attending, keys = idle(self.attending), idle(made)
+        flops = cost.attention * attending + cost.keys * (keys - attending) + cost.feed_forward * idle(self.feeding)
+        return flops + sum(charge.per_row * idle(charge.occupancy) for charge in self.charges)
+
     def dense_flops(self) -> Tensor:
         """FLOPs of this layer of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
         if self.shortened and self.ran:
@@ -122,6 +137,13 @@ class Trace:
     def dense_flops(self) -> Tensor:
         """FLOPs of the dense backbone on the same real tokens per sequence, ``(B,)`` float64."""
         return torch.stack([layer.dense_flops() for layer in self.layers]).sum(0)
+
+    def filler_flops(self) -> Tensor:
+        """FLOPs of this forward on rows that are nobody's, a float64 scalar; see :meth:`LayerTrace.filler_flops`.
+
+        They are in no other number: what else a trace tells is of the tokens alone, the same in every execution.
+        """
+        return torch.stack([layer.filler_flops() for layer in self.layers]).sum()
 
     def relative_flops(self, formula: LayerCost | None = None) -> Tensor:
         """FLOPs of this forward / FLOPs of the dense backbone on the same real tokens; a scalar.

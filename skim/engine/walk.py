@@ -22,7 +22,7 @@ from skim.engine.backbone import Backbone
 from skim.engine.graphed import Graphed
 from skim.engine.head import Head
 from skim.engine.hooks import Hooks
-from skim.engine.inputs import INPUTS, Inputs, check_read, read_by
+from skim.engine.inputs import INPUTS, Inputs, check_read, misread
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
 from skim.engine.packed import PackedTokens
@@ -190,11 +190,12 @@ class Walk:
         costs = [backbone.charged(cost, inputs) for cost in self.costs]
         step = Steps(base, backbone, method, self.head, self.heads, costs, inputs, sequences, learns)
         states = []
-        for i, layer in enumerate(backbone.layers(base)):
+        layers = backbone.layers(base)
+        for i, layer in enumerate(layers):
             if wants_states:
                 states.append(tokens.restore())
             tokens, ran = step(i, layer, tokens)
-            tokens = tokens.between()
+            tokens = tokens.between(len(layers) - 1 - i)
             trace.layers.append(ran)
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
@@ -234,15 +235,15 @@ class Walk:
         reads, asks = self.head.reads, self.method.asks()
         if whole:
             return asks
-        fits = real.any() if reads is None else (read_by(real, reads) | ~real.any(1, keepdim=reads == "every")).all()
-        numbers = precise(torch.stack([real.sum(), fits.long()]))
+        wrong = real.new_zeros(1) if reads is None else misread(real, reads)
+        numbers = precise(torch.stack([real.sum(), wrong.sum()]))
         return numbers if asks is None else torch.cat([numbers, asks.to(numbers)])
 
     def hear(self, told: Tensor | None, real: Tensor, whole: bool) -> int:
         """Read what was :meth:`told`, the one time that the host waits; returns the number of real tokens."""
         answers = [] if told is None else told.tolist()
-        total, fit = (real.numel(), True) if whole else (int(answers.pop(0)), bool(answers.pop(0)))
-        if self.head.reads is not None and not fit:
+        total, wrong = (real.numel(), 0) if whole else (int(answers.pop(0)), int(answers.pop(0)))
+        if self.head.reads is not None and wrong:
             check_read(real, self.head.reads, "packed")
         if answers:
             self.method.answered(answers)

@@ -243,9 +243,7 @@ class Method(Hooks):
             input_ids: ``(B, N)``, or ``None`` when the caller passed embeddings.
             place: ``first`` or ``last``: the real token that the head reads as [CLS].
         """
-        protected = torch.zeros_like(real)
-        if "cls" in self.protect:
-            protected |= at_place(real, place)
+        protected = at_place(real, place) if "cls" in self.protect else torch.zeros_like(real)
         if "sep" in self.protect:
             if input_ids is None:
                 raise self.refusal("needs input_ids; with inputs_embeds nothing says sep.", protect=self.protect)

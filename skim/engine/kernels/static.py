@@ -27,7 +27,7 @@ def compact(keep: Tensor, index: Tensor, bounds: Tensor, trash: int) -> tuple[Te
     Args:
         keep: ``(1, C)`` bool, False on filler.
         index: ``(C,)`` flat input position of each row, ``trash`` on filler.
-        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        bounds: ``(B + 1,)`` int where each sequence's rows begin and end.
         trash: the index of filler.
 
     Returns:
@@ -38,7 +38,7 @@ def compact(keep: Tensor, index: Tensor, bounds: Tensor, trash: int) -> tuple[Te
     lines = torch.arange(len(index), device=index.device)
     rows = index.new_zeros(len(index) + 1).scatter_(0, slots, lines)[1:]
     here = index.new_full((len(index) + 1,), trash).scatter_(0, slots, index)[1:]
-    return rows, here, ends[bounds]
+    return rows, here, ends[bounds].to(bounds.dtype)
 
 
 def retire_rows(
@@ -59,7 +59,7 @@ def retire_rows(
         stay: ``(B * N + 1,)`` bool at input positions, who stays in any case, the last place False; ``None``: nobody
             does, and a sequence may lose all its rows.
         index: ``(C,)`` flat input position of each row, ``trash`` on filler.
-        bounds: ``(B + 1,)``.
+        bounds: ``(B + 1,)`` int.
         left: ``(B * N + 1, D)``, to which the present states are written, at least of those that leave; what is written
             to the last place is no matter. ``None``: they are not.
         trash: the index of filler, ``B * N``.
@@ -74,7 +74,7 @@ def retire_rows(
         keep = keep | stay.index_select(0, index)
         if not covered:
             survivors = F.pad((keep & there).cumsum(0), (1, 0))[bounds].diff()
-            firsts = bounds[:-1].where((survivors == 0) & (bounds.diff() > 0), len(index))
+            firsts = bounds[:-1].where((survivors == 0) & (bounds.diff() > 0), len(index)).long()
             keep = F.pad(keep, (0, 1)).index_fill(0, firsts, True)[:-1]
     if left is not None:
         left.index_copy_(0, index, hidden[0].to(left.dtype))
@@ -122,7 +122,7 @@ def attend_rows(
         key: ``(1, H, C', d)``, of the rows that are looked at.
         value: as ``key``.
         index: ``(C,)`` flat input position of each row, ``B * N`` on filler.
-        bounds: ``(B + 1,)`` where each sequence's rows begin and end.
+        bounds: ``(B + 1,)`` int where each sequence's rows begin and end.
         looked_index: as ``index``, of the rows that are looked at; ``None``: they are the rows that look.
         looked_bounds: as ``bounds``, likewise.
         longest: N, positions of the input: no sequence has more rows.
