@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from skim import hub
 from skim.checkpoint import LEARNED, allowed, described, parsed, read_method, restore
 from skim.compression import compress
+from skim.engine.dtype import fastest
 from skim.errors import SkimError, first_line
 from skim.methods import Method
 
@@ -49,6 +51,8 @@ def from_pretrained(
         token: for private models of the hub.
         cache_dir: instead of the hub's usual one.
         options: for ``from_pretrained`` of transformers, such as ``dtype=torch.bfloat16`` or ``device_map="cuda"``.
+            Without a ``dtype`` it is that of the file; ``"auto"`` is the one in which the device infers fastest, by
+            :func:`skim.engine.dtype.fastest`, which the log ``skim`` tells.
 
     Raises:
         SkimError: the model was found nowhere, is damaged, or is of a class that the caller did not allow to import.
@@ -58,6 +62,8 @@ def from_pretrained(
     made, state = read_method(folder, method, trust_modules)
     if base is not None and options:
         raise SkimError(f"base is a model that is loaded already; load it with {', '.join(options)} yourself.")
+    if options.get("dtype") == "auto":
+        options["dtype"] = fastest(device_of(options.get("device_map"))).dtype
     if base is not None and "adapters" not in about:
         compress(base, made, execution)
         restore(made, state, folder / LEARNED)
@@ -86,6 +92,16 @@ def from_pretrained(
     compress(model, made, execution)
     restore(made, state, folder / LEARNED)
     return model.eval()
+
+
+def device_of(device_map: Any) -> torch.device:
+    """The device on which transformers puts a model by this ``device_map``."""
+    if isinstance(device_map, dict):
+        device_map = next(iter(device_map.values()), None)
+    try:
+        return torch.device("cpu" if device_map is None else device_map)
+    except RuntimeError:  # a word such as auto
+        return torch.device(torch.get_default_device() if torch.cuda.device_count() == 0 else "cuda")
 
 
 def class_of_model(folder: Path, about: dict[str, Any], trust_modules: Sequence[str] = ()) -> Any:

@@ -15,6 +15,8 @@ import transformers
 from torch import nn
 
 import skim
+from skim.engine import dtype
+from skim.engine.dtype import _fastest as fastest
 from skim.methods import Method
 from tests.families import batch_of, enliven, plain
 from tests.ragged import assert_same
@@ -179,6 +181,25 @@ def test_dtype_device_and_execution(saved: Path) -> None:
         skim.from_pretrained(saved, execution="packt")
     with pytest.raises(skim.SkimError, match=r"cannot be loaded as BertForSequenceClassification: .*nothing"):
         skim.from_pretrained(saved, nothing=1)
+
+
+def test_dtype_auto_is_the_fastest_here(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Thresholds of the method stay as they are, whatever is chosen; and it says why."""
+    fastest.cache_clear()
+    monkeypatch.setattr(dtype, "half_precision", lambda: True)
+    monkeypatch.setattr(dtype, "measured", lambda: 1.5)
+    with caplog.at_level("INFO", "skim"):
+        model = skim.from_pretrained(saved, dtype="auto")
+    assert model.dtype == model.method.predictors["0"][1].weight.dtype == torch.bfloat16
+    assert caplog.messages == [
+        "dtype=auto: bfloat16, bfloat16 measured 1.50 times as fast as float32 on this CPU",
+    ]
+    fastest.cache_clear()
+    monkeypatch.setattr(dtype, "measured", lambda: 1.05)
+    assert skim.from_pretrained(saved, dtype="auto").dtype == torch.float32
+    fastest.cache_clear()
 
 
 def test_a_model_that_is_loaded_already(saved: Path) -> None:

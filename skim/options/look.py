@@ -55,6 +55,9 @@ class Look(Options):
     """sequences to evaluate; null is all"""
     execution: Execution = "auto"
     """auto (packed, or narrowed where the family cannot), masked, packed, narrowed"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    """numbers that the model infers with: auto (bfloat16 where the device has it and it measures faster, else float32),
+    float32, bfloat16, float16; null is the run's precision on a GPU, float32 elsewhere"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from rich.console import Console
 import skim
 from skim.calibration import EXTREME, spend
 from skim.compression import walk_of
+from skim.engine.dtype import Choice
 from skim.errors import SkimError
 from skim.lightning.looks import curve, evaluate, load, loaded, timing
 from skim.lightning.looks.loaded import trainer_of
@@ -56,6 +57,20 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "dense"
     train(small("method=dense", "train.max_steps=1"), folder, "")
     return folder
+
+
+@pytest.mark.parametrize(("typed", "dtype"), [("bfloat16", "bfloat16"), ("auto", "bfloat16"), ("null", "32-true")])
+def test_metrics_in_a_dtype(
+    dense: Path, typed: str, dtype: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was chosen is said and written, and training has no part in it."""
+    monkeypatch.setattr(loaded, "fastest", lambda device: Choice(torch.bfloat16, "says the test"))
+    evaluate(asked(dense, "what=metrics", f"dtype={typed}"))
+    assert json.loads((dense / "evaluation.json").read_text())["machine"]["precision"] == dtype
+    assert ("dtype=auto: bfloat16, says the test" in capsys.readouterr().out) == (typed == "auto")
+    if typed == "auto":
+        with pytest.raises(SkimError, match="dtype=auto is for inference, and what=throughput"):
+            evaluate(asked(dense, "what=throughput", "dtype=auto"))
 
 
 def points_of(folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from skim.benchmark import usable
 from skim.checkpoint import LEARNED, read_method, restore
 from skim.compression import walk_of
+from skim.engine.dtype import fastest
 from skim.errors import SkimError
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
@@ -110,10 +111,11 @@ def load(cfg: DictConfig) -> Loaded:
     else:
         method = walk_of(parts.model).method
         restore(method, read_method(exported, type(method))[1], exported / LEARNED)
-    device = device_of(cfg)
     for module in (parts.model, parts.companion):
         if module is not None:
-            module.eval().to(device)
+            module.eval().to(device_of(cfg), dtype_of(cfg))
+    if cfg.dtype is not None:  # the numbers are the model's own, and autocast would only cast them again
+        run.trainer.precision = "32-true"
     return Loaded(parts, run, folder)
 
 
@@ -146,7 +148,7 @@ def pretrained(cfg: DictConfig) -> Loaded:
             run.task[option] = value
     pl.seed_everything(run.seed, verbose=False)
     parts = build(run, purpose="validate")
-    parts.model.eval().to(device_of(cfg))
+    parts.model.eval().to(device_of(cfg), dtype_of(cfg))
     named = (run.task.name, method_name(run.method._target_), run.backbone.name, "pretrained")
     return Loaded(parts, run, Path(str(cfg.folder)) if cfg.folder is not None else Path("runs", *named))
 
@@ -155,6 +157,26 @@ def device_of(cfg: DictConfig) -> torch.device:
     """Choose the device that a look computes on."""
     accelerator = str(cfg.hardware.accelerator)
     return usable("cuda" if accelerator == "gpu" else accelerator)  # Lightning's word, torch's word
+
+
+def dtype_of(cfg: DictConfig) -> torch.dtype:
+    """Choose the dtype of the model that is looked at; says so where the user leaves it to skim.
+
+    Raises:
+        SkimError: a look that trains, or that reads states, whose numbers are those of the run.
+    """
+    if cfg.dtype is None:
+        return torch.float32
+    if cfg.what in ("throughput", "redundancy"):
+        raise SkimError(
+            f"dtype={cfg.dtype} is for inference, and what={cfg.what} is not about that.\nLeave dtype away; numbers "
+            "of a training are hardware.precision of its run."
+        )
+    if cfg.dtype != "auto":
+        return getattr(torch, cfg.dtype)
+    choice = fastest(device_of(cfg))
+    Console().print(f"{choice}", markup=False, highlight=False)
+    return choice.dtype
 
 
 def run_of(path: Path) -> tuple[Path, Path | None]:

@@ -18,7 +18,7 @@ from skim.results import Results, write_json
 def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     """Evaluate a loaded run as the model is now."""
     model, task = loaded.parts.model, loaded.parts.task
-    device = next(model.parameters()).device
+    device, dtype = (parameter := next(model.parameters())).device, parameter.dtype
     module = SkimModule(model, task, formulas=loaded.cfg.formulas, companion=loaded.parts.companion)
     values = evaluated(trainer, module, datamodule=task)
     classes = module.scores.classes
@@ -29,7 +29,8 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     results.metrics |= others
     results.classes = classes
     results.count(task.report)
-    results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": trainer.precision}
+    precision = trainer.precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
+    results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": precision}
     results.status = "done"
     return results
 
