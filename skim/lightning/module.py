@@ -108,6 +108,11 @@ class SkimModule(pl.LightningModule):
         begin = self.plan.begin
         return begin == 0 or self.global_step > begin
 
+    @property
+    def written(self) -> bool:
+        """True if this step's numbers go to the log: of others, operations and waits for the device are spared."""
+        return self.trainer._logger_connector.should_update_logs  # as Lightning's own callbacks ask
+
     def forward(self, batch: dict[str, Tensor]) -> Any:
         return self.model(**accepted(self.model, batch))
 
@@ -116,8 +121,9 @@ class SkimModule(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = grouped(self.parameters(), self.method, self.stages[0])
-        # Lightning cannot clip gradients under mixed precision with a fused optimizer
-        fused = self.device.type in ("cpu", "cuda") and self.trainer.precision == "32-true"
+        # where a scaler stretches gradients (16-mixed), a fused optimizer shrinks them after they have been clipped
+        unscaled = self.trainer.precision in ("32-true", "bf16-mixed")
+        fused = self.device.type in ("cpu", "cuda") and unscaled
         optimizer = optimized(self.optimizer, groups, fused)
         schedule = scheduled(self.scheduler, optimizer, self.plan)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -156,22 +162,23 @@ class SkimModule(pl.LightningModule):
         if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
         self.log("train/loss", own.detach(), prog_bar=True)
-        for group in optimizer_of(self).param_groups:
-            self.log(curve("lr", group["kind"]), group["lr"])
         if begun:
             loss = loss + self._penalties(trace)
-        with torch.no_grad():
-            self.log("train/keep", trace.keep_ratio().mean(), prog_bar=True)
-            self.log("train/flops", trace.relative_flops().float(), prog_bar=True)
+        if self.written:
+            self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
+            with torch.no_grad():
+                self.log("train/keep", trace.keep_ratio().mean())
+                self.log("train/flops", trace.relative_flops().float())
         return loss
 
     def _penalties(self, trace: Trace) -> Tensor:
         """The method's weighted penalties on this step, after its schedules have moved on; logged by name."""
         begin, steps = self.plan.of_method(self.global_step)
         self.method.step((self.global_step - begin) / steps, trace)
-        self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
         total, log = self.method.weighed(trace)
-        self.log_dict({f"train/{name}": value for name, value in log.items()})
+        if self.written:
+            self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
+            self.log_dict({f"train/{name}": value for name, value in log.items()})
         return total
 
     def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
@@ -190,11 +197,13 @@ class SkimModule(pl.LightningModule):
             some = [p for p in self.parameters() if own.get(p, "") == kind and p.grad is not None]
             if not some:
                 continue
-            self.log(curve("grad_norm", kind), nn.utils.get_total_norm([p.grad for p in some if p.grad is not None]))
+            norm = nn.utils.get_total_norm([p.grad for p in some if p.grad is not None])
+            if self.written:
+                self.log(curve("grad_norm", kind), norm)
             if gradient_clip_val and gradient_clip_algorithm == "value":  # None and 0 are off
                 nn.utils.clip_grad_value_(some, gradient_clip_val)
             elif gradient_clip_val:
-                nn.utils.clip_grad_norm_(some, gradient_clip_val)
+                nn.utils.clip_grads_with_norm_(some, gradient_clip_val, norm)
 
     # ---- evaluation ----
 

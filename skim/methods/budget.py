@@ -60,6 +60,7 @@ class Budget(Precise):
             torch.distributed.all_reduce(relative_flops)
             relative_flops /= torch.distributed.get_world_size()
         error = relative_flops - self.goal(progress)
-        self.multiplier += GAIN * error.clamp(-REACH, REACH) * max(progress - float(self.last), 0.0)
+        # on the device: nobody waits for a step's number
+        self.multiplier += GAIN * error.clamp(-REACH, REACH) * (progress - self.last).clamp_min(0.0)
         self.coefficient.copy_(self.multiplier + STIFFNESS * error)
         self.last.fill_(progress)

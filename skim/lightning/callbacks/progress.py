@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -19,7 +20,6 @@ from rich.text import Text
 EVERY = 30.0  # seconds between two lines of a log, at least
 SHARE = 1 / 40  # and this share of the time so far: a week's log has some 300 of them
 REDRAWN = 0.25  # seconds between two looks of a bar; reading a loss waits for the device
-SHOWN = {"train/loss": "loss", "train/keep": "keep", "train/flops": "FLOPs"}
 HIDDEN = ("layer_", "gflops", "formula/")  # of an evaluation: too many to be read
 
 
@@ -107,8 +107,12 @@ class Shown(ProgressBar):
 
     def training(self, trainer: pl.Trainer) -> dict[str, str]:
         """Numbers of the last training step, for people."""
-        values = trainer.callback_metrics
-        return {short: f"{float(values[name]):.3f}" for name, short in SHOWN.items() if name in values}
+        trace = cast(Any, trainer.lightning_module).trace
+        with torch.no_grad():
+            numbers = {"keep": trace.keep_ratio().mean(), "FLOPs": trace.relative_flops()}
+        loss = trainer.callback_metrics.get("train/loss")
+        shown = numbers if loss is None else {"loss": loss, **numbers}
+        return {name: f"{float(value):.3f}" for name, value in shown.items()}
 
 
 class Lines(Shown):

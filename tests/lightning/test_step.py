@@ -1,0 +1,65 @@
+"""What a step of training asks of the machine beside the model's own work: nothing that somebody waits for."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+
+from skim.benchmark import counting
+from tests.race import together
+from tests.runs import small, watched_by
+
+HEAD = ("item", "engine/inputs.py")  # that the head reads no pads, which an error would have to say at once
+PACKED = ("engine/packed.py", "engine/kernels/")  # how many rows there are
+
+
+class Counted(pl.Callback):
+    """Counts what each step does, from its batch to its optimizer."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []
+        self.within = ExitStack()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.steps.append(self.within.enter_context(counting()))
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.within.close()
+
+
+def counted(folder: Path, *given: str) -> list[Any]:
+    callback = Counted()
+    size = ["task.max_train_samples=96", "task.max_eval_samples=32"]
+    settings = [*size, "callbacks.log_every=2", "train.calibrate=0", "train.max_steps=3"]
+    watched_by(callback, small(*settings, *given), folder)
+    return callback.steps
+
+
+@pytest.mark.parametrize("method", ["dense", "topk", "layer_drop"])
+def test_training_packed_waits_for_the_number_of_rows_alone(method: str, tmp_path: Path) -> None:
+    (*_, last) = counted(tmp_path / "run", f"method={method}", *(["method.layers=[0]"] * (method == "layer_drop")))
+    places = {(kind, place.partition(":")[0]) for kind, place in last.reads}
+    assert {(kind, place) for kind, place in places if not place.startswith(PACKED)} == {HEAD}
+
+
+def test_training_through_decisions_waits_once_a_step(tmp_path: Path) -> None:
+    _, logged, last = counted(tmp_path / "run", "method=transkimmer", "method.target=0.6")
+    assert [(kind, place.partition(":")[0]) for kind, place in last.reads.elements()] == [HEAD]
+    assert last.operations.total() < logged.operations.total()  # numbers are made for the log, and by it
+
+
+def test_dense_steps_are_those_of_transformers_own_trainer() -> None:
+    options = Namespace(task="builtin", samples=0, max_length=64, threads=1, lr=2e-3)
+    pairs = together(options, None, "backbone=tiny")
+    assert all(ours == pytest.approx(theirs, abs=1e-4) for ours, theirs in pairs)
+    assert max(pairs)[0] - min(pairs)[0] > 0.01  # of weights that move
+
+
+def test_bf16_has_one_pass_over_the_weights_as_well(tmp_path: Path) -> None:
+    (*_, last) = counted(tmp_path / "run", "method=dense", "hardware.precision=bf16-mixed")
+    assert last.operations["_fused_adamw_"] == len({"decay", "plain"})  # groups of parameters
