@@ -38,7 +38,7 @@ class KeepShare(Method):
 
     def stays(self, i: int, tokens: TokenBatch) -> Tensor:
         """Rows that are still there in layer ``i``, bool, one per row."""
-        return (tokens.occupancy.position * ((math.sqrt(5) - 1) / 2)).frac() < self.shares[i]
+        return tokens.occupancy.position * ((math.sqrt(5) - 1) / 2) % 1 < self.shares[i]
 
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         return tokens.retire(self.stays(i, tokens))

@@ -48,7 +48,9 @@ def skim_attention(
     if key.shape[1] != query.shape[1]:  # grouped queries: EuroBERT
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     occupancy = attention_mask.occupancy
-    if isinstance(occupancy, StaticOccupancy):
+    if occupancy.attention is not None:
+        context, received = occupancy.attention(query, key, value, attention_mask, scaling, dropout)
+    elif isinstance(occupancy, StaticOccupancy):
         context, received = static.packed_attention(query, key, value, attention_mask, scaling, dropout)
     elif isinstance(occupancy, PackedOccupancy):
         kernels = cuda if query.is_cuda else cpu

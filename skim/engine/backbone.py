@@ -32,6 +32,7 @@ class Backbone:
         looks_apart: whether rows can look at other rows than themselves, by the two functions that say so.
         shortens: whether the architecture itself changes its rows on the way, in :meth:`before_layer`; it then takes no
             method that does so as well.
+        exports: whether a graph can hold its forward; see :mod:`skim.export`.
         output: the class of the base model's output.
         always_pooled: whether the tuple of ``return_dict=False`` has a place for the pooler's output without a pooler.
     """
@@ -44,6 +45,7 @@ class Backbone:
     key_parts: ClassVar[tuple[str, ...]] = ("attention.self.key", "attention.self.value")
     looks_apart: ClassVar[bool] = True
     shortens: ClassVar[bool] = False
+    exports: ClassVar[bool] = False
     output: ClassVar[type[ModelOutput]] = BaseModelOutputWithPoolingAndCrossAttentions
     always_pooled: ClassVar[bool] = False
 

@@ -86,7 +86,8 @@ class AttentionMask:
         """
         if self.window is None:
             return keys
-        itself = torch.eye(keys.shape[-1], dtype=torch.bool, device=keys.device)
+        row = torch.arange(keys.shape[-1], device=keys.device)
+        itself = row[:, None] == row
         return keys & near(position, self.window).unsqueeze(-3) | itself
 
     def softmax(self, scores: Tensor) -> Tensor:

@@ -66,14 +66,18 @@ class NarrowedTokens(TokenBatch):
     def _only(self, keep: Tensor, narrowest: int) -> NarrowedTokens:
         """The rows that ``keep`` ``(B, K)`` names; the others' states are put where ``restore`` finds them."""
         position, positions = self.occupancy.position, self.sequences.real.shape[1]
-        width = max(int(keep.sum(1).max()), narrowest)  # the one host sync of a narrowed layer: K must be known
-        rows = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
+        width = self._width(keep, narrowest)
+        rows = self.occupancy.falling(keep.to(torch.int8))[:, :width]
         keep = keep.gather(1, rows)
         position = torch.where(keep, position.gather(1, rows), positions)
         occupancy = replace(self.occupancy, position=position, there=keep)
         hidden = self.hidden.gather(1, rows[..., None].expand(-1, -1, self.hidden.shape[-1]))
         left = self.occupancy.restored(self.hidden, self.left)
         return replace(self, hidden=hidden, occupancy=occupancy, left=left)
+
+    def _width(self, keep: Tensor, narrowest: int) -> int:
+        """Rows of the longest survivor, K."""
+        return max(int(keep.sum(1).max()), narrowest)  # the one host sync of a narrowed layer: K must be known
 
     def halt(self, running: Tensor) -> NarrowedTokens:
         raise SkimError("Halted tokens are still looked at, so no rectangle gets narrower; use execution=packed.")

@@ -51,7 +51,7 @@ def pooled(
     merged = states.index_select(0, opens)
     for k in range(1, stride):
         inside = (size > k)[:, None]
-        other = states.index_select(0, (opens + k).clamp(max=len(states) - 1))
+        other = states.index_select(0, (opens + k).clamp(max=states.shape[0] - 1))
         if kind == "max":
             merged = torch.where(inside, torch.maximum(merged, other), merged)
         else:

@@ -76,7 +76,7 @@ class Sequences:
 def at_place(real: Tensor, place: str) -> Tensor:
     """The ``first`` or the ``last`` real token of each sequence, ``(B, N)`` bool; none of a sequence without any."""
     order = real.int() if place == "first" else real.int().cumsum(1)
-    return torch.zeros_like(real).scatter_(1, order.argmax(1, keepdim=True), True) & real
+    return (torch.arange(real.shape[1], device=real.device) == order.argmax(1, keepdim=True)) & real
 
 
 class Occupancy:
@@ -86,6 +86,7 @@ class Occupancy:
     weights: Tensor  # how much each row counts as a key, in the same shape
     sequences: Sequences
     merged: Tensor | None = None  # (B, N) the input position at which each token's row sits; None: at its own
+    attention: ClassVar[Any] = None  # a form's own way to compute it, instead of the kernels
 
     @property
     def places(self) -> Tensor:
@@ -151,9 +152,13 @@ class Occupancy:
 
     def rank(self, values: Tensor) -> Tensor:
         """Each alive row's place in its sequence by falling value, 0 for the largest; ties go by position."""
-        order = values.masked_fill(self.weights <= 0.5, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = self.falling(values.masked_fill(self.weights <= 0.5, -torch.inf))
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         return torch.empty_like(order).scatter_(1, order, places)
+
+    def falling(self, values: Tensor) -> Tensor:
+        """Numbers of a rectangle's rows by falling value, ``(B, K)``; ties go by position."""
+        return values.argsort(dim=1, descending=True, stable=True)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class Walk:
         self.static: bool | None = None
         self.graphs: bool | None = None  # whether static rows run by graphs; None: on a GPU
         self.graphed = Graphed()
+        self.forms = FORMS
         self.head = head
         self._last = PerThread()
         self._priced = (Modules(model), self._prices())
@@ -183,7 +184,7 @@ class Walk:
         protected = method.protected(real, inputs.input_ids, self.head.place)
         run_on = form == "masked" and method.retired_run_on
         sequences = Sequences(real, protected, method.covers, run_on, self.head.place, total)
-        tokens: TokenBatch = (StaticTokens if static else FORMS[form]).start(hidden, sequences)
+        tokens: TokenBatch = (StaticTokens if static else self.forms[form]).start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)
         trace = Trace(sequences, form)

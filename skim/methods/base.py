@@ -247,7 +247,7 @@ class Method(Hooks):
         if "sep" in self.protect:
             if input_ids is None:
                 raise self.refusal("needs input_ids; with inputs_embeds nothing says sep.", protect=self.protect)
-            protected |= input_ids == self.spec.sep_token_id
+            protected = protected | (input_ids == self.spec.sep_token_id)
         return protected & real
 
     def without_layers(self) -> Method | None:
