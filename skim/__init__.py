@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.compression import execution as execution
     from skim.compression import uncompressed as uncompressed
     from skim.errors import SkimError as SkimError
+    from skim.export import export as export
     from skim.loading import from_pretrained as from_pretrained
     from skim.methods import Method as Method
     from skim.methods import register as register
@@ -48,6 +49,7 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "execution": "skim.compression",
     "uncompressed": "skim.compression",
     "SkimError": "skim.errors",
+    "export": "skim.export",
     "from_pretrained": "skim.loading",
     "Method": "skim.methods",
     "register": "skim.methods",

@@ -9,6 +9,7 @@ class Bert(Backbone):
     """The default adapter as it is."""
 
     model_types = ("bert", "ernie")
+    exports = True
 
 
 class Roberta(Backbone):
@@ -16,3 +17,4 @@ class Roberta(Backbone):
 
     model_types = ("roberta", "xlm-roberta", "camembert", "data2vec-text")
     positions_after_padding = True
+    exports = True

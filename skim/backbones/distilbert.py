@@ -16,6 +16,7 @@ class DistilBert(Backbone):
     """The norms sit in the layer itself, beside the two halves."""
 
     model_types = ("distilbert",)
+    exports = True
     feed_forward_parts = ("ffn",)
     key_parts = ("attention.k_lin", "attention.v_lin")
     output = BaseModelOutput

@@ -13,6 +13,7 @@ class Electra(Backbone):
     """Only the way into the first layer differs."""
 
     model_types = ("electra",)
+    exports = True
     output = BaseModelOutputWithPastAndCrossAttentions
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:

@@ -22,6 +22,7 @@ class ModernBert(Backbone):
     """Rotations and windows go by where a token came in: a gap that others left behind stays a distance."""
 
     model_types = ("modernbert",)
+    exports = True
     feed_forward_parts = ("mlp",)
     key_parts = ("attn.Wqkv",)
     output = BaseModelOutput

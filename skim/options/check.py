@@ -8,7 +8,7 @@ from typing import Any
 
 from skim.errors import SkimError
 from skim.options.declared import OptionError, check_options
-from skim.options.look import Look, LookBenchmark, LookDepth, LookHardware, LookRedundancy, Tagged
+from skim.options.look import Look, LookBenchmark, LookDepth, LookExport, LookHardware, LookRedundancy, Tagged
 from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, Schedule, Training
 
 # by primary config: whose options stand where in it; the empty place is the config itself
@@ -20,6 +20,7 @@ PLACES: dict[str, dict[str, type[Options]]] = {
         "depth": LookDepth,
         "depth.tagged": Tagged,
         "redundancy": LookRedundancy,
+        "export": LookExport,
         "benchmark": LookBenchmark,
     },
 }

@@ -11,7 +11,7 @@ from skim.options.kinds import Between, Count, Fraction, NotNegative, Number
 from skim.options.run import BatchSizes, Execution, Folder, Options
 
 Kind: TypeAlias = Literal[
-    "metrics", "tokens", "predict", "latency", "throughput", "peers", "curve", "depth", "redundancy", "skip"
+    "metrics", "tokens", "predict", "latency", "throughput", "peers", "curve", "depth", "redundancy", "skip", "export"
 ]
 Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
 
@@ -34,7 +34,8 @@ class Look(Options):
     (bf16, torch.compile, the first layers, ONNX Runtime, OpenVINO), of a run or of backbone=<name> on task=<name>;
     curve: one trained model at several budgets, without training again; depth: how many layers tokens of each kind go
     through ([CLS], [SEP], masked, by tag); redundancy: which layers and neurons the task does not need; skip: a dense
-    model without each layer, and with its first and last ones alone, untrained"""
+    model without each layer, and with its first and last ones alone, untrained; export: an ONNX file in which tokens
+    leave, checked on the split"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
     targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)
@@ -45,7 +46,8 @@ class Look(Options):
     logarithm of a factor: on ltp's thresholds, act's halting probabilities, early_exit's threshold (entropy) or lambdas
     (pondernet)"""
     timed: bool = False
-    """for what=curve: measure latency at every point too, as the benchmark below says"""
+    """for what=curve: measure latency at every point too, as the benchmark below says; for what=export: time the file,
+    beside the same export of the dense model"""
     split: str | None = None
     """split to evaluate; null is the task's own evaluation split, for what=predict its test split; holdout is the rows
     that task.holdout kept from training"""
@@ -130,6 +132,20 @@ class LookRedundancy(Options):
     and the next one goes on from there"""
     seed: Number = 0
     """of whatever is random: initial weights of the paper's probes, random neurons of clusters, batches"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookExport(Options):
+    """Options of an export to ONNX."""
+
+    file: Folder | None = None
+    """file to write, ending in .onnx; null is export/model.onnx in the run's folder"""
+    operators: Literal["fused", "standard"] = "fused"
+    """fused: for ONNX Runtime, with operators of its own for attention; standard: what OpenVINO and others read"""
+    precision: Literal["fp32", "int8"] = "fp32"
+    """fp32, or int8: weights quantised, activations on the fly; with fused only"""
+    batch: Literal["any", "one"] = "any"
+    """any: batches with a mask, narrowed to the longest survivor; one: a sequence at a time, without a mask"""
 
 
 Shares: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(examples=[[0.5, 0.3]])]

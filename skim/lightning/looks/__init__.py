@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import curve, depth, metrics, peers, predict, redundancy, skip, timing, tokens
+from skim.lightning.looks import curve, depth, export, metrics, peers, predict, redundancy, skip, timing, tokens
 from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
@@ -31,6 +31,7 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "depth": depth.look,
     "redundancy": redundancy.look,
     "skip": skip.look,
+    "export": export.look,
 }
 
 WITHOUT_A_RUN = ("redundancy", "peers")
