@@ -30,14 +30,15 @@ def fused(name: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
 
     Args:
         name: of the kernel, and of the function in its module.
-        first: its first argument, whose dtype and last dimension say what it is compiled for.
+        first: its first argument, whose dtype and width say what it is compiled for: rows of states ``(..., T, D)``, or
+            one number per row, ``(1, T)``.
         args: its other arguments.
         kwargs: likewise.
 
     Raises:
         torch.OutOfMemoryError: as any operation may; it is no refusal.
     """
-    case = (name, first.dtype, first.shape[-1])
+    case = (name, first.dtype, first.shape[-1] if first.dim() > 2 else 1)
     if case in REFUSED:
         return None
     try:

@@ -43,6 +43,14 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
     assert "No module named 'skim.no_such_module'" in caplog.text
 
 
+def test_one_number_per_row_has_one_width(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """However many rows there are: a capacity that is new is no new reason to tell."""
+    monkeypatch.setitem(fused.KERNELS, "rank", "skim.no_such_module")
+    for rows in (64, 128):
+        assert fused.fused("rank", torch.zeros(1, rows)) is None
+    assert len(caplog.records) == 1
+
+
 def test_memory_that_is_out_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
