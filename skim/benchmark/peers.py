@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from skim.benchmark.runtimes import Call, Exports, onnx_runtime, openvino, quiet
 from skim.compression import compress, twin
 from skim.errors import SkimError
+from skim.export.exporting import export
+from skim.export.loaded import load
 from skim.merging import merged
 from skim.methods import method_class
 
@@ -130,6 +132,22 @@ def vino(name: str, precision: str) -> Peer:
     """The plain graph in OpenVINO."""
     needs = ("onnx", "onnxscript", "openvino")
     return Peer(name, lambda offer: openvino(offer.exports.plain(), precision), needs, "onnx,openvino")
+
+
+CHECKED = 8  # batches on which an exported model is compared with the one in torch
+
+
+def exported(name: str, model: nn.Module) -> Peer:
+    """A compressed model as skim exports it, quantized to int8, in ONNX Runtime."""
+
+    def build(offer: Offer) -> Call:
+        file = offer.folder / f"{name.replace(' ', '-')}.onnx"
+        together = any(len(batch["input_ids"]) > 1 for batch in offer.batches)
+        with quiet():
+            export(model, file, precision="int8", batch="any" if together else "one", inputs=offer.batches[:CHECKED])
+        return load(file, threads=torch.get_num_threads())
+
+    return Peer(f"{name}, exported int8", build, ("onnx", "onnxscript", "onnxruntime"), "onnx")
 
 
 PEERS = (

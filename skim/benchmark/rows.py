@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from skim.benchmark.comparison import plain_twin, running
 from skim.benchmark.counting import counting
 from skim.benchmark.launches import launches
-from skim.benchmark.peers import PEERS, Offer, built
+from skim.benchmark.peers import PEERS, Offer, Peer, built, exported
 from skim.benchmark.timing import Timing, time_side_by_side
 from skim.compression import compress, twin, walk_of
 from skim.engine.inputs import inputs_of
@@ -126,7 +126,8 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="skim-peers-") as folder:
         everyone = dict(own)
         if settings.peers:
-            ready, left_out = built(offered(own, found, Path(folder)), PEERS)
+            offer, exports = offered(own, found, settings.dtypes[0], Path(folder))
+            ready, left_out = built(offer, (*PEERS, *exports))
             everyone |= {one.name: Candidate(one.call, one.batches) for one in ready}
             found |= {
                 one.name: examined(everyone[one.name])._replace(keep_ratio=None, relative_flops=None) for one in ready
@@ -164,14 +165,17 @@ def candidates(
     return found | {name + suffix: Candidate(one, batches, reference) for name, one in models.items()}
 
 
-def offered(own: Mapping[str, Candidate], found: Mapping[str, Examined], folder: Path) -> Offer:
-    """Make the offer to peers, from padded Hugging Face and the first model that is compressed, in the first dtype."""
+def offered(
+    own: Mapping[str, Candidate], found: Mapping[str, Examined], dtype: str, folder: Path
+) -> tuple[Offer, list[Peer]]:
+    """Make the offer to peers, and a peer for each model that is compressed in the first dtype: the same, exported."""
     padded, dense, *_ = own.values()
-    shares = (found[name].relative_flops or 1.0 for name, one in own.items() if one.reference == dense.reference)
-    saved = next((share for share in shares if share < SAVES), None)
+    shares = {name: found[name].relative_flops or 1.0 for name, one in own.items() if one.reference == dense.reference}
+    saving = {name: share for name, share in shares.items() if share < SAVES}
     layers = len(walk_of(dense.call).costs)  # type: ignore[arg-type]
-    kept = None if saved is None else min(max(round(saved * layers), 1), layers)
-    return Offer(padded.call, padded.batches, kept, folder)  # type: ignore[arg-type]
+    kept = min(max(round(next(iter(saving.values())) * layers), 1), layers) if saving else None
+    exports = [exported(name.removesuffix(f", {dtype}"), own[name].call) for name in saving]  # type: ignore[arg-type]
+    return Offer(padded.call, padded.batches, kept, folder), exports  # type: ignore[arg-type]
 
 
 class Examined(NamedTuple):

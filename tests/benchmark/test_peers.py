@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import skim
 from skim.benchmark import KeepShare, plain_twin
 from skim.benchmark.launches import launches, worked
-from skim.benchmark.peers import PEERS, Offer, Peer, built, regrouped
+from skim.benchmark.peers import PEERS, Offer, Peer, built, exported, regrouped
 from skim.benchmark.rows import Settings, measure
 from skim.benchmark.runtimes import Exports
 from skim.benchmark.table import rows_table
@@ -77,6 +77,15 @@ def test_every_runtime_computes_what_the_model_computes(offer, model, batches):
     torch.testing.assert_close(answers(mixed.call, mixed.batches).sort(0)[0], dense.sort(0)[0])
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert len(list(offer.folder.iterdir())) == 3, "the graph was written more than once"
+
+
+def test_what_is_compressed_joins_as_skim_exports_it(offer, model, batches):
+    pytest.importorskip("onnxruntime")
+    (one,), left_out = built(offer, [exported("half", model)])
+    assert (one.name, left_out) == ("half, exported int8", [])
+    answered = torch.cat([torch.as_tensor(one.call(**batch)["logits"]) for batch in batches])
+    mine = answers(model, batches)
+    torch.testing.assert_close(answered, mine, rtol=0, atol=0.3 * float(mine.abs().max()))
 
 
 def test_weights_are_exported_once_and_others_anew(offer, monkeypatch):
@@ -161,8 +170,14 @@ def test_rows_say_cost_time_and_work_in_each_dtype_and_leave_the_model_alone(mod
 
 
 def test_relative_flops_are_of_all_batches_and_so_is_the_number_of_layers(model, batches, monkeypatch):
-    offers = []
-    monkeypatch.setattr("skim.benchmark.rows.built", lambda offer, peers: offers.append(offer) or ([], ["a: b"]))
+    offers, asked = [], []
+
+    def none(offer, peers):
+        offers.append(offer)
+        asked.extend(peer.name for peer in peers)
+        return [], ["a: b"]
+
+    monkeypatch.setattr("skim.benchmark.rows.built", none)
     rows, left_out = measure(model, batches, {}, Settings(peers=True, repeats=1, warmup=0))
     flops = dense = 0.0
     for batch in batches:
@@ -172,6 +187,7 @@ def test_relative_flops_are_of_all_batches_and_so_is_the_number_of_layers(model,
     assert rows[2].relative_flops == pytest.approx(flops / dense)
     assert left_out == ["a: b"]
     assert offers[0].layers == 2
+    assert asked == [*BY_NAME, "this model, packed, exported int8"]
     assert not offers[0].folder.exists()
 
 
