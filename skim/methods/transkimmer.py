@@ -148,26 +148,29 @@ class Transkimmer(Precise, Method):
             return tokens
         predictor = self.predictors[str(i)]
         tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
-        if not (self.training or self.eval_noise):
+        noise = self.noise(tokens.hidden[..., :2])
+        if noise is None and not self.training:
             return tokens.retire(difference(predictor, tokens.hidden) > -self.shift)  # type: ignore[arg-type, operator]
         logits = predictor(tokens.hidden)
-        noise = self.noise(logits)
         if self.training:
             return tokens.retire(gate(logits, noise, self.temperature))
         if noise is not None:
             logits = logits.float() + noise
         return tokens.retire(logits[..., 1] - logits[..., 0] + self.shift > 0)
 
-    def noise(self, logits: Tensor) -> Tensor | None:
-        """The noise of this decision, ``(..., 2)``, or ``None``; fades out in training, absent in evaluation."""
+    def noise(self, like: Tensor) -> Tensor | None:
+        """The noise of a decision in the shape of ``like``, ``(..., 2)``, or ``None``.
+
+        It fades out in training, and is absent in evaluation.
+        """
         if not self.training:
-            return gumbel(logits) if self.eval_noise else None
+            return gumbel(like) if self.eval_noise else None
         scale = 1.0
         if self.noise_until < 1.0:
             scale = (
                 min(2.0 * (self.noise_until - self.progress) / self.noise_until, 1.0) if self.noise_until > 0 else 0.0
             )
-        return gumbel(logits) * scale if scale > 0 else None
+        return gumbel(like) * scale if scale > 0 else None
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         return {"skim_loss": padded_skim_loss(trace) if self.preset == "paper" else skim_loss(trace)}

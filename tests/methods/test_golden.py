@@ -24,7 +24,6 @@ class Replayed(Transkimmer):
     """Transkimmer with the noise of a recording instead of its own; [CLS], which was never decided on, gets none."""
 
     def replay(self, outputs: dict[str, Tensor]) -> None:
-        self.eval_noise = True  # in evaluation too it asks, and gets what was recorded, or none
         recorded = [outputs.get(f"gumbel_noise.{i}") for i in range(3)]
         self.recorded = iter([None if noise is None else F.pad(noise, (0, 0, 1, 0)) for noise in recorded])
 
