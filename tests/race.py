@@ -167,10 +167,10 @@ def together(options: argparse.Namespace, tokenizer: Any, *changes: str) -> list
 def racers(options: argparse.Namespace, tokenizer: Any) -> dict[str, Racer]:
     """List who takes part: each, told a seed, trains an epoch and returns its seconds and its losses."""
     data = TASKS[options.task]
-    table = subsample(hub.dataset(data.hub_id, data.config, "train"), options.samples)
+    whole = hub.dataset(data.hub_id, data.config, "train")
+    count, table = int(max(whole[data.label])) + 1, subsample(whole, options.samples)
     encode = partial(encoded, tokenizer, data=data, length=options.max_length)
     rows = table.map(lambda some: encode(some), batched=True, remove_columns=table.column_names)
-    count = int(max(rows["labels"])) + 1
 
     def trainer(seed: int, **more: Any) -> Ran:
         transformers.set_seed(seed)
