@@ -156,6 +156,10 @@ class Occupancy:
         places = torch.arange(order.shape[1], device=order.device).expand_as(order)
         return torch.empty_like(order).scatter_(1, order, places)
 
+    def share(self, rate: Tensor) -> Tensor:
+        """``rate``, a float64 scalar, times each sequence's real tokens, rounded, halves to even: ``(B,)``."""
+        return (precise(self.sequences.lengths) * rate).round()
+
     def falling(self, values: Tensor) -> Tensor:
         """Numbers of a rectangle's rows by falling value, ``(B, K)``; ties go by position."""
         return values.argsort(dim=1, descending=True, stable=True)

@@ -22,6 +22,8 @@ from skim.engine.tokens import Charge, Occupancy, Sequences, TokenBatch, merge
 
 FUSED: ContextVar[bool] = ContextVar("FUSED", default=False)  # attention is one operator of ONNX Runtime's own
 
+LONGEST: ContextVar[int] = ContextVar("LONGEST", default=512)  # real tokens that a sequence may have
+
 
 class FusedAttention(torch.autograd.Function):
     """Attention of heads ``(B, H, N, d)`` that a graph holds as ONNX Runtime's ``MultiHeadAttention``."""
@@ -81,6 +83,13 @@ def falling(values: Tensor) -> Tensor:
     return values.topk(values.shape[1], dim=1).indices
 
 
+def share(rows: Occupancy, rate: Tensor) -> Tensor:
+    """:meth:`Occupancy.share`, looked up: runtimes multiply in float32, where other products end in one half."""
+    number = float(rate)
+    table = torch.tensor([round(length * number) for length in range(LONGEST.get() + 1)])
+    return table.index_select(0, rows.sequences.lengths)
+
+
 @dataclass(frozen=True)
 class AloneOccupancy(Occupancy):
     """Rows of one sequence without pads.
@@ -97,6 +106,7 @@ class AloneOccupancy(Occupancy):
     whole: bool = False
     attention = staticmethod(attention)
     falling = staticmethod(falling)
+    share = share
 
     @property
     def position(self) -> Tensor:  # type: ignore[override]
@@ -201,6 +211,7 @@ class TogetherOccupancy(NarrowedOccupancy):
 
     attention = staticmethod(attention)
     falling = staticmethod(falling)
+    share = share
 
 
 @dataclass(frozen=True)

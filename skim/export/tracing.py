@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from skim.compression import execution
 from skim.engine.walk import Walk
 from skim.errors import SkimError, first_line
-from skim.export.forms import FUSED, Alone, AloneRead, Together, TogetherRead
+from skim.export.forms import FUSED, LONGEST, Alone, AloneRead, Together, TogetherRead
 
 OPSET = 17
 SURVIVED = "layers_survived"  # (B, N): an output of the graph that is checked, and not of the one that is written
@@ -71,6 +71,7 @@ def as_form(walk: Walk, together: bool, fused: bool) -> Iterator[None]:
     """Run a walk over the form of a graph for the length of a ``with``."""
     forms = ((Alone, AloneRead), (Together, TogetherRead))[together]
     before, token = (walk.forms, walk.static), FUSED.set(fused)
+    longest = LONGEST.set(walk.backbone.longest_input(walk.base.config) or LONGEST.get())
     name = "narrowed" if together else "packed"
     walk.forms, walk.static = {**walk.forms, name: forms[reads_first(walk)]}, False
     try:
@@ -79,6 +80,7 @@ def as_form(walk: Walk, together: bool, fused: bool) -> Iterator[None]:
     finally:
         walk.forms, walk.static = before
         FUSED.reset(token)
+        LONGEST.reset(longest)
 
 
 def traced(walk: Walk, together: bool, fused: bool) -> onnx.ModelProto:

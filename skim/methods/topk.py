@@ -73,11 +73,9 @@ class TopK(Pruner):
         """Share of the input's tokens that leaves layer ``i``, a float64 scalar."""
         steps, done = self.spec.layers - self.first, i - self.first + 1
         published = 1 + (self.token_keep_rate - 1) / steps * done
-        rate = (precise(self.shift) * (done / steps) + published).clamp(LEAST, 1)  # type: ignore[arg-type]  # a buffer
-        # an exported graph holds the number as it is: its tracer would compute it in float32, and .5 rounds to even
-        return torch.tensor(rate.item(), dtype=rate.dtype) if torch.jit.is_tracing() else rate
+        return (precise(self.shift) * (done / steps) + published).clamp(LEAST, 1)  # type: ignore[arg-type]  # a buffer
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        count = (precise(occupancy.sequences.lengths) * self.rate(i)).round()  # half to even, as published
+        count = occupancy.share(self.rate(i))  # half to even, as published
         first = score.masked_fill(occupancy.rows(occupancy.sequences.protected), torch.inf)
         return occupancy.rank(first) < occupancy.spread(count)
