@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -159,6 +160,7 @@ class CudaGraphs:
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream()
             self.pool = torch.cuda.graph_pool_handle()
+        self.living: weakref.WeakSet[Any] = weakref.WeakSet()  # graphs in the pool
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -179,6 +181,8 @@ class CudaGraphs:
 
     def record(self, work: Work) -> Work:
         self.drain()
+        if not self.living:  # torch refuses a pool whose last graph is gone
+            self.pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with self._aside():
             graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
@@ -192,6 +196,7 @@ class CudaGraphs:
             except BaseException:
                 self._recover()
                 raise
+        self.living.add(graph)
         return graph.replay
 
     def _abandon(self, graph: Any) -> None:
@@ -208,14 +213,14 @@ class CudaGraphs:
         """
         with contextlib.suppress(Exception):
             torch._C._cuda_endAllocateToPool(self.device.index or 0, self.pool)
-        self.pool = torch.cuda.graph_pool_handle()
+        self.living.clear()  # those that there are keep theirs
         with contextlib.suppress(Exception):
             torch.cuda.synchronize()
         with contextlib.suppress(Exception), torch.cuda.stream(torch.cuda.Stream()):
             number = torch.zeros(1, device=self.device)
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            graph.capture_begin(capture_error_mode="thread_local")
             number.add_(1)
             graph.capture_end()
 
