@@ -161,8 +161,8 @@ def execution(
         value: ``auto`` (masked while gradients pass through decisions, else tokens leave), ``masked`` (padded,
             decisions as masks), ``packed`` (no pads, retired tokens gone), ``narrowed`` (padded to the longest
             survivor).
-        static: let packed execution run on static rows, whose shapes wait for no decision; ``None``: on a GPU, in
-            inference.
+        static: let packed execution run on static rows, whose shapes wait for no decision; ``None``: on a GPU,
+            where no gradients are wanted.
         graphs: let static rows run by captured graphs, a launch for each layer; ``None``: on a GPU.
     """
     walk = walk_of(model)

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +39,30 @@ def capacity(rows: int) -> int:
     return rung
 
 
+class Slot:
+    """A place on the host for the numbers of one device, and an event that tells when they are there.
+
+    Memory that a GPU may write to, and events, take long to make; so slots are used again, once they have been read.
+    """
+
+    free: ClassVar[dict[torch.device, list[Slot]]] = {}
+
+    def __init__(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # tensors made in it could not be written to outside
+            self.places = torch.empty(2, dtype=torch.int32, pin_memory=device.type == "cuda")  # else copies would wait
+        self.told = self.places.numpy()
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+        self.waits = device.type not in ("cuda", "cpu")  # without an event nothing tells that a copy has arrived
+
+    @classmethod
+    def of(cls, device: torch.device) -> Slot:
+        """One that nobody waits for; threads may ask at the same time."""
+        try:
+            return cls.free.setdefault(device, []).pop()
+        except IndexError:
+            return cls(device)
+
+
 class Pending:
     """Numbers of rows alive on their way from the device to the host.
 
@@ -49,25 +72,23 @@ class Pending:
 
     def __init__(self, bounds: tuple[Tensor, ...]) -> None:
         self.bounds = bounds
-        self.event = None
-        on_device = bounds[0].is_cuda
-        if on_device:
-            places = torch.empty(len(bounds), dtype=torch.int32, pin_memory=True)  # else the copy would wait
-            self.told = places.numpy()
-        else:
-            self.told = numpy.empty(len(bounds), dtype=numpy.int32)
-            places = torch.from_numpy(self.told)
+        self.numbers: list[int] | None = None
+        device = bounds[0].device
+        self.slot = slot = Slot.of(device)
         for i, one in enumerate(bounds):
-            places[i : i + 1].copy_(one[-1:], non_blocking=True)
-        if on_device:
-            self.event = torch.cuda.Event()
-            self.event.record()
+            slot.places[i : i + 1].copy_(one[-1:], non_blocking=not slot.waits)
+        if slot.event is not None:
+            slot.event.record(torch.cuda.current_stream(device))  # of the tensors' device, which may not be current
 
     def read(self) -> list[int]:
         """The numbers; the host waits only if the device has not come that far."""
-        if self.event is not None:
-            self.event.synchronize()
-        return [int(number) for number in self.told]
+        if self.numbers is None:
+            slot = self.slot
+            if slot.event is not None:
+                slot.event.synchronize()
+            self.numbers = slot.told[: len(self.bounds)].tolist()
+            Slot.free[self.bounds[0].device].append(slot)
+        return self.numbers
 
 
 @dataclass(frozen=True)
@@ -185,16 +206,15 @@ class StaticTokens(TokenBatch):
 
     @classmethod
     def start(cls, hidden: Tensor, sequences: Sequences, total: int | None = None) -> StaticTokens:
+        """All real tokens, of which there are ``total``, or at most; ``None``: the host has to take places for all."""
         places = sequences.real.numel()
         total = sequences.total if total is None else total
-        if total is None:
-            raise SkimError("static rows start from a number of real tokens that the host knows: Sequences.total.")
         rows = hidden.reshape(1, places, -1)
         bounds = F.pad(sequences.lengths.cumsum(0), (1, 0)).int()
         index = torch.arange(places, device=hidden.device)
-        if total < places:
+        if total is None or total < places:
             _, index, _ = compact(sequences.real.reshape(-1), index, index[:0], places)
-            index = index[: capacity(total)]
+            index = index if total is None else index[: capacity(total)]
             rows = rows.index_select(1, index.clamp_max(places - 1))
         left = rows.new_zeros(places + 1, rows.shape[-1])
         return cls(rows, StaticOccupancy(index, bounds, sequences), sequences, left)

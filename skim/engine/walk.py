@@ -52,8 +52,8 @@ class Walk:
         head: the model's own; a method may read it behind inner layers.
 
     Attributes:
-        static: whether packed execution runs on static rows, see :mod:`skim.engine.static`; ``None``: on a GPU, in
-            inference.
+        static: whether packed execution runs on static rows, see :mod:`skim.engine.static`; ``None``: on a GPU, where
+            no gradients are wanted.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Walk:
                 return backbone.as_tuple(output) if wants_tuple else output
         hidden = backbone.embed(base, inputs)
         real = inputs.real(hidden)
-        static = form == "packed" and (hidden.is_cuda and not learns if self.static is None else self.static)
+        static = self._on_static_rows(form, hidden.device)
         total = self._tell(real, form, inputs.attention_mask is None, static)
         protected = method.protected(real, inputs.input_ids, self.head.place)
         run_on = form == "masked" and method.retired_run_on
@@ -250,11 +250,17 @@ class Walk:
             self.method.answered(answers)
         return total
 
+    def _on_static_rows(self, form: str, device: torch.device) -> bool:
+        """Tell whether this forward runs on static rows: packed on a GPU in inference, unless somebody has chosen."""
+        if self.static is None:
+            inference = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+            return form == "packed" and device.type == "cuda" and inference
+        return form == "packed" and self.static
+
     def _by_graphs(self, form: str, device: torch.device) -> bool:
-        """Tell whether this forward is one for graphs: packed, on static rows, and not switched off."""
-        automatic = device.type == "cuda"
-        static, graphs = (automatic if one is None else one for one in (self.static, self.graphs))
-        return form == "packed" and static and graphs
+        """Tell whether this forward is one for graphs: on static rows, and not switched off."""
+        graphs = device.type == "cuda" if self.graphs is None else self.graphs
+        return graphs and self._on_static_rows(form, device)
 
     def _check_attention(self) -> None:
         """Refuse to run when somebody has chosen another attention since: it would not know who is there."""

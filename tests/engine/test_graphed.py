@@ -308,3 +308,11 @@ def test_padding_to_a_bucket_keeps_to_the_model_and_its_head():
         check(model, given)
         check(model, {"input_ids": given["input_ids"].clamp_min(2)})
     assert walk_of(model).graphed.graphs.replays > 0
+
+
+def test_rows_that_come_back_find_places_though_the_host_has_not_counted_them():
+    model = compressed(skim.Funnel(blocks=[2, 2], decoder_layers=1))
+    for seed in (0, 1, 0, 1, 0):
+        check(model, batch(seed))
+    graphs = walk_of(model).graphed.graphs
+    assert (graphs.off, graphs.replays > 0) == (None, True)

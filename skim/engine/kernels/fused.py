@@ -42,7 +42,8 @@ def fused(name: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
     if case in REFUSED:
         return None
     try:
-        return getattr(import_module(KERNELS[name]), name)(first, *args, **kwargs)
+        with torch.cuda.device_of(first):  # Triton launches on the current device
+            return getattr(import_module(KERNELS[name]), name)(first, *args, **kwargs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers, drivers and signatures have no common kind of error
