@@ -79,8 +79,12 @@ def frozen(value: Any) -> Any:
 def switches() -> tuple[Any, ...]:
     """Settings of torch by which kernels are chosen."""
     matmul = torch.backends.cuda.matmul
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer switch, after which torch does not answer the older one
+        precision = matmul.fp32_precision
     return (
-        torch.get_float32_matmul_precision(),
+        precision,
         matmul.allow_bf16_reduced_precision_reduction,
         torch.are_deterministic_algorithms_enabled(),
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,6 +32,7 @@ AFTER = 2  # times that a step is seen before it is captured: shapes that come o
 MOST = 512  # graphs at a time
 TRIALS = 3  # of a new graph: sums in another order may move a decision, but not every time
 MEMORY = 4 * 2**30  # bytes of inputs and outputs at a time
+SMALL = 2**14  # numbers of a tensor that is copied out side by side with others: who holds on to one keeps them all
 SEEN = 8192  # steps whose coming is counted
 
 
@@ -109,7 +110,15 @@ class Graphs:
         self._kept: dict[Hashable, _Keeping] = {}
         self._views: dict[Hashable, Any] = {}  # of results, by what was asked and of which
         self._results = {number: graph for graph in self._graphs.values() for number in graph.ids}
-        self._storages = {address(x) for graph in self._graphs.values() for x in (*graph.inputs, *graph.own)}
+        self._storages: dict[int, Graph] = {}  # by where they begin: whose they are
+        for graph in self._graphs.values():
+            self._own(graph)
+
+    def _own(self, graph: Graph) -> None:
+        """Note which memory is a graph's; what it reads of another that there is no longer has become its own."""
+        for x in graph.inputs:
+            self._storages.setdefault(address(x), graph)
+        self._storages |= {address(x): graph for x in graph.own}
 
     @contextlib.contextmanager
     def forward(self, changed: Callable[[], bool] = lambda: False) -> Iterator[bool]:
@@ -158,22 +167,27 @@ class Graphs:
             graph = self._graphs.get(key)
             if graph is None and self._worth(key):
                 graph = self._try(key, step, leaves, skeleton)
-            if graph is None:
+            copied = None if graph is None else self._bring(leaves, graph)
+            if graph is None or copied is None:
                 return step(*skeleton.build(leaves))  # a tree of its own: what it caches there is of this forward
-            if not self._bring(leaves, graph.inputs) and all(id(tree) in self._results for tree in trees):
+            if not copied and all(id(tree) in self._results for tree in trees):
                 self._chained[known] = graph
         graph.replay()
         graph.used = self._number
         self.replays += 1
         return graph.result
 
-    def _bring(self, leaves: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
-        """Copy arguments to where a graph reads them; returns how many were not there."""
-        pairs = [(there, x) for there, x in zip(inputs, leaves, strict=True) if there.data_ptr() != x.data_ptr()]
+    def _bring(self, leaves: Sequence[Tensor], graph: Graph) -> int | None:
+        """Copy arguments to where a graph reads them; returns how many were not there.
+
+        ``None``: it reads where this forward's results are, which somebody may still want.
+        """
+        places = zip(graph.inputs, leaves, strict=True)
+        pairs = [(there, x) for there, x in places if there.data_ptr() != x.data_ptr()]
+        owners = (self._storages[address(there)] for there, _ in pairs)
+        if any(owner is not graph and owner.used == self._number for owner in owners):
+            return None
         if pairs:
-            places = {address(there) for there, _ in pairs}
-            if any(address(x) in places for _, x in pairs):  # one's place is where another still is
-                pairs = [(there, x.clone()) for there, x in pairs]
             copy([there for there, _ in pairs], [x for _, x in pairs])
             self.copies += len(pairs)
         return len(pairs)
@@ -208,7 +222,7 @@ class Graphs:
             graph.ids |= {id(part) for part in graph.result}
         self._graphs[key], self._grown = graph, True
         self._results |= dict.fromkeys(graph.ids, graph)
-        self._storages |= {address(x) for x in (*graph.inputs, *graph.own)}
+        self._own(graph)
         return graph
 
     def _capture(self, step: Step, leaves: list[Tensor], skeleton: Skeleton) -> Graph:
@@ -255,8 +269,7 @@ class Graphs:
             if graph is None:
                 return seen
             self._views[known] = seen
-            self._results[id(seen)] = graph
-            graph.ids.add(id(seen))
+            self._results[id(seen)] = graph  # and not among its own: forgotten with the view, whose id another may get
         return seen
 
     def keep(self, *trees: Any) -> Callable[[], Any]:
@@ -293,6 +306,8 @@ class Graphs:
             spent, number = spent + graph.bytes, number + 1
             if number > self.most or spent > self.memory:
                 dropped.append(key)
+                if graph.used == self._number:  # one forward alone is above them: to capture it again would never end
+                    self._refused.add(key)
         self._drop(dropped)
 
     def _drop(self, keys: list[Hashable]) -> None:
@@ -323,7 +338,7 @@ class Mismatch(Exception):
 class _Keeping:
     """How to copy some trees out of the graphs' memory, in one launch for each dtype."""
 
-    def __init__(self, leaves: list[Tensor], skeleton: Skeleton, storages: set[int]) -> None:
+    def __init__(self, leaves: list[Tensor], skeleton: Skeleton, storages: Container[int]) -> None:
         self.leaves, self.skeleton = leaves, skeleton
         moving = [k for k, x in enumerate(leaves) if address(x) in storages]
         self.groups: list[tuple[list[int], list[Tensor], list[int]]] = []
@@ -335,7 +350,9 @@ class _Keeping:
     def copied(self) -> Callable[[], Any]:
         groups = []
         for some, flat, sizes in self.groups:
-            room = flat[0].new_empty(sum(sizes)).split(sizes)
+            small = [size if size <= SMALL else 0 for size in sizes]
+            shared = flat[0].new_empty(sum(small)).split(small)
+            room = [x if n == size else x.new_empty(size) for x, n, size in zip(shared, small, sizes, strict=True)]
             there = [x.view(y.shape) if y.dim() != 1 else x for x, y in zip(room, flat, strict=True)]
             torch._foreach_copy_(there, flat)
             groups.append((some, there))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skim.engine.baked import Baked, obstacle
+from skim.engine.baked import Baked, obstacle, switches
 from skim.engine.graphs import Graphs
-from skim.engine.recorders import NoReads, Tape, Uncapturable
+from skim.engine.recorders import CudaGraphs, NoReads, Tape, Uncapturable
 from skim.engine.trees import take_apart
 
 
@@ -173,6 +176,8 @@ def test_arguments_that_change_places_are_not_overwritten_before_they_are_read()
         one, other = graphs("copy", lambda a, b: (a + 0, b + 0), *pair)
         assert torch.equal(graphs("minus", lambda a, b: a - b, one, other), torch.full((3,), -10.0))
         assert torch.equal(graphs("minus", lambda a, b: a - b, other, one), torch.full((3,), 10.0))
+        for still, then in zip((one, other), pair, strict=True):
+            assert torch.equal(still, then)  # what this forward may still want
 
 
 def test_the_least_recently_used_go_first_by_number_and_by_bytes():
@@ -190,6 +195,35 @@ def test_the_least_recently_used_go_first_by_number_and_by_bytes():
         assert graphs.captures == 3
         double("b")
         assert graphs.captures == 4
+
+
+def test_a_forward_that_is_above_the_bounds_by_itself_is_not_captured_again_and_again():
+    graphs = Graphs(Tape(), after=1, most=2)
+    for _ in range(4):
+        with graphs.forward():
+            for name in "abcd":
+                graphs(name, lambda x: x * 2, torch.ones(8))
+    assert (len(graphs), graphs.captures, graphs.replays) == (2, 4, 4 + 3 * 2)
+
+
+def test_a_view_is_forgotten_with_its_graph():
+    graphs = Graphs(Tape(), after=1)
+    for name in "ab":
+        with graphs.forward():
+            graphs.view("half", lambda x: x[:4], graphs(name, lambda x: x * 2, torch.ones(8)))
+    graphs.most = 1
+    with graphs.forward():
+        graphs("c", lambda x: x * 2, torch.ones(8))
+    assert set(graphs._results) == {number for graph in graphs._graphs.values() for number in graph.ids}
+    assert all(number == id(graph.result) for number, graph in graphs._results.items())  # else another's by now
+
+
+def test_who_keeps_one_copy_does_not_keep_the_large_ones():
+    graphs = Graphs(Tape(), after=1)
+    with graphs.forward():
+        states, few = graphs("both", lambda x: (x * 2, x[:2] * 3), torch.ones(2**15))
+        states, few = graphs.keep(states, few)()
+    assert (few.untyped_storage().nbytes(), states.untyped_storage().nbytes()) == (8, 4 * 2**15)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +345,41 @@ def test_obstacles_are_named():
             assert "every operation" in obstacle(model, cpu)
             with pytest.raises(Uncapturable, match=r"test_graphs.py:\d+"):
                 torch.ones(2).sum().item()
+
+
+def test_a_pool_whose_last_graph_is_gone_is_not_used_again(monkeypatch):
+    pools, held = itertools.count(), {}
+
+    class Captured:
+        def capture_begin(self, pool, capture_error_mode):
+            assert held.setdefault(pool, []) == [] or any(one() is not None for one in held[pool])  # as torch does
+            held[pool].append(weakref.ref(self))
+
+        def capture_end(self):
+            pass
+
+        replay = capture_end
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(CudaGraphs, "_aside", contextlib.nullcontext)
+    monkeypatch.setattr(CudaGraphs, "drain", lambda self: None)
+    recorder = CudaGraphs(torch.device("cuda", 0))
+    one = recorder.record(lambda: None)
+    other = recorder.record(lambda: None)
+    assert [len(graphs) for graphs in held.values()] == [2]
+    del one, other
+    recorder.record(lambda: None)
+    assert [len(graphs) for graphs in held.values()] == [2, 1]
+
+
+def test_switches_are_read_where_torch_answers_the_newer_one_only(monkeypatch):
+    before = switches()
+
+    def refuses():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    assert switches()[1:] == before[1:]
