@@ -47,6 +47,11 @@ class Baked:
             for name, value in vars(owner).items()
             if name not in INTERNAL
         ]
+        self.values += [  # factors of PEFT's adapters
+            (vars(owner), "scaling", value, frozen(value))
+            for owner in owners
+            if isinstance(value := vars(owner).get("scaling"), dict)
+        ]
         self.names = [(vars(owner), len(vars(owner))) for owner in method.modules()]
         self.switches = switches()
 

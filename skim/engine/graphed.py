@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skim.engine.baked import Baked, obstacle
 from skim.engine.buckets import bucket, padded, trimmed, within
-from skim.engine.graphs import Graphs, alike
+from skim.engine.graphs import MEMORY, Graphs, alike
 from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
 from skim.engine.recorders import Recorder, recorder_for
@@ -72,10 +72,12 @@ class Graphed:
         with self._lock:
             if self.graphs is None or device != self._device:
                 self.graphs, self._device, self._baked = (
-                    Graphs(self.recorder or recorder_for(device), same=same),
+                    Graphs(self.recorder or recorder_for(device), memory=room(device), same=same),
                     device,
                     None,
                 )
+        if self.graphs.off is not None:
+            return None
         with on_device(device), self.graphs.forward(lambda: self._changed(walk)) as on:
             if not on or self._hooked():
                 return None
@@ -103,6 +105,13 @@ class Graphed:
             self._said.add(reason)
             log.warning("graphs are not used: %s", reason)
         return True
+
+
+def room(device: torch.device) -> int:
+    """Bytes that graphs may take: no more than an eighth of a GPU's memory."""
+    if device.type != "cuda":
+        return MEMORY
+    return min(MEMORY, torch.cuda.get_device_properties(device).total_memory // 8)
 
 
 def roomy(walk: Walk, inputs: Inputs) -> Inputs:
@@ -188,9 +197,11 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         )
         ran.append(these)
         i = span.stop
-        if i < len(layers):
-            pending.append(tokens.counted(pending[-1] if pending else None))
-            if len(pending) > LAG:
+        coming = len(layers) - i
+        if coming:
+            if coming > LAG:  # else nobody would read it
+                pending.append(tokens.counted(pending[-1] if pending else None))
+            if len(pending) >= min(coming, LAG + 1):
                 rungs = tuple(map(capacity, pending.pop(0).read()))
                 tokens = graphs.view(("cut", rungs), lambda tokens, rungs=rungs: tokens.known(*rungs), tokens)
     output, carry = graphs("closing", closing, tokens, given)

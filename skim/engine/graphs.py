@@ -281,6 +281,8 @@ class Graphs:
             keeping = _Keeping(leaves, skeleton, self._storages)
             if all(number in self._results for number in known):
                 self._kept[known] = keeping
+                if len(self._kept) > self.most:  # there are as many as ways through the graphs
+                    del self._kept[next(iter(self._kept))]
         return keeping.copied()
 
     def stop(self, reason: str) -> None:

@@ -301,6 +301,7 @@ def test_threads_take_turns_and_a_forward_within_a_forward_does_without():
 def test_what_graphs_rely_on_is_looked_at():
     model, method = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), nn.Linear(2, 2)
     method.rates = [1.0, 2.0]
+    model[0].scaling = {"default": 1.0}  # as PEFT's layers have it
 
     def changed(act):
         baked = Baked(model, method)
@@ -322,6 +323,7 @@ def test_what_graphs_rely_on_is_looked_at():
     assert changed(lambda: setattr(method, "rate", 0.5))
     assert changed(lambda: setattr(method, "rate", 0.25))
     assert changed(lambda: method.rates.append(3.0))
+    assert changed(lambda: model[0].scaling.update(default=0.5))
     assert changed(lambda: setattr(model, "1", nn.GELU()))
     baked = Baked(model, method)
     assert baked.changed(nn.Linear(2, 2))
