@@ -20,9 +20,11 @@ from skim.options.settle import settle
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
+NARROW = ["backbone.overrides.hidden_size=64", "backbone.overrides.intermediate_size=256"]  # half of backbone=tiny
 SMALL = [
     "task=builtin",
     "backbone=tiny",
+    *NARROW,
     "hardware=cpu",
     "hardware.threads=1",
     "task.max_train_samples=256",
@@ -44,8 +46,9 @@ def typed(*overrides: str) -> DictConfig:
 
 
 def small(*overrides: str) -> DictConfig:
-    """A run of seconds on the built-in task."""
-    return composed(*SMALL, *overrides)
+    """A run of seconds on the built-in task; another backbone than the tiny one is as wide as it is."""
+    other = any(option.startswith("backbone=") for option in overrides)
+    return composed(*(option for option in SMALL if not (other and option in NARROW)), *overrides)
 
 
 def looking(run: Path, *overrides: str) -> DictConfig:

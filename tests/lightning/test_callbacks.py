@@ -20,6 +20,7 @@ from tests.runs import small
 
 TINY = [
     *("backbone.overrides.num_hidden_layers=2", "backbone.overrides.hidden_size=32"),
+    "backbone.overrides.intermediate_size=512",  # of many FLOPs that tokens can save
     *("backbone.overrides.num_attention_heads=2", "task.max_eval_samples=16", "task.batch_size=4"),
     *("train.calibrate=16", "train.lr=1e-3", "train.eval_every=1"),
 ]

@@ -55,7 +55,7 @@ def test_a_compressed_run_says_what_it_does_not_need(copy: Path, capsys: pytest.
     assert "Redundancy" in (copy / "report.html").read_text()
     said = " ".join(capsys.readouterr().out.split())
     assert found["sentence"] in said
-    assert "states: 230 train, 26 dev, 96 test rows x 5 layers x 128, float32, 0.9 MiB" in said
+    assert "states: 230 train, 26 dev, 96 test rows x 5 layers x 64, float32, 0.4 MiB" in said
     about = {"task": "builtin", "backbone": "tiny", "method": "topk", "weights": str(copy), "pooling": "first"}
     assert {key: found[key] for key in about} == about
     layers = found["layers"]
@@ -64,14 +64,14 @@ def test_a_compressed_run_says_what_it_does_not_need(copy: Path, capsys: pytest.
     assert layers["computed"] == [1.0] * 5  # [CLS] is never retired
     assert [one["number"] for one in layers["up_to"]] == layers["numbers"]
     assert layers["up_to"][-1]["dev"] == pytest.approx(layers["oracle"]["dev"], abs=0.1)
-    assert found["constant"]["by_layer"][0] == 128  # the embedding of [CLS]
+    assert found["constant"]["by_layer"][0] == 64  # the embedding of [CLS]
     assert found["similarity"]["degenerate"] == [0]
     assert found["similarity"]["linear"][0] == [None] * 5
     assert [one["step"] for one in found["transfer"]] == ["all layers", "layers", "neurons"]
     assert found["transfer"][0]["extraction_seconds"] > 0
     for one in found["neurons"]:
-        assert 0 < len(one["neurons"]) <= 640
-        assert max(one["neurons"]) < (one["up_to"] + 1) * 128
+        assert 0 < len(one["neurons"]) <= 320
+        assert max(one["neurons"]) < (one["up_to"] + 1) * 64
     for one in layers["selected"]:
         assert one["up_to"] <= one["layers"] <= 4
         assert one["layers"] >= 1
@@ -155,7 +155,7 @@ def test_broken_weights_are_refused_by_layer_and_row_and_nothing_is_written(copy
     ("overrides", "said"),
     [
         (["what=redundancy"], "Which run\\?"),
-        (["what=redundancy", "task=rte"], "what=redundancy backbone=<name> task=<name>, both"),
+        (["what=redundancy", "task=rte"], "what=redundancy or what=peers with backbone=<name> task=<name>, both"),
         (["what=metrics", "task=builtin", "backbone=tiny"], "Which run\\?"),
         (["what=redundancy", "ckpt=run", "task=builtin"], "task=builtin would change nothing"),
         (["what=redundancy", "ckpt=run", "folder=x"], "folder=x is for a look without a run"),

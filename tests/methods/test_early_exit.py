@@ -291,6 +291,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("exit") / request.param
     overrides = ["method=early_exit", f"method.halting={request.param}", "method.target=0.7"]
     overrides += ["train.lr=1e-3", "train.epochs=6", "callbacks.log_every=1"]  # or all sequences look alike
+    overrides += ["backbone.overrides.hidden_size=128", "backbone.overrides.intermediate_size=512"]  # likewise
     train(small(*overrides), folder, "")
     return folder
 
