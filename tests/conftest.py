@@ -16,9 +16,10 @@ from unittest import mock
 import pytest
 
 LONGEST = (
-    *("test_learning.py", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py"),
-    *("test_tagging.py", "test_submission.py", "test_method_after.py", "test_2_executions.py", "test_early_exit.py"),
-    *("test_docs.py", "test_readme.py", "test_question_answering.py", "test_4_gradients.py"),
+    *("test_learning.py", "laws", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py"),
+    *("test_recipe.py", "test_tagging.py", "test_submission.py", "test_early_exit.py", "test_chains.py"),
+    *("test_method_after.py", "test_docs.py", "test_readme.py", "test_question_answering.py", "test_looks.py"),
+    *("test_parts.py", "test_adapters.py", "test_triton.py"),
 )
 # what libraries set once for the whole process, and pytest for each test
 KEPT = ("PYTEST_", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
@@ -56,9 +57,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that train for long come first, so that no worker is left with one when the others are done."""
+    """What takes long comes first, so that no worker is left with it when the others are done."""
     long = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: long.get(item.path.name, len(long)))
+    items.sort(key=lambda item: long.get(item.path.name, long.get(item.path.parent.name, len(long))))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out files, and all laws together: what one of them has drawn for a case, the others find there."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/laws" if nodeid.startswith("tests/laws/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

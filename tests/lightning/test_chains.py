@@ -14,10 +14,12 @@ from tests.runs import SMALL, looking, small, typed
 
 QUICK = ["task.max_train_samples=32", "task.max_eval_samples=32", "train.epochs=1", "train.calibrate=32"]
 FEWER = ["method.layer_drop.layers=3"]
+# so that exits of sequences that look alike are not all one
+WIDE = ["backbone.overrides.hidden_size=128", "backbone.overrides.intermediate_size=512"]
 PAIRS: dict[str, list[str]] = {
     "transkimmer,early_exit": ["method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
     "ltp,early_exit": ["method.ltp.target=0.6"],
-    "act,early_exit": ["method.early_exit.halting=pondernet", "method.early_exit.target=0.6"],
+    "act,early_exit": ["method.early_exit.halting=pondernet", "method.early_exit.target=0.6", *WIDE],
     "funnel,ltp": ["method.ltp.target=0.6"],
     "funnel,topk": ["method.topk.start=0", "method.topk.target=0.6"],
     "layer_drop,transkimmer": [*FEWER, "method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
