@@ -3,7 +3,8 @@
     opening (embed) -> the host reads how many tokens there are -> layer 0 ... L - 1 -> closing (restore, finish)
 
 Each part is a step of :class:`~skim.engine.graphs.Graphs`, so a forward is one launch for each, and between two of them
-the host reads a count that has arrived by then. What comes out, and the trace, are copies: the graphs' own tensors
+the host reads a count that has arrived by then. A layer's step ends with who enters the next one, so that this is what
+is counted. What comes out, and the trace, are copies: the graphs' own tensors
 belong to whoever comes next.
 """
 
@@ -24,7 +25,7 @@ from skim.engine.graphs import MEMORY, Graphs, alike
 from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
 from skim.engine.recorders import Recorder, recorder_for
-from skim.engine.static import LAG, Pending, StaticTokens, capacity
+from skim.engine.static import LAG, Pending, StaticTokens, capacity, is_due
 from skim.engine.step import Steps
 from skim.engine.tokens import Nobody, Sequences
 from skim.engine.trace import LayerTrace, Trace
@@ -159,9 +160,13 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         if keys is not None:
             vars(taking.key_values).update(keys)
         ran = []
+        if tokens is not first:
+            tokens = taking.enter(0, tokens)
         for i in span:
             tokens, one = taking(i, layers[i], tokens)
             ran.append(one)
+            if i + 1 < len(layers):
+                tokens = taking.enter(i + 1, tokens)
         return tokens, tuple(ran), held(taking.key_values) if keeps else None
 
     def closing(tokens: StaticTokens, inputs: Inputs) -> tuple[Any, Any]:
@@ -180,15 +185,17 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
     pending: list[Pending] = []
     i = 0
     while i < len(layers):
-        rows = total if i == 0 else tokens.hidden.shape[1]
+        begins = tokens is hidden
+        rows = total if begins else tokens.hidden.shape[1]
         if not rows:  # all have halted, or left
             nobody = Nobody(sequences)
             ran.append(tuple(LayerTrace(nobody, nobody, cost, shortened=backbone.shortens) for cost in costs[i:]))
             break
-        span = range(i, len(layers) if rows <= FEW else i + 1)  # the rest is one launch where cutting gains nothing
+        # the rest is one launch where cutting gains nothing; else what enters the first layer is counted by itself
+        span = range(i, len(layers) if rows <= FEW else i + (not begins))
         asked = tuple(method.runs(j) and method.wants_received(j) for j in span)
         tokens, these, keys = graphs(
-            ("layer", span, total if i == 0 else None, asked),
+            ("layer", span, total if begins else None, asked),
             lambda *trees, span=span: some(span, total, *trees),
             tokens,
             sequences,
@@ -197,11 +204,10 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         )
         ran.append(these)
         i = span.stop
-        coming = len(layers) - i
-        if coming:
-            if coming > LAG:  # else nobody would read it
+        if (coming := len(layers) - 1 - i) >= 0:
+            if coming >= LAG:  # else nobody would read it
                 pending.append(tokens.counted(pending[-1] if pending else None))
-            if len(pending) >= min(coming, LAG + 1):
+            if is_due(pending, coming):
                 rungs = tuple(map(capacity, pending.pop(0).read()))
                 tokens = graphs.view(("cut", rungs), lambda tokens, rungs=rungs: tokens.known(*rungs), tokens)
     output, carry = graphs("closing", closing, tokens, given)

@@ -11,10 +11,12 @@ Shapes as everywhere, and C for the capacity; filler has the input position ``B 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
+import numpy
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,7 +29,7 @@ from skim.errors import SkimError
 
 STEP = 64  # rows between the lower rungs
 GROWTH = 1.15  # between the upper ones
-LAG = 1  # layers that are under way when the host reads a count
+LAG = 1  # layers that are under way when the host reads a count of those who entered one
 
 
 @lru_cache(maxsize=4096)
@@ -49,8 +51,12 @@ class Slot:
 
     def __init__(self, device: torch.device) -> None:
         with torch.inference_mode(False):  # tensors made in it could not be written to outside
-            self.places = torch.empty(2, dtype=torch.int32, pin_memory=device.type == "cuda")  # else copies would wait
-        self.told = self.places.numpy()
+            if device.type == "cuda":
+                self.places = torch.empty(2, dtype=torch.int32, pin_memory=True)  # else copies would wait
+                self.told = self.places.numpy()
+            else:
+                self.told = numpy.empty(2, dtype=numpy.int32)
+                self.places = torch.from_numpy(self.told)
         self.event = torch.cuda.Event() if device.type == "cuda" else None
         self.waits = device.type not in ("cuda", "cpu")  # without an event nothing tells that a copy has arrived
 
@@ -89,6 +95,11 @@ class Pending:
             self.numbers = slot.told[: len(self.bounds)].tolist()
             Slot.free[self.bounds[0].device].append(slot)
         return self.numbers
+
+
+def is_due(pending: Sequence[Pending], coming: int) -> bool:
+    """Tell whether the oldest count is to be read now, with ``coming`` layers behind the one that was entered."""
+    return len(pending) > (LAG if coming >= LAG else 0)
 
 
 @dataclass(frozen=True)
@@ -322,9 +333,9 @@ class StaticTokens(TokenBatch):
 
     def between(self, coming: int) -> StaticTokens:
         pending = self.pending
-        if coming > LAG:  # else nobody would read it
+        if coming >= LAG:  # else nobody would read it
             pending = (*pending, self.counted(pending[-1] if pending else None))
-        if len(pending) < min(coming, LAG + 1) or not pending:
+        if not is_due(pending, coming):
             return replace(self, pending=pending)
         return replace(self.known(*pending[0].read()), pending=pending[1:])
 

@@ -22,7 +22,9 @@ from skim.flops import LayerCost
 
 
 class Steps:
-    """The layers of one forward, to be called in their order: :meth:`__call__` takes a batch through one of them.
+    """The layers of one forward, in their order: :meth:`enter` decides before one, :meth:`__call__` runs it.
+
+    They are two because of static rows: what was decided last can then be counted while the layer before still runs.
 
     Args:
         base: the base model.
@@ -55,8 +57,20 @@ class Steps:
         self.seen: Any = None  # and the rows that they looked at
         self.geometry: Any = None
 
+    def enter(self, i: int, tokens: TokenBatch) -> TokenBatch:
+        """The rows that layer ``i``'s attention is to run over: what the family and the method change before it."""
+        if self._idle(i, tokens):
+            return tokens
+        tokens = self.backbone.before_layer(self.base, i, tokens.uncharged())
+        return self.method.before_layer(i, tokens).renewed()
+
+    def _idle(self, i: int, tokens: TokenBatch) -> bool:
+        """Tell whether layer ``i`` does not run."""
+        over = not tokens.hidden.numel() and not self.learns  # all have halted or left; who learns needs every weight
+        return over or not self.method.runs(i)
+
     def __call__(self, i: int, layer: nn.Module, tokens: TokenBatch) -> tuple[TokenBatch, LayerTrace]:
-        """Take a batch through layer ``i``.
+        """Take a batch that has entered layer ``i`` through it.
 
         Returns:
             The batch behind it, and what ran.
@@ -65,13 +79,10 @@ class Steps:
             SkimError: the layer calls attention in a way that skim does not know.
         """
         backbone, method, sequences, cost = self.backbone, self.method, self.sequences, self.costs[i]
-        over = not tokens.hidden.numel() and not self.learns  # all have halted or left; who learns needs every weight
-        if over or not method.runs(i):
+        if self._idle(i, tokens):
             nobody = Nobody(sequences)
             return tokens, LayerTrace(nobody, nobody, cost, shortened=backbone.shortens)
-        tokens = method.before_layer(i, backbone.before_layer(self.base, i, tokens.uncharged()))
-        tokens = before = tokens.renewed()
-        attending = tokens.occupancy
+        before, attending = tokens, tokens.occupancy
         looked_at = None if tokens.others is None else tokens.others.occupancy
         if attending.places is not self.places or looked_at is not self.seen:
             # rows moved, or look at others: so do the biases and rotations that look at positions

@@ -303,10 +303,10 @@ class TokenBatch:
         return self
 
     def between(self, coming: int) -> TokenBatch:
-        """The same rows between two layers: what the host has learned about them by now may cut their capacity.
+        """The same rows when they have entered a layer: what the host has learned by now may cut their capacity.
 
         Args:
-            coming: layers to come.
+            coming: layers behind it.
         """
         return self
 

@@ -195,8 +195,8 @@ class Walk:
         for i, layer in enumerate(layers):
             if wants_states:
                 states.append(tokens.restore())
+            tokens = step.enter(i, tokens).between(len(layers) - 1 - i)
             tokens, ran = step(i, layer, tokens)
-            tokens = tokens.between(len(layers) - 1 - i)
             trace.layers.append(ran)
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
