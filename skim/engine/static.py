@@ -149,6 +149,9 @@ class StaticOccupancy(PackedOccupancy):
         """The same with a capacity of so many rows, at least those alive."""
         return replace(self, index=self.index[:rows])
 
+    def counts(self) -> Tensor:
+        return self.bounds.diff().long()  # as everywhere
+
     def alive(self) -> Tensor:
         alive = self.sequences.real.new_zeros(self.trash + 1).index_fill(0, self.index, True)
         return self.shared(alive[:-1].view_as(self.sequences.real))

@@ -142,6 +142,7 @@ def test_10_capacity_follows_the_tokens_and_filler_is_told() -> None:
     rows = [layer.attending.computed for layer in trace.layers]
     known = [ids.numel(), *alive]
     assert rows == [min(capacity(known[i]), ids.numel()) for i in range(6)]
+    assert trace.counts().dtype == packed.counts().dtype
     assert packed.filler_flops() == 0
     per_row = trace.layers[0].cost.attention + trace.layers[0].cost.feed_forward
     assert trace.filler_flops() == per_row * sum(c - n for c, n in zip(rows, alive, strict=True))

@@ -150,7 +150,7 @@ def changed(model: nn.Module, given: list[Batch], change: Callable[[Tensor], obj
     with torch.no_grad():
         for parameter in model.base_model.encoder.layer[1].parameters():  # type: ignore[union-attr, operator, index]
             change(parameter)
-    return differ(answers(model, given, True, True), answers(model, given, True, False), TIGHT)
+    return differ(answers(model, given, True, True), answers(model, given, True, False), TIGHT) or about(model)
 
 
 def threads(model: nn.Module, given: list[Batch]) -> str:
