@@ -19,28 +19,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# whose result, or the shape of it, is known on the device alone
-READS = {
-    "_local_scalar_dense": "item",
-    "is_nonzero": "item",
-    "equal": "item",
-    "nonzero": "nonzero",
-    "nonzero_numpy": "nonzero",
-    "masked_select": "boolean index",
-    "unique_dim": "unique",
-    "unique_consecutive": "unique",
-    "unique_dim_consecutive": "unique",
-    "_unique": "unique",
-    "_unique2": "unique",
-    "bincount": "bincount",
-}
-INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put")
+from skim.engine.reads import read_of
+
+PACKAGE = Path(__file__).parent.parent
 SILENT = (  # beside views: what allocates or relabels, and computes nothing
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
     *("_unsafe_view", "detach_", "lift_fresh", "lift", "set_", "resize_"),
 )
 HOST = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.cpu)  # a CPU's tensors are read with nothing dispatched
-PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass
@@ -120,26 +106,6 @@ class Called(TorchFunctionMode):
             if torch.device(kwargs["device"]).type == "cpu":  # elsewhere the copy itself is dispatched
                 seen(self.work, "copy from the host", True)
         return func(*args, **kwargs)
-
-
-def read_of(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str | None, bool]:
-    """Kind of read that an operation is, ``None`` if it is none, and whether the host waits for it."""
-    if name in READS:
-        return READS[name], True
-    if name == "repeat_interleave" and kwargs.get("output_size") is None:
-        return "repeat_interleave", True
-    if name in INDEXING:
-        masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
-        value = args[2] if len(args) > 2 else None  # a host's number is filled in where the mask is: no count of them
-        filled = isinstance(value, Tensor) and value.numel() == 1 and value.device.type == "cpu"
-        return ("boolean index" if masks and not filled else None), True
-    if name in ("_to_copy", "copy_"):
-        first = args[0].device if name == "copy_" else torch.device(kwargs.get("device") or args[0].device)
-        source = args[1].device if name == "copy_" else args[0].device
-        if (first.type == "cpu") != (source.type == "cpu"):
-            late = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
-            return ("copy to the host" if first.type == "cpu" else "copy from the host"), not late
-    return None, True
 
 
 def seen(work: Work, kind: str, waits: bool) -> None:

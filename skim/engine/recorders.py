@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -18,13 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-Work: TypeAlias = Callable[[], None]
+from skim.engine.reads import read_of
 
-# operations whose result the host must see, or whose shape it must know, before it can go on
-READS = frozenset(
-    "_local_scalar_dense nonzero masked_select is_nonzero equal bincount _unique2 unique_dim unique_consecutive "
-    "unique_dim_consecutive".split()
-)
+Work: TypeAlias = Callable[[], None]
 
 
 class Uncapturable(Exception):
@@ -38,31 +34,18 @@ class NoReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        reason = reads(func, args, kwargs)
-        if reason is not None:
-            raise Uncapturable(f"{reason} at {place()}")
+        with self:  # composed operations, which come whole in inference mode, hide the reads among their parts
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
+        name = func._schema.name.partition("::")[2]
+        kind, _ = read_of(name, args, kwargs)
+        if kind is not None:
+            raise Uncapturable(f"{kind} ({name}) at {place()}")
+        # fused attention has the tag for a dropout that evaluation has not
+        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in name:
+            raise Uncapturable(f"{name} draws random numbers at {place()}")
         return func(*args, **kwargs)
-
-
-def reads(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> str | None:
-    """Name what keeps a dispatched operation from being recorded; ``None``: nothing."""
-    name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
-    if name in READS:
-        return f"{name} reads the device"
-    if name in ("index", "index_put", "index_put_", "_unsafe_index"):
-        indices = [x for x in args[1] if isinstance(x, Tensor)]
-        if any(x.dtype in (torch.bool, torch.uint8) for x in indices):
-            return f"{name} by a mask reads the device"
-    if name == "repeat_interleave" and kwargs.get("output_size") is None and isinstance(args[-1], Tensor):
-        return "repeat_interleave without output_size reads the device"
-    if name in ("_to_copy", "copy_"):
-        there = kwargs.get("device") or args[0].device
-        source = args[1] if name == "copy_" else args[0]
-        if isinstance(source, Tensor) and torch.device(there).type != source.device.type:
-            return "a copy between host and device"
-    if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) and "attention" not in name:
-        return f"{name} draws random numbers"  # fused attention has the tag for a dropout that evaluation has not
-    return None
 
 
 def place() -> str:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import skim
 from skim.benchmark import KeepShare
-from skim.benchmark.counting import counting, read_of
+from skim.benchmark.counting import counting
+from skim.engine.reads import read_of
 from tests.families import batch_of, plain
 
 X = torch.tensor([[1.0, 0.0, 2.0], [0.0, 3.0, 0.0]])

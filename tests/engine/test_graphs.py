@@ -230,7 +230,7 @@ def test_who_keeps_one_copy_does_not_keep_the_large_ones():
     ("step", "reason"),
     [
         (lambda x: x * x.sum().item(), "_local_scalar_dense"),
-        (lambda x: x[x > 0], "by a mask"),
+        (lambda x: x[x > 0], "boolean index"),
         (lambda x: x.nonzero(), "nonzero"),
         (lambda x: torch.nn.functional.dropout(x, training=True), "random"),
     ],
@@ -385,3 +385,18 @@ def test_switches_are_read_where_torch_answers_the_newer_one_only(monkeypatch):
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
     assert switches()[1:] == before[1:]
+
+
+READING = {
+    "item": lambda x: x.sum().item(),
+    "nonzero": lambda x: torch.where(x > 0),
+    "repeat_interleave": lambda x: x.repeat_interleave(x.long(), 0),
+    "copy from the host": lambda x: x.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", READING)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_reads_are_seen_within_composed_operations_too(kind: str, mode: Any):
+    with mode(), NoReads(), pytest.raises(Uncapturable, match=rf"^{kind} \(\w+\) at engine/test_graphs.py:\d+"):
+        READING[kind](torch.ones(2))
