@@ -252,6 +252,8 @@ def describe(graph: Any, walk: Walk, chosen: Mapping[str, str]) -> None:
         "format": FORMAT,
         "method": walk.method.name,
         "longest": str(walk.backbone.longest_input(walk.base.config) or ""),
+        "vocabulary": str(config.vocab_size),
+        "segments": str(getattr(config, "type_vocab_size", 0) or 0),
         "labels": "\n".join(str(names[i]) for i in sorted(names)),
         "per_token": " ".join(per_token),
         **chosen,

@@ -69,6 +69,9 @@ class Exported:
         self.longest = int(longest) if longest else None
         self.together = self.about["batch"] == "any"
         self.labels = self.about["labels"].split("\n") if self.about["labels"] else []
+        self.below = {"input_ids": int(self.about["vocabulary"]), "attention_mask": 2}
+        if "token_type_ids" in self.inputs:
+            self.below["token_type_ids"] = int(self.about["segments"])
 
     def __call__(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None) -> dict[str, Any]:
         """Run it; a file for one sequence at a time runs each without its padding.
@@ -82,14 +85,22 @@ class Exported:
             Arrays by name, such as ``logits`` ``(B, C)``; of an output per token, 0 on padding.
 
         Raises:
-            SkimError: shapes that do not fit, padding before tokens, or more positions than the model has.
+            SkimError: shapes that do not fit, numbers that the model has no embedding for, padding before tokens, or
+                more positions than the model has.
         """
         ids = whole_numbers("input_ids", input_ids)
         mask = np.ones_like(ids) if attention_mask is None else whole_numbers("attention_mask", attention_mask)
         segments = np.zeros_like(ids) if token_type_ids is None else whole_numbers("token_type_ids", token_type_ids)
-        for name, value in (("attention_mask", mask), ("token_type_ids", segments)):
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+        for name, value in given.items():
             if value.shape != ids.shape:
                 raise SkimError(f"{name} has shape {value.shape}, and input_ids {ids.shape}.")
+            below = self.below.get(name)
+            # a graph looks rows up from the end by negative numbers, and runtimes differ in what they do beyond it
+            if below is not None and not 0 <= value.min() <= value.max() < below:
+                raise SkimError(
+                    f"{name} has numbers from {value.min()} to {value.max()}; {self.file} takes 0 to {below - 1}."
+                )
         lengths = mask.sum(1)
         if not (lengths > 0).all() or (mask[:, 1:] > mask[:, :-1]).any():
             raise SkimError("Each sequence needs a token, and padding stands behind: tokenizer.padding_side='right'.")
@@ -98,7 +109,6 @@ class Exported:
                 f"A sequence has {lengths.max()} tokens, and {self.file} takes {self.longest} at most.\n"
                 f"Cut it: tokenizer(..., truncation=True, max_length={self.longest})."
             )
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
         if self.together:
             cut = int(lengths.max())
             return self._once({name: given[name][:, :cut] for name in self.inputs}, ids.shape[1])
@@ -121,10 +131,17 @@ class Exported:
 
 
 def whole_numbers(name: str, given: Any) -> Any:
-    """An input as an int64 array ``(B, N)``; a SkimError for any other shape."""
-    value = np.asarray(given)
+    """An input as an int64 array ``(B, N)``; a SkimError for anything else."""
+    try:
+        value = np.asarray(given)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unlike lengths, tensors on a GPU
+        raise SkimError(
+            f"{name} is no array: {first_line(error)}\nPad texts to one length, and take tensors to the CPU."
+        ) from error
     if value.ndim != 2 or not value.size or value.dtype.kind not in "iub":
-        raise SkimError(f"{name} has shape {value.shape}; it takes whole numbers, (batch, positions).")
+        raise SkimError(
+            f"{name} is {value.dtype} {value.shape}; it takes whole numbers, (batch, positions), not empty."
+        )
     return np.ascontiguousarray(value, dtype=np.int64)
 
 
@@ -161,9 +178,8 @@ def in_openvino(file: Path, threads: int | None, half: bool) -> tuple[dict[str, 
             f"OpenVINO cannot read {file}: {first_line(error)}.\n"
             "A file for it is exported with operators=standard, precision=fp32."
         ) from error
-    metadata = {
-        name: str(model.get_rt_info(["framework", name]).value) for name in model.get_rt_info("framework").value
-    }
+    told = model.get_rt_info("framework").value if model.has_rt_info("framework") else ()
+    metadata = {name: str(model.get_rt_info(["framework", name]).value) for name in told}
     names = [[one.get_any_name() for one in ends] for ends in (compiled.inputs, compiled.outputs)]
 
     def run(given: Mapping[str, Any]) -> list[Any]:

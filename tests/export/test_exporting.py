@@ -45,6 +45,11 @@ def made(method: str = "transkimmer", family: str = "bert", head: str = "classif
     return Case(method, family, head).compressed().eval()
 
 
+@pytest.fixture(scope="module")
+def topk(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return opened(skim.export(made("topk"), tmp_path_factory.mktemp("topk") / "model.onnx", batch="one").file)
+
+
 @torch.no_grad()
 def in_torch(model: nn.Module, batch: dict[str, Any]) -> dict[str, np.ndarray]:
     output = model(**batch)
@@ -90,9 +95,8 @@ def test_int8_is_smaller_and_projections_are_one_operator(tmp_path: Path) -> Non
     assert np.isfinite(opened(small.file)(**inputs[0])["logits"]).all()
 
 
-def test_a_text_of_any_length_up_to_the_longest(tmp_path: Path) -> None:
-    model = made("topk")
-    exported = opened(skim.export(model, tmp_path / "model.onnx", batch="one").file)
+def test_a_text_of_any_length_up_to_the_longest(topk: Any) -> None:
+    model, exported = made("topk"), topk
     for length in (1, 2, 40, 64):
         batch = batch_of("bert", (length,))
         np.testing.assert_allclose(exported(**batch)["logits"], in_torch(model, batch)["logits"], atol=1e-5)
@@ -100,8 +104,35 @@ def test_a_text_of_any_length_up_to_the_longest(tmp_path: Path) -> None:
         exported(**batch_of("bert", (65,)))
     with pytest.raises(SkimError, match="padding stands behind"):
         exported([[1, 2, 5]], [[0, 1, 1]])
-    with pytest.raises(SkimError, match=r"input_ids has shape \(3,\)"):
-        exported([2, 5, 3])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (([2, 5, 3],), r"input_ids is int64 \(3,\)"),
+        (([[2, 5, 3], [2, 3]],), "input_ids is no array"),
+        (([[2.0, 5.0]],), "input_ids is float64"),
+        ((np.zeros((0, 4), int),), "not empty"),
+        (([[2, -1]],), "input_ids has numbers from -1 to 2; .* takes 0 to"),
+        (([[2, 10**6]],), "numbers from 2 to 1000000"),
+        (([[2, 5]], [[2, 2]]), "attention_mask has numbers from 2 to 2"),
+        (([[2, 5]], None, [[0, 9]]), "token_type_ids has numbers from 0 to 9"),
+    ],
+)
+def test_inputs_that_the_model_has_no_answer_for_are_refused(given: Any, says: str, topk: Any) -> None:
+    with pytest.raises(SkimError, match=says):
+        topk(*given)
+
+
+def test_a_file_that_is_not_of_skims_is_refused_by_both_runtimes(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "foreign", ends[:1], ends[1:])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "foreign.onnx")
+    for runtime in ("onnxruntime", "openvino"):
+        with pytest.raises(SkimError, match="was not written by this version"):
+            opened(tmp_path / "foreign.onnx", runtime)
 
 
 def test_what_ships_beside_it(tmp_path: Path) -> None:
