@@ -111,7 +111,8 @@ class SkimModule(pl.LightningModule):
     @property
     def written(self) -> bool:
         """True if this step's numbers go to the log: of others, operations and waits for the device are spared."""
-        return self.trainer._logger_connector.should_update_logs  # as Lightning's own callbacks ask
+        # as Lightning's own callbacks ask; without a trainer there is no log
+        return self._trainer is not None and self._trainer._logger_connector.should_update_logs
 
     def forward(self, batch: dict[str, Tensor]) -> Any:
         return self.model(**accepted(self.model, batch))
