@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from skim.benchmark.file import make_room
 from skim.benchmark.rows import CLOCKS, DTYPES
 from skim.benchmark.shapes import SHAPES, shape_rows
 from skim.benchmark.table import rows_table
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             if any(number < 1 for number in numbers):
                 raise SkimError(f"--{name} {min(numbers)} must be at least 1.")
+        if options.json is not None:
+            make_room(options.json)
         for number in threads:
             torch.set_num_threads(number)
         options.device = usable(options.device)

@@ -309,7 +309,7 @@ def test_halted_tokens_are_computed_only_where_masked() -> None:
 WRONG = [
     *(["--device", "nonsense"], ["--keep", "0"], ["--repeats", "0"], ["--halt", "0"], ["--halt", "1.5"]),
     *(["--keep", "--halt", "0"], ["--funnel", "2,x"], ["--funnel", ""], ["--funnel", "2,2"], ["--funnel", "0,1"]),
-    *(["--batch", "0"], ["--length", "0"], ["--threads", "0"]),
+    *(["--batch", "0"], ["--length", "0"], ["--threads", "0"], ["--json", "/dev/null/numbers.json"], ["--json", "/"]),
 ]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from skim.benchmark.file import make_room
 from skim.benchmark.gpu.kernels import kernels
 from skim.benchmark.gpu.laws import laws, recovery
 from skim.benchmark.gpu.rows import MARK, Row, table
@@ -64,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = options.parts or list(parts())
         if unknown := [name for name in names if name not in parts()]:
             raise SkimError(f"--parts {unknown[0]!r} is not one of {', '.join(parts())}.")
+        if options.json is not None:
+            make_room(options.json)
     except SkimError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
         return 2

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skim.benchmark import KeepShare, machine
+from skim.benchmark.file import make_room
 from skim.benchmark.rows import Settings, measure
 from skim.benchmark.table import rows_table
 from skim.lightning.looks.loaded import Loaded, is_run, load, pretrained
@@ -23,12 +24,12 @@ def look(cfg: DictConfig, console: Console) -> None:
     """Time the model, its backbone and its peers at each batch size; writes ``peers.json`` and prints a table each.
 
     Raises:
-        SkimError: the run or the data cannot be had.
+        SkimError: the run or the data cannot be had, or ``peers.json`` cannot be written.
     """
     loaded = load(cfg) if is_run(cfg) else pretrained(cfg)
-    found = {str(size): timed(loaded, cfg.benchmark, int(size), console) for size in cfg.benchmark.batch_sizes}
     path = loaded.folder / PEERS
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room(path)
+    found = {str(size): timed(loaded, cfg.benchmark, int(size), console) for size in cfg.benchmark.batch_sizes}
     about = {"task": loaded.cfg.task.name, "backbone": loaded.cfg.backbone.name, "clock": cfg.benchmark.clock}
     write_json(path, {**about, "machine": machine(device(loaded)), "batch_sizes": found})
     console.print(Text(str(path)), soft_wrap=True)
