@@ -136,7 +136,8 @@ def whole_numbers(name: str, given: Any) -> Any:
         value = np.asarray(given)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of unlike lengths, tensors on a GPU
         raise SkimError(
-            f"{name} is no array: {first_line(error)}\nPad texts to one length, and take tensors to the CPU."
+            f"{name} cannot be read as an array: {first_line(error)}\n"
+            "Pad texts to one length, and take tensors to the CPU."
         ) from error
     if value.ndim != 2 or not value.size or value.dtype.kind not in "iub":
         raise SkimError(

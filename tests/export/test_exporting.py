@@ -110,7 +110,7 @@ def test_a_text_of_any_length_up_to_the_longest(topk: Any) -> None:
     ("given", "says"),
     [
         (([2, 5, 3],), r"input_ids is int64 \(3,\)"),
-        (([[2, 5, 3], [2, 3]],), "input_ids is no array"),
+        (([[2, 5, 3], [2, 3]],), "input_ids cannot be read as an array"),
         (([[2.0, 5.0]],), "input_ids is float64"),
         ((np.zeros((0, 4), int),), "not empty"),
         (([[2, -1]],), "input_ids has numbers from -1 to 2; .* takes 0 to"),
