@@ -363,9 +363,8 @@ def test_what_was_learned_in_other_units_is_refused(soft: Path) -> None:
         build(small("method=ltp_hard", "method.score_norm=length", f"init_from={soft}"))
 
 
-def test_the_methods_gradients_are_clipped_apart(soft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_methods_gradients_are_clipped_apart(soft: Path) -> None:
     """A threshold's gradient can be a hundred times the weights', which must not scale theirs away."""
-    monkeypatch.setattr(SkimModule, "written", False)  # there is no trainer, and no log
     parts = build(small("method=ltp_soft"))
     module = SkimModule(parts.model, parts.task, parts.stages)
     own = {id(parameter) for parameter in module.method.parameters()}
