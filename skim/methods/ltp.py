@@ -140,8 +140,10 @@ class LTP(Pruner):
         """One per layer, ``(L,)``, before scaling by ``shift``."""
         return self.base + self.delta
 
-    def asks(self) -> Tensor:
-        return self.thresholds().detach()
+    def asks(self) -> Tensor | None:
+        # in the soft stage every layer decides, and a step of training has nothing to wait for
+        soft = self.preset != "paper" and self.training and self.stage == "soft"
+        return None if soft else self.thresholds().detach()
 
     def answered(self, numbers: list[float]) -> None:
         # published: a layer whose threshold is zero has no decision, no mask and no gradient
@@ -150,6 +152,8 @@ class LTP(Pruner):
     def wants_received(self, i: int) -> bool:
         if self.preset != "paper" and self.training and self.stage == "soft":
             return True
+        if self._deciding.value is None:  # asked outside of a forward
+            self.answered(self.thresholds().tolist())
         return self._deciding.value[i]
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:

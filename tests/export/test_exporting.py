@@ -84,7 +84,7 @@ def test_openvino_reads_standard_operators(batch: str, tmp_path: Path) -> None:
         opened(check.file, "openvino")
 
 
-def test_int8_is_smaller_and_projections_are_one_operator(tmp_path: Path) -> None:
+def test_int8_is_smaller_and_projections_are_one_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = made("transkimmer"), [batch_of("bert")]
     whole = skim.export(model, tmp_path / "fp32" / "model.onnx", batch="one", inputs=inputs)
     small = skim.export(model, tmp_path / "int8" / "model.onnx", batch="one", precision="int8", inputs=inputs)
@@ -93,6 +93,12 @@ def test_int8_is_smaller_and_projections_are_one_operator(tmp_path: Path) -> Non
     assert operators.count("QAttention") == len(walk_of(model).costs)
     assert operators.count("NonZero") == len(walk_of(model).costs)  # rows leave before every layer
     assert np.isfinite(opened(small.file)(**inputs[0])["logits"]).all()
+    monkeypatch.setattr(exporting, "QUANTISED", 0.0)  # nothing is fine enough
+    options: Any = {"batch": "one", "precision": "int8", "inputs": inputs}
+    with pytest.raises(SkimError, match="Quantising is too coarse"):
+        skim.export(model, tmp_path / "refused" / "model.onnx", **options)
+    assert not (tmp_path / "refused" / "model.onnx").exists()
+    assert skim.export(model, tmp_path / "told" / "model.onnx", **options, strict=False).difference > 0
 
 
 def test_a_text_of_any_length_up_to_the_longest(topk: Any) -> None:
