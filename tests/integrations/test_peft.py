@@ -118,7 +118,7 @@ def test_saved_and_loaded_together(base: Path, tmp_path: Path, first: str, way: 
     with torch.no_grad():
         assert_same(again(**INPUTS).logits, wanted)
     assert again.trace.counts().equal(kept)
-    assert float(again.method.budget.multiplier) == float(model.method.budget.multiplier) != 0
+    assert float(again.method.budget.coefficient) == float(model.method.budget.coefficient) != 0
     assert not (tmp_path / "model.safetensors").exists()  # the base model is where it was
     skim.save_pretrained(again, tmp_path / "again")
     with torch.no_grad():
