@@ -62,20 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: long.get(item.path.name, long.get(item.path.parent.name, len(long))))
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Hand out files, and all laws together: what one of them has drawn for a case, the others find there."""
-    if config.getoption("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class Scheduling(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "tests/laws" if nodeid.startswith("tests/laws/") else super()._split_scope(nodeid)
-
-    return Scheduling(config, log)
-
-
 @pytest.fixture(autouse=True, scope="session")
 def _files_are_parsed_once() -> Iterator[None]:
     """Parse a config file's text once per process: tests compose thousands of configs of the same few files."""
