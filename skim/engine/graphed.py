@@ -4,8 +4,7 @@
 
 Each part is a step of :class:`~skim.engine.graphs.Graphs`, so a forward is one launch for each, and between two of them
 the host reads a count that has arrived by then. A layer's step ends with who enters the next one, so that this is what
-is counted. What comes out, and the trace, are copies: the graphs' own tensors
-belong to whoever comes next.
+is counted. What comes out, and the trace, are copies: the graphs' own tensors belong to whoever comes next.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from skim.engine.graphs import MEMORY, Graphs, alike
 from skim.engine.inputs import Inputs
 from skim.engine.keys import KeyValues
 from skim.engine.recorders import Recorder, recorder_for
-from skim.engine.static import LAG, Pending, StaticTokens, capacity, is_due
+from skim.engine.static import Pending, StaticTokens, capacity
 from skim.engine.step import Steps
 from skim.engine.tokens import Nobody, Sequences
 from skim.engine.trace import LayerTrace, Trace
@@ -182,7 +181,7 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
     tokens: Any = hidden
     ran: list[Any] = []
     keys: Any = None
-    pending: list[Pending] = []
+    pending: tuple[Pending, ...] = ()
     i = 0
     while i < len(layers):
         begins = tokens is hidden
@@ -204,11 +203,10 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         )
         ran.append(these)
         i = span.stop
-        if (coming := len(layers) - 1 - i) >= 0:
-            if coming >= LAG:  # else nobody would read it
-                pending.append(tokens.counted(pending[-1] if pending else None))
-            if is_due(pending, coming):
-                rungs = tuple(map(capacity, pending.pop(0).read()))
+        if i < len(layers):
+            pending, known = tokens.heard(pending, len(layers) - 1 - i)
+            if known is not None:
+                rungs = tuple(map(capacity, known))
                 tokens = graphs.view(("cut", rungs), lambda tokens, rungs=rungs: tokens.known(*rungs), tokens)
     output, carry = graphs("closing", closing, tokens, given)
     build = graphs.keep(sequences, carry, *ran)

@@ -11,7 +11,6 @@ Shapes as everywhere, and C for the capacity; filler has the input position ``B 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -95,11 +94,6 @@ class Pending:
             self.numbers = slot.told[: len(self.bounds)].tolist()
             Slot.free[self.bounds[0].device].append(slot)
         return self.numbers
-
-
-def is_due(pending: Sequence[Pending], coming: int) -> bool:
-    """Tell whether the oldest count is to be read now, with ``coming`` layers behind the one that was entered."""
-    return len(pending) > (LAG if coming >= LAG else 0)
 
 
 @dataclass(frozen=True)
@@ -246,16 +240,12 @@ class StaticTokens(TokenBatch):
         """The rows that ``keep`` ``(1, C)`` or ``stay`` name; the others' states go where ``restore`` finds them."""
         now, rows = self.renewed(), self.occupancy
         left = self.left if now.memory is None else None  # else they are there already
-        operation = retire_rows if torch.is_grad_enabled() else torch.ops.skim.retire
-        hidden, index, bounds, _ = operation(
-            self.hidden, keep, stay, rows.index, rows.bounds, left, rows.trash, self.sequences.covered
-        )
-        occupancy = replace(rows, index=index, bounds=bounds)
+        hidden, occupancy = self._moved(keep, stay, left)
         if now.memory is None:
             return replace(self, hidden=hidden, occupancy=occupancy)
         # who left is in the memory no longer: those that ran until now and do not run on
         nowhere = self.sequences.real.new_zeros(rows.trash + 1)
-        gone = nowhere.index_fill(0, rows.index, True).index_fill(0, index, False)
+        gone = nowhere.index_fill(0, rows.index, True).index_fill(0, occupancy.index, False)
         kept, looked_at = now.memory.occupancy.compacted(~gone[now.memory.occupancy.index])
         memory = replace(now.memory, hidden=now.memory.hidden.index_select(1, kept), occupancy=looked_at)
         changed = None if now.changed is None else now.changed.among(looked_at)
@@ -266,10 +256,15 @@ class StaticTokens(TokenBatch):
         if now.memory is None:
             now.put_back()
             now = replace(now, memory=replace(now, source=None, carry=None, charges=(), pending=()))
-        rows = now.occupancy
-        operation = retire_rows if torch.is_grad_enabled() else torch.ops.skim.retire
-        hidden, index, bounds, _ = operation(now.hidden, running, None, rows.index, rows.bounds, None, rows.trash, True)
-        return replace(now, hidden=hidden, occupancy=replace(rows, index=index, bounds=bounds), current=True)
+        hidden, occupancy = now._moved(running, None, None)
+        return replace(now, hidden=hidden, occupancy=occupancy, current=True)
+
+    def _moved(self, keep: Tensor, stay: Tensor | None, left: Tensor | None) -> tuple[Tensor, StaticOccupancy]:
+        """States and occupancy of the rows that stay; see :func:`skim.engine.kernels.static.retire_rows`."""
+        rows, covered = self.occupancy, self.sequences.covered
+        retire = retire_rows if torch.is_grad_enabled() else torch.ops.skim.retire
+        hidden, index, bounds, _ = retire(self.hidden, keep, stay, rows.index, rows.bounds, left, rows.trash, covered)
+        return hidden, replace(rows, index=index, bounds=bounds)
 
     def put_back(self) -> Tensor:
         """The buffer of last states with the present ones written into it.
@@ -312,7 +307,7 @@ class StaticTokens(TokenBatch):
         rows, there = self.occupancy, self.occupancy.weights[0]
         index, bounds = rows.index, rows.bounds
         # a sequence without rows begins where the next one does, or where filler does
-        first = torch.zeros_like(there.new_zeros(len(index) + 1)).index_fill(0, bounds[:-1].long(), True)[:-1]
+        first = there.new_zeros(len(index) + 1).index_fill(0, bounds[:-1].long(), True)[:-1]
         opening = openings(first, alone.view(-1), stride) & there
         opens, occupancy = rows.compacted(opening)
         ends = torch.where(occupancy.weights[0], opens, bounds[-1])
@@ -335,12 +330,25 @@ class StaticTokens(TokenBatch):
         return self.occupancy.shared(states[:-1].view(*self.sequences.real.shape, -1))
 
     def between(self, coming: int) -> StaticTokens:
-        pending = self.pending
-        if coming >= LAG:  # else nobody would read it
+        pending, known = self.heard(self.pending, coming)
+        return replace(self if known is None else self.known(*known), pending=pending)
+
+    def heard(self, pending: tuple[Pending, ...], coming: int) -> tuple[tuple[Pending, ...], list[int] | None]:
+        """Send the present numbers to the host, and read the oldest of those on their way if it is its turn.
+
+        Args:
+            pending: those on their way, oldest first.
+            coming: layers behind the one that was entered.
+
+        Returns:
+            Those on their way now; and the numbers read, as :meth:`known` takes them, if any.
+        """
+        sends = coming >= LAG  # else nobody would read them
+        if sends:
             pending = (*pending, self.counted(pending[-1] if pending else None))
-        if not is_due(pending, coming):
-            return replace(self, pending=pending)
-        return replace(self.known(*pending[0].read()), pending=pending[1:])
+        if len(pending) <= (LAG if sends else 0):
+            return pending, None
+        return pending[1:], pending[0].read()
 
     def counted(self, latest: Pending | None) -> Pending:
         """The present numbers, on their way; those that were counted last if nothing has changed since."""
