@@ -8,6 +8,8 @@ where gradients are wanted it is called itself. On a GPU they are kernels, where
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -176,19 +178,9 @@ def attend_rows(
     return context.transpose(0, 1)[None], received
 
 
-def retire_on_device(
-    hidden: Tensor,
-    keep: Tensor,
-    stay: Tensor | None,
-    index: Tensor,
-    bounds: Tensor,
-    left: Tensor | None,
-    trash: int,
-    covered: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def retire_on_device(hidden: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`retire_rows`, in two launches; of the present states, only those that leave are written to ``left``."""
-    given = hidden, keep, stay, index, bounds, left, trash, covered
-    return fused("retire", *given) or retire_rows(*given)
+    return fused("retire", hidden, *given) or retire_rows(hidden, *given)
 
 
 def rank_on_device(values: Tensor, index: Tensor, bounds: Tensor, longest: int) -> Tensor:
@@ -197,24 +189,11 @@ def rank_on_device(values: Tensor, index: Tensor, bounds: Tensor, longest: int) 
     return rank_rows(values, index, bounds, longest) if found is None else found
 
 
-def attend_on_device(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    index: Tensor,
-    bounds: Tensor,
-    looked_index: Tensor | None,
-    looked_bounds: Tensor | None,
-    longest: int,
-    window: int | None,
-    scaling: float | None,
-    sums: bool,
-) -> tuple[Tensor, Tensor]:
+def attend_on_device(query: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """As :func:`attend_rows`, by one kernel where there is one; the context of filler may be anything."""
-    given = query, key, value, index, bounds, looked_index, looked_bounds, longest, window, scaling, sums
-    found = fused_attention(*given)
+    found = fused_attention(query, *given)
     if found is None:
-        return attend_rows(*given)
+        return attend_rows(query, *given)
     context, received = found
     return context, query.new_empty(0, dtype=torch.float32) if received is None else received
 
@@ -246,9 +225,10 @@ LIBRARY.define(
     " Tensor? looked_bounds, int longest, int? window, float? scaling, bool sums) -> (Tensor, Tensor)"
 )
 LIBRARY.define("rank(Tensor values, Tensor index, Tensor bounds, int longest) -> Tensor")
-LIBRARY.impl("rank", rank_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("rank", rank_on_device, "CUDA")
-LIBRARY.impl("retire", retire_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("attend", attend_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("retire", retire_on_device, "CUDA")
-LIBRARY.impl("attend", attend_on_device, "CUDA")
+for name, reference, on_device in (
+    ("retire", retire_rows, retire_on_device),
+    ("rank", rank_rows, rank_on_device),
+    ("attend", attend_rows, attend_on_device),
+):
+    LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, on_device, "CUDA")
