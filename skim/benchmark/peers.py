@@ -145,8 +145,8 @@ def exported(name: str, model: nn.Module) -> Peer:
         together = any(len(batch["input_ids"]) > 1 for batch in offer.batches)
         with quiet():
             # of a head that was not trained, all outputs are nearly alike: its int8 is timed, and nobody's answer
-            batch, checked = "any" if together else "one", offer.batches[:CHECKED]
-            export(model, file, precision="int8", batch=batch, inputs=checked, strict=False)
+            checked = offer.batches[:CHECKED]
+            export(model, file, precision="int8", batch="any" if together else "one", inputs=checked, strict=False)
         return load(file, threads=torch.get_num_threads())
 
     return Peer(f"{name}, exported int8", build, ("onnx", "onnxscript", "onnxruntime"), "onnx")

@@ -345,9 +345,7 @@ def merge(occupancy: Occupancy, members: Tensor, firsts: Tensor) -> Tensor:
     """Find each token's row, ``(B, N)``, once rows at flat positions ``members`` have joined ``firsts``."""
     real = occupancy.sequences.real
     batch, positions = real.shape
-    joined = torch.arange(real.numel() + 1, device=real.device).index_copy(0, members, firsts)[
-        :-1
-    ]  # filler's: the last
-    joined = joined.view(batch, positions)
+    joined = torch.arange(real.numel() + 1, device=real.device).index_copy(0, members, firsts)
+    joined = joined[:-1].view(batch, positions)  # the last is filler's
     begins = torch.arange(batch, device=real.device)[:, None] * positions
     return occupancy.shared(joined - begins) if occupancy.merged is not None else joined - begins
