@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
+from skim.errors import first_line
+
 
 class Launches(NamedTuple):
     """Work of one run on a GPU.
@@ -36,8 +38,8 @@ def launches(run: Callable[[], object]) -> Launches | None:
         with torch.inference_mode():
             return Launches(*worked(profiled(run)), synchronizations(run))
     except Exception as error:  # of the profiler, which drivers may forbid: times stand without it
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        Console(stderr=True).print(f"kernels and busy time are not counted: {said}", markup=False, highlight=False)
+        said = f"kernels and busy time are not counted: {first_line(error)}"
+        Console(stderr=True).print(said, markup=False, highlight=False)
         return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from skim.benchmark.runtimes import Call, Exports, onnx_runtime, openvino, quiet
 from skim.compression import compress, twin
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.export.exporting import export
 from skim.export.loaded import load
 from skim.merging import merged
@@ -188,8 +188,7 @@ def built(offer: Offer, peers: Sequence[Peer]) -> tuple[list[Built], list[str]]:
         except SkimError as error:
             left_out.append(f"{name}: {error}")
         except Exception as error:  # of a runtime that is not ours: the others are timed all the same
-            said = str(error).strip().splitlines() or [""]
-            left_out.append(f"{name}: {type(error).__name__}: {said[0][:160]}")
+            left_out.append(f"{name}: {type(error).__name__}: {first_line(error)[:160]}")
         else:
             ready.append(Built(name, call, batches))
     return ready, left_out

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from skim.engine.recorders import NoReads, Recorder, Uncapturable, Work
 from skim.engine.trees import Skeleton, take_apart
+from skim.errors import first_line
 
 log = logging.getLogger("skim")
 Step: TypeAlias = Callable[..., Any]
@@ -397,8 +398,3 @@ def name_of(key: Any) -> str:
     """A step's name for the log."""
     name = key[0]
     return " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
-
-
-def first_line(error: Exception) -> str:
-    """First line of an error's message."""
-    return str(error).strip().split("\n")[0]

@@ -23,7 +23,7 @@ from skim.benchmark.gpu.laws import laws, recovery
 from skim.benchmark.gpu.rows import MARK, Row, table
 from skim.benchmark.gpu.times import SHAPES_TIMED, times
 from skim.benchmark.timing import machine, usable
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 
 SECONDS = 440  # for everything, so that it is over in eight minutes
 LIMITS = {"laws": 110, "kernels": 60, "recovery": 40}  # seconds of a part; of a shape that is timed, the next
@@ -96,7 +96,7 @@ def here(name: str, device: torch.device, quick: bool, limit: float) -> Iterator
     try:
         yield from parts()[name](device, quick, time.monotonic() + limit)
     except Exception as error:
-        yield Row(name, "", f"{type(error).__name__}: {str(error).strip()}".split("\n")[0][:200])
+        yield Row(name, "", f"{type(error).__name__}: {first_line(error)}"[:200])
 
 
 def apart(name: str, options: argparse.Namespace, limit: float) -> Iterator[Row]:

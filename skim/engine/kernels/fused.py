@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skim.errors import first_line
+
 logger = logging.getLogger(__name__)
 
 KERNELS = {  # where each is, imported by its first call
@@ -48,9 +50,8 @@ def fused(name: str, first: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise
     except Exception as error:  # compilers, drivers and signatures have no common kind of error
         REFUSED.add(case)
-        reason = str(error).strip().split("\n")[0]
         logger.warning(
             "Kernel %s does not run here for %s and width %d, so plain operations do the same, more slowly: %s: %s",
-            *case, type(error).__name__, reason,
+            *case, type(error).__name__, first_line(error),
         )  # fmt: skip
         return None
