@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.kernels.fused import fused
+from skim.engine.kernels.linear import bare
 
 
 def difference(predictor: nn.Sequential, states: Tensor) -> Tensor:
@@ -22,6 +23,7 @@ def difference(predictor: nn.Sequential, states: Tensor) -> Tensor:
     """
     norm, gelu, last = predictor[2], predictor[3], predictor[4]
     plain = type(last) is nn.Linear and type(norm) is nn.LayerNorm and gelu.approximate == "none"
+    plain = plain and bare(norm, gelu, last)
     if states.is_cuda and plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         hidden = predictor[1](predictor[0](states))
         found = fused("difference", hidden, norm.weight, norm.bias, norm.eps, last.weight, last.bias)
