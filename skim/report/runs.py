@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
 # of a run's config: the parts in which two runs of one setting may differ
-INCIDENTAL = ("seed", "paths", "init_from", "resume", "hardware", "trainer", "logger", "callbacks", "benchmark")
+INCIDENTAL = (
+    *("seed", "paths", "init_from", "resume", "sweep"),
+    *("hardware", "trainer", "logger", "callbacks", "benchmark"),
+)
 DECIDING = (  # of these all the same: which weights were measured, and how much was trained
     *("callbacks.patience", "callbacks.export"),
     *(f"trainer.{name}" for name in ("gradient_clip_algorithm", "limit_train_batches", "overfit_batches")),
@@ -104,7 +107,7 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
     groups: dict[tuple[Any, ...], list[Results]] = {}
     for run in results:
         if run["status"] == "done":
-            config = json.dumps(_config(run), sort_keys=True)
+            config = json.dumps(deciding(run["config"]), sort_keys=True)
             groups.setdefault((*_line(run), run["target"], run.get(MOVED), config), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
     settings = [_setting(runs, variant) for runs, variant in zip(groups.values(), variants, strict=True)]
@@ -117,19 +120,25 @@ def _line(run: Results) -> tuple[Any, ...]:
     return run["task"], run["method"], run["backbone"], run.get(SHIFTED)
 
 
-def _config(run: Results) -> dict[str, Any]:
-    """Flatten the configuration that makes a setting: ``method.bottleneck`` -> 32."""
-    flat: dict[str, Any] = {}
+def deciding(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
+    """Flatten the options of a resolved configuration that make a setting: ``method.bottleneck`` -> 32.
 
-    def walk(prefix: str, values: dict[str, Any]) -> None:
+    Args:
+        config: of a run.
+        also: options that count here, although runs of one setting may differ in them.
+    """
+    flat: dict[str, Any] = {}
+    counted = {*DECIDING, *also}
+
+    def walk(prefix: str, values: Mapping[str, Any]) -> None:
         for key, value in values.items():
             if isinstance(value, dict):
                 walk(f"{prefix}{key}.", value)
-            elif (prefix + key).partition(".")[0] not in INCIDENTAL or prefix + key in DECIDING:
+            elif (prefix + key).partition(".")[0] not in INCIDENTAL or prefix + key in counted:
                 flat[prefix + key] = value
 
-    walk("", run["config"])
-    trainer, training = run["config"].get("trainer", {}), run["config"].get("train", {})
+    walk("", config)
+    trainer, training = config.get("trainer", {}), config.get("train", {})
     for key, source in FOLLOWING.items():
         value = trainer.get(key.partition(".")[2])
         if value != training.get(source.partition(".")[2]):
@@ -145,7 +154,7 @@ def _variants(runs: list[Results]) -> list[str]:
     keys: dict[tuple[Any, ...], set[str]] = {}
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
-        config = _config(run)
+        config = deciding(run["config"])
         other = first.setdefault((*_line(run), run["target"]), config)
         differ = {key for key in {*config, *other} if config.get(key) != other.get(key)}
         keys.setdefault(_line(run), set()).update(differ)
@@ -153,7 +162,7 @@ def _variants(runs: list[Results]) -> list[str]:
     for run in runs:
         named = sorted(keys[_line(run)])
         last = [key.removesuffix("._target_").rpartition(".")[2] for key in named]
-        config = _config(run)
+        config = deciding(run["config"])
         parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
         for key, short in zip(named, last, strict=True):
             value = "null" if config.get(key) is None else config[key]

@@ -1,0 +1,121 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from skim.errors import SkimError
+from skim.places import CONF
+from skim.results import SCHEMA
+from skim.sweeps.folder import Asked, Job, Sweep
+
+BASE = ["task=builtin", "backbone=tiny"]
+
+
+def asked(*overrides: str) -> Asked:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return Asked(overrides, compose("train", [*BASE, *overrides], return_hydra_config=True))
+
+
+def finish(job: Job, text: str | None = None) -> None:
+    job.note("done")
+    done = {"schema": SCHEMA, "status": "done", "metrics": {"accuracy": 1.0}}
+    (job.folder / "results.json").write_text(json.dumps(done) if text is None else text)
+
+
+def test_a_job_is_found_by_what_it_computes_and_not_by_its_number_or_where_it_runs(tmp_path):
+    sweep = Sweep(tmp_path)
+    first = sweep.enlist([asked("method=ltp", "seed=1"), asked("method=ltp", "seed=2"), asked("method=dense")])
+    assert [job.folder.name for job in first] == ["0-builtin-ltp", "1-builtin-ltp", "2-builtin-dense"]
+    finish(first[1])
+    # another order, another machine, one new setting, one asked for twice
+    again = sweep.enlist(
+        [
+            asked("method=dense", "paths.runs=elsewhere"),
+            asked("method=topk"),
+            asked("method=ltp", "seed=2", "hardware=cpu", "hardware.threads=1", "callbacks.progress=false"),
+            asked("method=dense"),
+        ]
+    )
+    assert [(job.number, job.state) for job in again] == [(2, "waiting"), (3, "waiting"), (1, "done")]
+    assert [job.number for job in sweep.jobs()] == [0, 1, 2, 3]
+
+
+def test_what_is_swept_over_tells_jobs_apart(tmp_path):
+    pair = [asked("hardware.precision=32-true"), asked("hardware.precision=bf16-mixed")]
+    assert len(Sweep(tmp_path / "a").enlist(pair)) == 1
+    assert len(Sweep(tmp_path / "b").enlist(pair, swept=["hardware.precision"])) == 2
+
+
+def test_a_job_is_done_if_its_results_can_be_read(tmp_path):
+    (job,) = Sweep(tmp_path).enlist([asked()])
+
+    def state() -> str:
+        return Job.at(job.folder).state
+
+    job.note("running")
+    assert state() == "interrupted"  # no process holds it
+    with job.claimed():
+        assert state() == "running"
+    finish(job, '{"schema": ')
+    assert state() == "interrupted"
+    finish(job, json.dumps({"schema": SCHEMA, "status": "failed"}))
+    assert state() == "interrupted"
+    finish(job)
+    assert state() == "done"
+    job.note("interrupted")  # killed behind its results
+    assert state() == "done"
+    (job.folder / "results.json").unlink()
+    job.note("failed", error="out of memory")
+    assert (Job.at(job.folder).state, Job.at(job.folder).error) == ("failed", "out of memory")
+
+
+def test_a_job_goes_on_from_its_checkpoint_if_that_is_whole(tmp_path):
+    import torch
+
+    (job,) = Sweep(tmp_path).enlist([asked("seed=3")])
+    assert job.launched() == ["seed=3", "hydra.sweep.subdir='0-builtin-transkimmer'"]
+    path = job.folder / "checkpoints" / "last.ckpt"
+    path.parent.mkdir()
+    torch.save({"global_step": 3}, path)
+    assert job.launched()[-1] == f"resume='{path}'"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert job.checkpoint() is None
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from skim.sweeps.folder import Sweep
+with Sweep(Path(sys.argv[1])).claimed("python train.py -m seed=1,2", ["seed=1,2"]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_has_one_sweep_and_a_dead_one_holds_nothing(tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], **pipes, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(SkimError) as refused, Sweep(tmp_path).claimed("python train.py -m seed=3", ["seed=3"]):
+        pass
+    assert f"Another sweep is at work in {tmp_path} (process {other.pid} on " in str(refused.value)
+    assert len(str(refused.value).splitlines()) == 2
+    os.kill(other.pid, signal.SIGKILL)
+    other.communicate()
+    with Sweep(tmp_path).claimed("python train.py -m seed=1,2 sweep.resume=true", ["seed=1,2"]) as sweep:
+        assert sweep.about["command"] == "python train.py -m seed=1,2"
+        assert sweep.about["claimed"]["process"] == os.getpid()
+
+
+def test_a_sweep_of_another_version_is_left_alone(tmp_path: Path):
+    said = json.dumps({"schema": SCHEMA - 1, "overrides": []})
+    (tmp_path / "sweep.json").write_text(said)
+    with pytest.raises(SkimError, match="another version") as refused, Sweep(tmp_path).claimed("", []):
+        pass
+    assert len(str(refused.value).splitlines()) == 2
+    assert (tmp_path / "sweep.json").read_text() == said
