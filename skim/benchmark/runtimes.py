@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.errors import SkimError
+from skim.export.loaded import core_of
 
 Call = Callable[..., Any]  # takes a batch as a model does: call(**batch)
 FUSED = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "data2vec-text")
@@ -138,7 +139,7 @@ def openvino(path: Path, precision: str) -> Call:
     """
     import openvino
 
-    core = openvino.Core()
+    core = core_of(openvino)
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise SkimError("OpenVINO finds no bf16 in this CPU")
     settings = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -164,10 +165,23 @@ def in_onnxruntime(file: Path, threads: int | None, half: bool) -> tuple[dict[st
     return metadata, *names, lambda given: session.run(None, dict(given))  # type: ignore[return-value]
 
 
+@functools.cache
+def core_of(openvino: Any) -> Any:
+    """Return the one ``Core`` of the process, which lives as long as the process does.
+
+    On a CPU with AMX a Core brings the main thread's stack for signals, and takes it away when it goes. Where the older
+    of two goes first, the thread is left with a stack that is no more, and the next signal that Python handles, such as
+    that a data loader's worker has ended, kills the process without a word.
+
+    Args:
+        openvino: the package.
+    """
+    return openvino.Core()
+
+
 def in_openvino(file: Path, threads: int | None, half: bool) -> tuple[dict[str, str], list[str], list[str], Run]:
     """Open a file in OpenVINO, as :func:`in_onnxruntime`; it computes in float32 unless told otherwise."""
-    runtime = needed("openvino", "Running an exported model in OpenVINO")
-    core = runtime.Core()
+    core = core_of(needed("openvino", "Running an exported model in OpenVINO"))
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "NUM_STREAMS": 1}
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads

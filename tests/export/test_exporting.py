@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +209,21 @@ def test_a_runtime_that_is_not_there_names_its_extra(package: str, extra: str, t
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SkimError, match=rf"pip install 'skim\[{extra}\]'"):
         opened(tmp_path / "model.onnx", package)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's list of what is mapped")
+def test_openvino_leaves_a_stack_for_signals(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    file = skim.export(made("dense"), tmp_path / "model.onnx", operators="standard").file
+    models = [opened(file, "openvino"), opened(file, "openvino")]
+    while models:  # in the order in which they came; on a CPU with AMX each could bring a stack and take it away
+        models.pop(0)
+        gc.collect()
+    stack = (ctypes.c_uint64 * 3)()  # the kernel's stack_t: address, flags, size
+    assert ctypes.CDLL(None).sigaltstack(None, stack) == 0
+    mapped = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    disabled = stack[1] & 2
+    assert disabled or any(int(first, 16) <= stack[0] < int(last, 16) for first, last in mapped)
 
 
 def test_who_runs_an_export_needs_no_torch() -> None:
