@@ -54,6 +54,15 @@ def merged(model: nn.Module) -> nn.Module:
     return compress(outer, rest, walk.execution)
 
 
+def parameters_of(model: nn.Module) -> int:
+    """Count the parameters of a compressed model, its method's too, without those of layers that never run."""
+    walk = walk_of(model)
+    layers = walk.backbone.layers(walk.base)
+    running = {layer for i, layer in enumerate(layers) if walk.method.runs(i)}  # a family may share its layers
+    idle = {parameter for layer in {*layers} - running for parameter in layer.parameters()}
+    return sum(parameter.numel() for parameter in model.parameters() if parameter not in idle)
+
+
 def share_of(walk: Walk, kept: list[int]) -> float:
     """Share of the backbone's FLOPs that some of its layers have."""
     tokens = torch.tensor([TOKENS])

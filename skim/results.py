@@ -28,7 +28,11 @@ class Results:
         metrics: the task's, on the evaluation split, as the model will run.
         classes: the same class by class: ``positive`` is the one that f1 is of, ``confusion`` by label and prediction,
             or, of several labels, for each by whether it is given and said. ``None`` for a task without classes.
+        by_length: the same by the length of the inputs, in groups of about as many: ``from`` and ``to`` (real tokens),
+            ``rows``, ``tokens`` (their mean), ``score`` (mean share of a row that is right) and ``relative_flops``;
+            empty for a task whose score is of all rows together.
         masked_metrics: the same in masked execution; ``None`` for dense. A gap between the two is a leak.
+        parameters: that run, the method's too; ``None`` of runs from before they were counted.
         relative_flops: FLOPs / FLOPs of the dense backbone on the same real tokens.
         gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
         keep_ratio: alive real tokens / real tokens entering each layer.
@@ -65,7 +69,9 @@ class Results:
     monitor: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     classes: dict[str, Any] | None = None
+    by_length: list[dict[str, float]] = field(default_factory=list)
     masked_metrics: dict[str, float] | None = None
+    parameters: int | None = None
     relative_flops: float = 1.0
     gflops: float = 0.0
     baseline_gflops: float = 0.0

@@ -85,6 +85,14 @@ class Task(Parts):
             batch: with labels.
         """
 
+    def scored(self, output: Any, batch: dict[str, Tensor]) -> Tensor | None:
+        """Score each sequence of a batch with labels, (B,), 0 to 1: the share that is right, nan without a label.
+
+        ``None`` in tasks whose score is of all rows together. A number for several sequences, such as the options of
+        one question, is of all of them.
+        """
+        return None
+
     def counts(self) -> Metric | None:
         """Make a fresh metric for :meth:`update` beside :meth:`metrics`, whose value :meth:`table` takes."""
         return None

@@ -124,6 +124,11 @@ class ReplacedTokens(MaskedLanguage):
         real = batch["attention_mask"].bool()
         metrics.update((output.logits[real] > 0).long(), batch["labels"][real])
 
+    def scored(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        real = batch["attention_mask"].bool()
+        right = ((output.logits > 0) == (batch["labels"] > 0)) & real
+        return right.sum(1) / real.sum(1)
+
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return int(batch["attention_mask"].sum()) if "labels" in batch else 0
 

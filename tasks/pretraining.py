@@ -143,6 +143,13 @@ class MaskedLanguage(Documents):
         metrics["accuracy"].update((logits.argmax(-1) == truth).float())
         metrics["perplexity"].update(logits[None], truth[None])
 
+    def scored(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        logits, truth = self.guesses(output, batch)
+        hidden = batch["labels"] != IGNORED
+        right = torch.zeros(hidden.shape, device=hidden.device)
+        right[hidden] = (logits.argmax(-1) == truth).float()
+        return right.sum(1) / hidden.sum(1)
+
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return int((batch["labels"] != IGNORED).sum())
 

@@ -122,6 +122,14 @@ class Tagging(Task):
     def update(self, metrics: Any, output: Any, batch: dict[str, Tensor]) -> None:
         metrics.update(self.predict(output.logits, batch), self.labels_of(batch))
 
+    def scored(self, output: Any, batch: dict[str, Tensor]) -> Tensor | None:
+        gold = self.labels_of(batch)
+        if gold is None:
+            return None
+        tagged = gold >= 0
+        right = (self.predict(output.logits, batch) == gold) & tagged
+        return right.sum(1) / tagged.sum(1)
+
     def predict(self, logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Choose label ids of the words, (B, W), -1 for those that were cut off, from logits (B, N, num_labels)."""
         row, place = (batch["word"] >= 0).nonzero(as_tuple=True)

@@ -133,6 +133,9 @@ class Text(Task):
         labels = batch["labels"]
         metrics.update(self.predict(output.logits), labels.long() if self.head == "multi_label" else labels)
 
+    def scored(self, output: Any, batch: dict[str, Tensor]) -> Tensor | None:
+        return self._head.scored(output.logits, batch["labels"])
+
     def counts(self) -> Metric | None:
         return self._head.counts(self._names)
 

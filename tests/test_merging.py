@@ -11,7 +11,7 @@ from torch import nn
 
 import skim
 from skim.errors import SkimError
-from skim.merging import merged
+from skim.merging import merged, parameters_of
 from tests.families import FAMILIES, HEADS, batch_of, has, plain
 from tests.ragged import assert_same
 
@@ -47,6 +47,7 @@ def test_a_plain_model_with_fewer_layers(family: str, last: bool, tmp_path: Path
     config = small.config
     assert config.num_hidden_layers * getattr(config, "inner_group_num", 1) == 1 + last
     assert sum(weight.numel() for weight in small.parameters()) < weights or family == SHARED
+    assert parameters_of(model) == sum(weight.numel() for weight in small.parameters())
     assert torch.equal(answers(model, batch), wanted)  # what was saved is as it was
     assert sum(weight.numel() for weight in model.parameters()) == weights
 

@@ -13,12 +13,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
+from skim.report.heatmap import TEXTS
 from skim.results import Results
 from skim.resume import LAST
 
 LEFT_BEHIND = (
     "results.json",
     "report.html",
+    TEXTS,
     "evaluation.json",
     "curve.json",
     "curve.png",

@@ -30,6 +30,7 @@ class Landed:
         evaluation: the same in brief.
         calibration: relative FLOPs as training left them, and the shift that landed on the target; ``None`` without.
         classes: the same class by class, see :meth:`tasks.base.Task.table`.
+        by_length: the same by the length of the inputs, see :meth:`skim.lightning.scores.ByLength.compute`.
     """
 
     checkpoint: str
@@ -38,6 +39,7 @@ class Landed:
     evaluation: Evaluation
     calibration: dict[str, float] | None
     classes: dict[str, Any] | None
+    by_length: list[dict[str, float]]
 
 
 def land(
@@ -97,7 +99,8 @@ def landed(
     """Evaluate the present weights."""
     values = evaluated(trainer, module, datamodule=module.task)
     evaluation = Evaluation(step, values[f"val/{module.task.monitor}"], values["val/relative_flops"])
-    return Landed(name, step, values, evaluation, calibration, module.scores.classes)
+    scores = module.scores
+    return Landed(name, step, values, evaluation, calibration, scores.classes, scores.by_length)
 
 
 def calibrated(

@@ -32,10 +32,11 @@ from skim.lightning.folder import begin, concluded
 from skim.lightning.landing import land, measure
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
+from skim.merging import parameters_of
 from skim.methods import method_name
 from skim.options.check import typed
 from skim.options.words import shown
-from skim.report.heatmap import SkimmedText, read
+from skim.report.heatmap import SkimmedText, read, write_texts
 from skim.report.page import write_page
 from skim.results import Results
 from skim.resume import changes, checkpoint_of
@@ -87,7 +88,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         weights = land(trainer, module, inputs, cfg.callbacks.export, console)
         results.exported, results.calibration = weights[0].checkpoint, weights[0].calibration
         results.checkpoints = {one.checkpoint: asdict(one.evaluation) for one in weights}
-        results.classes = weights[0].classes
+        results.classes, results.by_length = weights[0].classes, weights[0].by_length
+        results.parameters = parameters_of(parts.model)
         measure(results, weights[0].values, trainer, module)
         if trainer.is_global_zero:
             with trainer.precision_plugin.forward_context():
@@ -100,6 +102,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             results.wall_seconds = time.time() - started
             results.status = "done"
             results.write(folder)
+            write_texts(folder, skimmed)
             write_page(folder / "report.html", results.to_dict(), skimmed)
     return Run(results, skimmed, folder)
 

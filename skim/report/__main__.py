@@ -24,8 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        results = collect(options.folders, options.curves)
+        results, left_out = collect(options.folders, options.curves)
         console.print(runs_table(results))
+        for reason in left_out.values():
+            console.print(Text(f"left out: {reason}", style="yellow"), soft_wrap=True)
         if all(run["status"] != "done" for run in results):
             raise SkimError(f"All {len(results)} runs failed; there is nothing to compare.")
     except SkimError as error:

@@ -7,8 +7,9 @@ picture is a pure function of them. SVG, for pages that take no styles of their 
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from skim.errors import SkimError
 from skim.report.document import document
 from skim.report.shades import colors, rules, step
 
 if TYPE_CHECKING:
     from torch import nn
 
+TEXTS = "examples.json"  # texts of the evaluation data, beside the run's results.json
 MARKS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -153,6 +156,26 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
         pieces.append(("" if begins else "##") + plain.removeprefix(mark))
         begins = special
     return pieces
+
+
+def write_texts(folder: Path, texts: Sequence[SkimmedText]) -> None:
+    """Write a run's texts as ``examples.json``, so that runs can be compared without loading their models."""
+    (folder / TEXTS).write_text(json.dumps([asdict(text) for text in texts]) + "\n", encoding="utf-8")
+
+
+def load_texts(folder: Path) -> list[SkimmedText]:
+    """Load what :func:`write_texts` wrote; nothing where there is no such file.
+
+    Raises:
+        SkimError: a file that holds something else.
+    """
+    path = folder / TEXTS
+    if not path.is_file():
+        return []
+    try:
+        return [SkimmedText(**text) for text in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise SkimError(f"{path} does not hold the texts of a run: {error}.") from None
 
 
 def terminal(text: SkimmedText, marks: bool = False) -> Text:

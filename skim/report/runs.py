@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skim.errors import SkimError
 from skim.results import SCHEMA
@@ -20,6 +20,17 @@ SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their
 MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
+FOLDER = "folder"  # set on what was loaded: where its file lies
+NAMED = (
+    "task",
+    "method",
+    "backbone",
+    "seed",
+    "config",
+    "metrics",
+    "monitor",
+    "relative_flops",
+)  # in every results.json
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
     *("seed", "paths", "init_from", "resume", "sweep"),
@@ -70,6 +81,7 @@ class Setting:
         times: by (batch size, baseline): median time of the model / median time of the baseline, ``packed_dense`` or
             ``padded_hf``. A ratio within each run, where both were measured in turns.
         speedups: the inverse, averaged on its own.
+        runs: the ``results.json`` behind these numbers, the one of the best metric first.
     """
 
     task: str
@@ -85,6 +97,7 @@ class Setting:
     keep_ratio: Spread | None
     times: dict[tuple[int, str], Spread]
     speedups: dict[tuple[int, str], Spread]
+    runs: tuple[Results, ...]
 
     @property
     def asked(self) -> str:
@@ -96,6 +109,30 @@ class Setting:
     def name(self) -> str:
         """Name that no other setting of its task and backbone has: ``transkimmer 0.45, bottleneck=96``."""
         return f"{self.asked}, {self.variant}" if self.variant else self.asked
+
+    @property
+    def parameters(self) -> Spread | None:
+        """Number of parameters that run; ``None`` of runs from before they were counted."""
+        counted = [run["parameters"] for run in self.runs if run.get("parameters")]
+        return Spread.of(counted) if counted else None
+
+    @property
+    def kept(self) -> list[float]:
+        """Keep ratio of each layer, mean over seeds."""
+        layers = zip(*(run["keep_ratio"] for run in self.runs if run["keep_ratio"]), strict=True)
+        return [statistics.fmean(layer) for layer in layers]
+
+    @property
+    def by_length(self) -> list[dict[str, float]]:
+        """Score and cost by the length of the inputs, mean over seeds, which see the same inputs; maybe empty."""
+        found: dict[tuple[float, float], list[dict[str, float]]] = {}
+        for run in self.runs:
+            for bucket in run.get("by_length") or []:
+                found.setdefault((bucket["from"], bucket["to"]), []).append(bucket)
+        return [
+            {name: statistics.fmean(one[name] for one in buckets) for name in buckets[0]}
+            for _, buckets in sorted(found.items())
+        ]
 
 
 def aggregate(results: Sequence[Results]) -> list[Setting]:
@@ -196,6 +233,7 @@ def _setting(runs: list[Results], variant: str) -> Setting:
         keep_ratio=Spread.of(kept) if kept else None,
         times={key: Spread.of([1 / value for value in values]) for key, values in ratios.items()},
         speedups={key: Spread.of(values) for key, values in ratios.items()},
+        runs=tuple(sorted(runs, key=lambda run: -run["metrics"].get(run["monitor"], 0))),
     )
 
 
@@ -209,11 +247,20 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
     return found
 
 
-def collect(folders: Sequence[Path], curves: bool = False) -> list[Results]:
+class Found(NamedTuple):
+    """Runs that were found, and the files that were left out: reasons by path."""
+
+    runs: list[Results]
+    left_out: dict[Path, str]
+
+
+def collect(folders: Sequence[Path], curves: bool = False) -> Found:
     """Load every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
 
+    A file that cannot be read, such as a half-written one or one of another version, is left out, and the others stay.
+
     Raises:
-        SkimError: a folder that is not there, a file that cannot be read, or none found.
+        SkimError: a folder that is not there, no file found, or none that can be read.
     """
     paths: dict[Path, None] = {}
     for folder in map(Path, folders):
@@ -228,7 +275,16 @@ def collect(folders: Sequence[Path], curves: bool = False) -> list[Results]:
         raise SkimError(f"No results.json under {where}: no run has finished there.\nTrain one: python train.py")
     if curves and not any(path.name == CURVE for path in paths):
         raise SkimError(f"No {CURVE} under {where}.\nMake one: python evaluate.py ckpt=<run> what=curve")
-    return [run for path in paths for run in (load_curve(path) if path.name == CURVE else [load(path)])]
+    found = Found([], {})
+    for path in paths:
+        try:
+            found.runs.extend(load_curve(path) if path.name == CURVE else [load(path)])
+        except SkimError as error:
+            found.left_out[path] = str(error)
+    if not found.runs:
+        several = "" if len(paths) == 1 else f"\nNor can {len(paths) - 1} more under {where}."
+        raise SkimError(next(iter(found.left_out.values())) + several)
+    return found
 
 
 def load(path: Path) -> Results:
@@ -243,20 +299,26 @@ def load_curve(path: Path) -> list[Results]:
         raise SkimError(f"{path} is not a list of results.")
     marked = []
     for point in points:
-        trained = _checked(point, path)["config"]["method"].get("target")
-        marked.append({**point, SHIFTED: "no target" if trained is None else f"{trained:g}"})
+        run = _checked(point, path)
+        trained = run["config"].get("method", {}).get("target")
+        marked.append({**run, SHIFTED: "no target" if trained is None else f"{trained:g}"})
     return marked
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SkimError(f"{path} cannot be read as JSON: {error}.") from None
+    except OSError as error:
+        raise SkimError(f"{path} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise SkimError(f"{path} cannot be read as JSON, it may be half-written: {error}.") from None
 
 
 def _checked(run: Any, path: Path) -> Results:
     schema = run.get("schema") if isinstance(run, dict) else None
     if schema != SCHEMA:
         raise SkimError(f"{path} has schema {schema}; this version of skim reads {SCHEMA}.")
-    return run
+    missing = [name for name in NAMED if name not in run]
+    if missing:
+        raise SkimError(f"{path} is not a whole results.json: it has no {', no '.join(missing)}.")
+    return {**run, FOLDER: str(path.parent)}

@@ -44,6 +44,10 @@ class Head(ABC):
     def predict(self, logits: Tensor) -> Tensor:
         """Turn logits (B, C) into answers."""
 
+    def scored(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """Score each row, (B,), 1 for one whose answer is right in all; ``None`` where none is simply right."""
+        return (self.predict(logits) == labels).view(len(labels), -1).all(1).float()
+
     @abstractmethod
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
         """Measure how far logits (B, C) are from a teacher's, a scalar."""

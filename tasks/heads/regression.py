@@ -35,6 +35,9 @@ class Regression(Head):
         """Return numbers, (B,)."""
         return logits.squeeze(-1).float()
 
+    def scored(self, logits: Tensor, labels: Tensor) -> None:
+        return None
+
     def distance(self, logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
         return F.mse_loss(logits, taught)
 

@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import json
 
+import pytest
 from rich.console import Console
 
+import skim
 from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
 from skim.report.classes import MOST, class_tables
+from skim.report.heatmap import load_texts
 from skim.report.page import page
 from tests.report.results import results
 from tests.report.test_heatmap import Seen
@@ -86,6 +89,7 @@ def test_the_page_shows_classes_and_escapes_their_names():
 
 def test_a_run_and_its_evaluation_tell_of_classes(tmp_path, capsys):
     made = train(small("method=dense", "train.max_steps=2", "task.positive=negative"), tmp_path, "").results
+    assert made.parameters == sum(weight.numel() for weight in skim.from_pretrained(tmp_path / "model").parameters())
     assert made.classes["names"] == ["negative", "positive"]
     assert made.classes["positive"] == "negative"
     (a, b), (c, d) = made.classes["confusion"]
@@ -94,7 +98,13 @@ def test_a_run_and_its_evaluation_tell_of_classes(tmp_path, capsys):
     assert made.classes["rows"] == [a + b, c + d]
     assert made.classes["recall"] == [a / (a + b), d / (c + d)]
     assert "By class" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    groups = made.by_length
+    assert sum(group["rows"] for group in groups) == 96
+    assert sum(group["rows"] * group["score"] for group in groups) == pytest.approx(a + d)
+    assert all(group["relative_flops"] == pytest.approx(1) for group in groups)
+    assert [text.layers for text in load_texts(tmp_path)] == [len(made.keep_ratio)] * 6
     capsys.readouterr()
     evaluate(looking(tmp_path))
+    assert json.loads((tmp_path / "evaluation.json").read_text())["by_length"] == groups
     assert json.loads((tmp_path / "evaluation.json").read_text())["classes"] == made.classes
     assert "is that of 'negative'" in capsys.readouterr().out

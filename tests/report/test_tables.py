@@ -14,6 +14,7 @@ from skim.report.__main__ import main
 from skim.report.compared import runs_table
 from skim.report.curve import draw, write_curve
 from skim.report.fitted import letters
+from skim.report.pareto import axes, front
 from skim.report.runs import Spread, aggregate, collect
 from skim.report.table import curve_table, latency_table, layers_table, print_run
 from tests.report.results import dense, results, timing
@@ -181,8 +182,8 @@ def curve_file(folder, seed=1, trained=0.5):
 def test_curves_of_several_seeds_are_averaged_by_target_and_kept_from_trained_runs(tmp_path):
     for seed in (1, 2):
         curve_file(tmp_path / str(seed), seed)
-    assert [s.name for s in aggregate(collect([tmp_path]))] == ["transkimmer 0.5"]
-    settings = {s.name: s for s in aggregate(collect([tmp_path], curves=True))}
+    assert [s.name for s in aggregate(collect([tmp_path]).runs)] == ["transkimmer 0.5"]
+    settings = {s.name: s for s in aggregate(collect([tmp_path], curves=True).runs)}
     assert set(settings) == {
         "transkimmer 0.5",
         "transkimmer 0.5, shifted from 0.5",
@@ -194,7 +195,7 @@ def test_curves_of_several_seeds_are_averaged_by_target_and_kept_from_trained_ru
 
 def test_a_curve_of_a_run_without_a_target_is_no_trained_run(tmp_path):
     curve_file(tmp_path / "fixed", trained=None)
-    names = {s.name for s in aggregate(collect([tmp_path], curves=True))}
+    names = {s.name for s in aggregate(collect([tmp_path], curves=True).runs)}
     assert "transkimmer 0.3, shifted from no target" in names
 
 
@@ -217,7 +218,7 @@ def test_points_of_a_grid_of_shifts_are_told_apart_and_averaged_over_seeds(tmp_p
     for seed in (1, 2):
         (tmp_path / str(seed)).mkdir()
         (tmp_path / str(seed) / "curve.json").write_text(json.dumps(grid(seed, config={"method": {"target": None}})))
-    settings = aggregate(collect([tmp_path], curves=True))
+    settings = aggregate(collect([tmp_path], curves=True).runs)
     names = ["transkimmer shift +0.5, shifted from no target", "transkimmer shift -0.5, shifted from no target"]
     assert [s.name for s in settings] == names
     assert [s.seeds for s in settings] == [(1, 2), (1, 2)]
@@ -329,7 +330,7 @@ def test_collect_finds_results_below_folders_once(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(json.dumps(results(command=name)))
     found = collect([tmp_path, tmp_path / "a", tmp_path / "b" / "results.json"])
-    assert [run["command"] for run in found] == ["a/x", "b"]
+    assert [run["command"] for run in found.runs] == ["a/x", "b"]
 
 
 @pytest.mark.parametrize(
@@ -340,6 +341,56 @@ def test_collect_names_the_file_it_cannot_read(tmp_path, text, message):
     with pytest.raises(SkimError, match=message) as error:
         collect([tmp_path])
     assert "results.json" in str(error.value)
+
+
+def test_collect_leaves_out_what_it_cannot_read_and_keeps_the_others(tmp_path, capsys):
+    written = {
+        "half": json.dumps(results())[:-9],
+        "other": json.dumps(results(schema=9)),
+        "part": '{"schema": 1, "status": "done"}',
+        "whole": json.dumps(results()),
+    }
+    for name, text in written.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(text)
+    runs, left_out = collect([tmp_path])
+    assert [run["folder"] for run in runs] == [str(tmp_path / "whole")]
+    reasons = {path.parent.name: reason for path, reason in left_out.items()}
+    assert "half-written" in reasons["half"]
+    assert "has schema 9; this version of skim reads 1" in reasons["other"]
+    assert "has no task, no method" in reasons["part"]
+
+
+def test_the_front_is_what_nothing_beats():
+    def at(flops, accuracy, **changes):
+        return results(relative_flops=flops, metrics={"accuracy": accuracy}, target=flops, **changes)
+
+    runs = [at(0.2, 0.7), at(0.3, 0.6), at(0.3, 0.8), at(0.5, 0.8), at(0.7, 0.85, latency=None), dense()]
+    flops, dense_time, padded_time = axes(settings := aggregate(runs))
+    assert [s.relative_flops.mean for s in front(settings, flops.cost)] == [0.2, 0.3, 0.7, 1.0]
+    assert [axis.title for axis in (dense_time, padded_time)] == [
+        "time / packed dense, batch 32",
+        "time / padded, batch 32",
+    ]
+    assert [s.method for s in front(settings, dense_time.cost)] == ["transkimmer", "dense"], (
+        "those without times are out"
+    )
+    assert axes(aggregate([results(parameters=7)]))[-1].cost(aggregate([results(parameters=7)])[0]) == Spread(
+        7, None, 1
+    )
+
+
+def test_a_setting_has_layers_and_lengths_averaged_over_seeds_and_its_best_run_first():
+    def at(seed, accuracy, kept):
+        bucket = {"from": 3, "to": 9, "rows": 40, "tokens": 6, "score": accuracy, "relative_flops": kept}
+        return results(seed=seed, metrics={"accuracy": accuracy}, keep_ratio=[1, kept], by_length=[bucket])
+
+    (setting,) = aggregate([at(1, 0.8, 0.5), at(2, 0.9, 0.25)])
+    assert [run["seed"] for run in setting.runs] == [2, 1]
+    assert setting.kept == [1, 0.375]
+    ((score, flops),) = ((one["score"], one["relative_flops"]) for one in setting.by_length)
+    assert (score, flops) == (pytest.approx(0.85), pytest.approx(0.375))
+    assert aggregate([results()])[0].by_length == []
 
 
 def test_what_decides_which_weights_were_measured_tells_settings_apart() -> None:

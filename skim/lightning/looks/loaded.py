@@ -26,7 +26,7 @@ from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, method_name
 from skim.options.check import PLACES
 from skim.options.tree import Chosen, exists, leaves, no_option
-from skim.report.heatmap import read
+from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
 from skim.results import write_json
 from skim.resume import recorded
@@ -255,4 +255,5 @@ def for_report(loaded: Loaded, results: dict[str, Any]) -> None:
     task, tokenizer = loaded.parts.task, loaded.parts.tokenizer
     skimmed = read(loaded.parts.model, tokenizer, task.example_texts(EXAMPLES), task.label_names, task.single_texts)
     write_json(loaded.folder / "results.json", results)
+    write_texts(loaded.folder, skimmed)
     write_page(loaded.folder / "report.html", results, skimmed)

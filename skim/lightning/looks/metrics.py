@@ -10,6 +10,7 @@ from rich.console import Console
 from skim.lightning.landing import elsewhere, evaluated
 from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.module import SkimModule
+from skim.merging import parameters_of
 from skim.report.classes import class_tables
 from skim.report.table import print_run
 from skim.results import Results, write_json
@@ -21,13 +22,14 @@ def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:
     device, dtype = (parameter := next(model.parameters())).device, parameter.dtype
     module = SkimModule(model, task, formulas=loaded.cfg.formulas, companion=loaded.parts.companion)
     values = evaluated(trainer, module, datamodule=task)
-    classes = module.scores.classes
+    classes, by_length = module.scores.classes, module.scores.by_length
     others = elsewhere(trainer, module, task)
     model.to(device)  # Lightning takes it off the device after each of its loops
     results = Results.of(loaded.cfg, task.name, command)
     results.take(values, task.monitor)
     results.metrics |= others
-    results.classes = classes
+    results.classes, results.by_length = classes, by_length
+    results.parameters = parameters_of(model)
     results.count(task.report)
     precision = trainer.precision if dtype == torch.float32 else str(dtype).removeprefix("torch.")
     results.machine = {"device": str(device), "threads": torch.get_num_threads(), "precision": precision}
