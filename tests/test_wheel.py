@@ -35,6 +35,7 @@ def test_the_wheel_holds_the_library_the_tasks_and_the_config(names: set[str]) -
     expected = {"skim/py.typed"}
     for folder in ("skim", "tasks"):
         expected |= {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob("*.py")}
+    expected |= {str(file.relative_to(ROOT)) for file in (ROOT / "skim" / "report" / "templates").iterdir()}
     here = (file.relative_to(ROOT) for file in (ROOT / "conf").rglob("*.yaml"))
     expected |= {f"skim/{file}" for file in here if file.parts[1] != "local"}
     assert {name for name in names if ".dist-info/" not in name} == expected

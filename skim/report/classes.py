@@ -1,8 +1,7 @@
-"""Precision, recall and F1 of each class, and the confusion matrix: for terminals and as HTML."""
+"""Precision, recall and F1 of each class, and the confusion matrix."""
 
 from __future__ import annotations
 
-import html
 from typing import Any, NamedTuple
 
 from rich.console import Group
@@ -12,11 +11,6 @@ from skim.report.fitted import Column, Fitted, Naming
 Classes = dict[str, Any]  # ``classes`` of a results.json, see tasks.heads.base.Head.table
 MOST = 20  # classes of which the confusion matrix is shown
 LONG = 14  # characters of a class's name in a table's head
-STYLE = """
-.classes{margin-bottom:1rem}
-.classes td:first-child{max-width:14rem;overflow:hidden;text-overflow:ellipsis}
-.classes :is(th,td):nth-child(2){text-align:right}
-"""
 
 
 class Grid(NamedTuple):
@@ -65,13 +59,3 @@ def class_tables(classes: Classes) -> Group:
         )
         parts += [Fitted([Naming([first], {})], others), ""]
     return Group(*parts, *notes(classes))
-
-
-def class_html(classes: Classes) -> str:
-    """Make the tables of a page; needs :data:`STYLE` and that of tables."""
-    parts = []
-    for titles, rows in grids(classes):
-        head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        parts.append(f'<div class="scroll"><table class="classes"><tr>{head}</tr>{body}</table></div>')
-    return "\n".join(parts + [f'<p class="quiet">{html.escape(note)}</p>' for note in notes(classes)])

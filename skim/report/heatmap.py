@@ -6,7 +6,6 @@ picture is a pure function of them. SVG, for pages that take no styles of their 
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,8 @@ from rich.style import Style
 from rich.text import Text
 
 from skim.errors import SkimError
-from skim.report.document import document
-from skim.report.shades import colors, rules, step
+from skim.report.document import render
+from skim.report.shades import colors, step
 
 if TYPE_CHECKING:
     from torch import nn
@@ -217,56 +216,11 @@ def show(texts: Sequence[SkimmedText], console: Console) -> None:
         console.print(Text(f"{prediction}{text.size()}, rows by layer: {counts}", style="dim"))
 
 
-STYLE = """
-.skimmed{margin:1.75rem 0}
-.skimmed .words{line-height:2.1;overflow-wrap:anywhere;margin:0 0 .6rem}
-.skimmed .words span span{padding:.2em 0;cursor:default}
-.skimmed .words>span>span:first-child{padding-left:.28em;border-radius:.3em 0 0 .3em}
-.skimmed .words>span>span:last-child{padding-right:.28em;border-radius:0 .3em .3em 0}
-.skimmed .words>span>span:only-child{border-radius:.3em}
-.bars{display:flex;flex-wrap:wrap;align-items:flex-end;gap:.25rem;font-size:.75rem;color:var(--quiet)}
-.bars .layers{display:flex;flex-wrap:nowrap;align-items:flex-end;gap:.25rem;min-width:0;overflow-x:auto}
-.bars .layers div{flex:1 0 1.4rem;width:2.1rem;text-align:center}
-.bars i{display:block;background:var(--accent);border-radius:2px 2px 0 0;margin:.1rem 0;min-height:1px}
-.bars p{margin:0 .75rem 0 0;align-self:center;max-width:14rem}
-.legend{font-size:.8rem;color:var(--quiet)}
-.legend i{display:inline-flex;vertical-align:bottom;max-width:100%;overflow-x:auto;font-style:normal}
-.legend span{flex:none;min-width:1.6em;text-align:center;padding:.15em 0}
-""" + rules("span", background="background", ink="color")
-
-
-def figure(text: SkimmedText) -> str:
-    """Draw one text as an HTML fragment: the words, the prediction, and a bar of rows per layer."""
-    words = []
-    for word in text.words():
-        pieces = (
-            f'<span class="s{step(survived, text.layers)}" title="{text.fate(survived)}">{html.escape(piece)}</span>'
-            for piece, survived in word
-        )
-        words.append(f"<span>{''.join(pieces)}</span>")
-    bars = ""
-    for layer, count in enumerate(text.rows, 1):
-        height = 2.4 * count / max(len(text.tokens), 1)
-        bars += f'<div title="layer {layer}: {count} rows">{count}<i style="height:{height:.2f}rem"></i>{layer}</div>'
-    prediction = "" if text.prediction is None else f"<b>{html.escape(text.prediction)}</b><br>"
-    label = f"<p>{prediction}{text.size()};<br>rows by layer:</p>"
-    # the bars stay side by side, under their label where there is no room beside it; of many layers, they scroll
-    chart = f'<div class="bars">{label}<div class="layers">{bars}</div></div>'
-    return f'<div class="skimmed"><p class="words">{" ".join(words)}</p>{chart}</div>'
-
-
-def legend(layers: int) -> str:
-    """Draw the ramp of an L-layer model as an HTML fragment."""
-    steps = "".join(f'<span class="s{step(i, layers)}">{i}</span>' for i in range(layers + 1))
-    return f'<p class="legend">layers a token took part in: <i>{steps}</i> computed to the end</p>'
-
-
-def fragment(texts: Sequence[SkimmedText]) -> str:
-    """Draw texts under one legend; needs :data:`STYLE`."""
-    legends = [legend(layers) for layers in sorted({text.layers for text in texts})]
-    return "\n".join([*legends, *map(figure, texts)])
+def page(texts: Sequence[SkimmedText], title: str = "Skimmed text") -> str:
+    """Make a page of texts that needs nothing beside itself, readable in light and dark mode."""
+    return render("texts.html", title=title, texts=texts)
 
 
 def write_html(path: Path, texts: Sequence[SkimmedText], title: str = "Skimmed text") -> None:
-    """Write texts as a page that needs nothing beside itself, readable in light and dark mode."""
-    Path(path).write_text(document(title, f"<h1>{html.escape(title)}</h1>\n{fragment(texts)}", STYLE), encoding="utf-8")
+    """Write :func:`page` to a file."""
+    Path(path).write_text(page(texts, title), encoding="utf-8")

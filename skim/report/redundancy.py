@@ -1,4 +1,4 @@
-"""Section ``redundancy`` of results: a sentence, the table of deltas, CSV files, and its part of the page.
+"""Section ``redundancy`` of results: a sentence, the table of deltas and CSV files.
 
 A delta is the percentage of the score of all layers that may be lost; layer 0 is the embeddings.
 """
@@ -6,14 +6,12 @@ A delta is the percentage of the score of all layers that may be lost; layer 0 i
 from __future__ import annotations
 
 import csv
-import html
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from skim.report.document import grid
 from skim.report.fitted import Column, Fitted, Naming
-from skim.report.redundancy_figures import drawings, fewest, inline, save
+from skim.report.redundancy_figures import drawings, fewest, save
 
 Section = dict[str, Any]  # skim.analysis.redundancy writes it
 SPLITS = ("dev", "test")
@@ -35,9 +33,9 @@ class Sheet(NamedTuple):
         for row in self.rows:
             yield [written(head, value) for head, value in zip(self.heads, row, strict=True)]
 
-    def html(self, about: str) -> str:
-        """Make an HTML table with a line below it."""
-        return grid([head.strip().replace("_", " ") for head in self.heads], self.written(), about)
+    def titles(self) -> list[str]:
+        """Write the names of the columns for people."""
+        return [head.strip().replace("_", " ") for head in self.heads]
 
 
 def sentence(section: Section, delta: float = 1.0) -> str:
@@ -186,20 +184,11 @@ def write_redundancy(section: Section, folder: Path) -> list[Path]:
     return paths
 
 
-def redundancy_html(section: Section) -> str:
-    """Make the section of a page: the sentence, the table of deltas, pictures, and the steps of the transfer."""
-    found = sheets(section)
+def about_deltas(section: Section) -> str:
+    """Explain the table of deltas: what probes were scored by and on, and what its columns say."""
     rows = ", ".join(f"{count:,} of {split}" for split, count in section["rows"].items())
-    scored = f"Probes are scored by {section['metric']}; rows: {rows}. "
-    parts = [f"<p><b>{html.escape(section['sentence'])}</b></p>"]
-    if "deltas" in found:
-        parts.append(found["deltas"].html(" ".join([scored + ABOUT_DELTAS, *notes(section)])))
-    for name, drawing in drawings(section).items():
-        caption = f'<p class="quiet">{html.escape(drawing.caption)}</p>'
-        parts.append(f'<div class="scroll">{inline(drawing, name)}</div>{caption}')
-    if "transfer" in found:
-        parts.append(found["transfer"].html("Steps of a feature-based transfer, with measured seconds."))
-    return "\n".join(parts)
+    scored = f"Probes are scored by {section['metric']}; rows: {rows}."
+    return " ".join([scored, ABOUT_DELTAS, *notes(section)])
 
 
 def written(head: str, value: Any) -> str:

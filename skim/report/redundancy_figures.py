@@ -19,10 +19,6 @@ QUIET, LINE, INK = "#6b7588", "#8f9aab40", "#22304a"
 SHADES = ("#e9f0f9", "#7fb0dc", "#1f6fb4", "#123a63")  # of 0 to 1
 KINDS = {"minibatch": "linear, unbiased over batches", "debiased": "linear, debiased", "linear": "linear", "rbf": "RBF"}
 NUMBERED = 14  # rows or columns of cells above which the numbers in them are left out
-STYLE = """
-.drawing{max-width:100%;height:auto}
-.drawing text{font-family:inherit!important}
-"""
 
 
 class Drawing(NamedTuple):

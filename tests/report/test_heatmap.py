@@ -23,7 +23,7 @@ from skim.methods.act import ACT
 from skim.methods.early_exit import EarlyExit
 from skim.methods.funnel import Funnel
 from skim.report import svg
-from skim.report.heatmap import SkimmedText, _pieces, figure, read, show, terminal, write_html
+from skim.report.heatmap import SkimmedText, _pieces, page, read, show, terminal, write_html
 from skim.report.shades import DARK, LIGHT, STEPS, colors, contrast, step
 
 EVIL = "<script>alert('x')</script>"
@@ -58,7 +58,7 @@ def test_pieces_are_joined_to_the_word_they_continue():
         ["[SEP]"],
     ]
     assert terminal(TEXT).plain == "[CLS] unforgettable ! [SEP] "
-    words = Seen(figure(TEXT)).text
+    words = Seen(page([TEXT])).text
     assert "unforgettable !" in words
     assert "##" not in words
 
@@ -75,15 +75,15 @@ def test_fate_counts_layers():
 @ALL
 def test_html_shows_every_token_and_adds_no_tag(text, tmp_path):
     write_html(tmp_path / "tokens.html", [text])
-    page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
-    seen = Seen(page)
+    written = (tmp_path / "tokens.html").read_text(encoding="utf-8")
+    seen = Seen(written)
     assert set(seen.tags) <= set("html head meta title style body main h1 p span div i b br".split())
     assert not [value for name, value in seen.attributes if name in ("src", "href", "onload", "onerror")]
     for word in text.words():
         assert "".join(piece for piece, _ in word) in seen.text
-    assert "<script" not in page
-    assert not re.search(r"https?://|url\(|@import", page)
-    assert page.count('title="computed') == len(text.tokens)
+    assert "<script" not in written
+    assert not re.search(r"https?://|url\(|@import", written)
+    assert written.count('title="computed') == len(text.tokens)
 
 
 def test_html_reads_in_light_and_dark():
@@ -195,7 +195,7 @@ def test_merged_tokens_are_counted_as_rows(tokenizer):
     assert text.survived == [6] * 16
     assert "rows by layer: 16 16 9 9 5 5" in printed(text)
     assert "rows by layer: 16 16 9 9 5 5" in svg.sentence(text)
-    assert re.findall(r"layer \d: (\d+) rows", figure(text)) == ["16", "16", "9", "9", "5", "5"]
+    assert re.findall(r"layer \d: (\d+) rows", page([text])) == ["16", "16", "9", "9", "5", "5"]
     with skim.execution(model, "masked"):
         assert read(model, tokenizer, ["film " * 14])[0].rows == text.rows
 
@@ -205,7 +205,7 @@ def test_halted_and_left_tokens_are_not_called_retired(method, tokenizer):
     (text,) = read(compressed(method), tokenizer, ["a film"])
     assert text.rows[0] == 4 > text.rows[-1]
     assert text.rows == [sum(survived > layer for survived in text.survived) for layer in range(6)]
-    assert "retired" not in figure(text) + svg.sentence(text) + svg.grid(text) + printed(text)
+    assert "retired" not in page([text]) + svg.sentence(text) + svg.grid(text) + printed(text)
 
 
 def test_read_takes_pairs_no_texts_and_what_exceeds_the_model(model, tokenizer):
@@ -223,9 +223,9 @@ def test_a_text_longer_than_the_model_takes_is_cut_and_says_so(tokenizer):
     long, fits = read(roberta, tokenizer, ["film " * 30, "film " * 18])
     assert len(long.tokens) == len(fits.tokens) == 20  # RoBERTa's first two positions are of padding
     assert (long.truncated, fits.truncated) == (True, False)
-    for shown in (figure(long), printed(long)):
+    for shown in (page([long]), printed(long)):
         assert "cut at 20 tokens" in shown
-    for shown in (figure(fits), printed(fits)):
+    for shown in (page([fits]), printed(fits)):
         assert "20 tokens" in shown
         assert "cut at" not in shown
 

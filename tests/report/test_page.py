@@ -12,7 +12,7 @@ import pytest
 from skim.report.__main__ import main
 from skim.report.curve import draw, write_curves
 from skim.report.heatmap import SkimmedText
-from skim.report.page import keep_plot, page, write_page
+from skim.report.page import page, write_page
 from skim.report.runs import aggregate
 from tests.report.results import dense, results
 from tests.report.test_heatmap import ODD, TEXT, Seen
@@ -53,8 +53,9 @@ def test_page_of_less_than_everything(run, tmp_path):
 
 
 def test_keep_plot_is_as_tall_as_the_ratio():
-    root = ElementTree.fromstring(keep_plot([1.0, 0.25, 0.0], height=100))
-    assert [float(b.get("height")) for b in root.iter("rect") if b.get("class") == "bar"] == [100, 25, 0]
+    plot = re.search(r'<svg class="plot".*?</svg>', page(results(keep_ratio=[1.0, 0.5, 0.0])), re.DOTALL)[0]
+    bars = [bar for bar in ElementTree.fromstring(plot).iter("rect") if bar.get("class") == "bar"]
+    assert [float(bar.get("height")) for bar in bars] == [150, 75, 0]
 
 
 @pytest.mark.parametrize("layers", [6, 12, 24])

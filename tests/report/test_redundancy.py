@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from skim.report.page import page
-from skim.report.redundancy import deltas, notes, redundancy_html, redundancy_table, sentence, sheets, write_redundancy
+from skim.report.redundancy import deltas, notes, redundancy_table, sentence, sheets, write_redundancy
 from skim.report.redundancy_figures import drawings, inline
 from tests.report.redundancy import kept, section
 from tests.report.results import results
@@ -171,7 +171,7 @@ def test_pictures_of_less_than_everything():
         clustering={"thresholds": [], "network": [], "layers": []},
     )
     assert set(drawings(bare)) == {"layers"}
-    assert "<svg" in redundancy_html(bare)
+    assert page(results(redundancy=bare)).count('class="drawing"') == 1
     one = section(neurons=[kept(1.0, None, [5], [0, 1, 0])])
     legend = drawings(one)["neurons"].figure.axes[0].get_legend().get_texts()
     assert [text.get_text() for text in legend] == ["at 1 %: 1 neuron"]
