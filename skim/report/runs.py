@@ -275,16 +275,16 @@ def collect(folders: Sequence[Path], curves: bool = False) -> Found:
         raise SkimError(f"No results.json under {where}: no run has finished there.\nTrain one: python train.py")
     if curves and not any(path.name == CURVE for path in paths):
         raise SkimError(f"No {CURVE} under {where}.\nMake one: python evaluate.py ckpt=<run> what=curve")
-    found = Found([], {})
+    collected = Found([], {})
     for path in paths:
         try:
-            found.runs.extend(load_curve(path) if path.name == CURVE else [load(path)])
+            collected.runs.extend(load_curve(path) if path.name == CURVE else [load(path)])
         except SkimError as error:
-            found.left_out[path] = str(error)
-    if not found.runs:
+            collected.left_out[path] = str(error)
+    if not collected.runs:
         several = "" if len(paths) == 1 else f"\nNor can {len(paths) - 1} more under {where}."
-        raise SkimError(next(iter(found.left_out.values())) + several)
-    return found
+        raise SkimError(next(iter(collected.left_out.values())) + several)
+    return collected
 
 
 def load(path: Path) -> Results:
