@@ -24,7 +24,7 @@ MAKE = ("backbone", "task", "method")  # groups whose file names the run; of the
 # What neither a step of training nor the schedule depends on, or what is looked at when the checkpoint is loaded (how
 # long a run is, which batches come next), by the parts that know where it stands.
 FREE = re.compile(
-    r"(hardware|logger|callbacks|benchmark|paths|sweep)\..*|formulas|execution|resume"
+    r"(hardware|logger|callbacks|benchmark|paths|sweep)\..*|formulas|execution|resume|tags|print_config"
     r"|trainer\.(?!gradient_clip|accumulate_grad_batches|limit_train_batches|overfit_batches).*"
     r"|train\.(epochs|max_steps|evals_per_epoch|eval_every|calibrate|gradient_checkpointing|method_after)"
     r"|task\.(batch_size|eval_batch_size|tokens_per_batch|max_eval_samples|eval_split|test_split|files\.(validation|test))"
@@ -109,9 +109,9 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     path = checkpoint_of(named)
     before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=False)
     choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
-    if "experiment" in choices:
+    if changing := next((group for group in ("experiment", "debug") if group in choices), None):
         raise SkimError(
-            f"resume={path} goes on by its own config, which experiment={choices['experiment']} would change.\n"
+            f"resume={path} goes on by its own config, which {changing}={choices[changing]} would change.\n"
             "Leave it away, and name the options that shall change, such as train.epochs=2."
         )
     files = {group: file_of(group, before.get(group) or {}) for group in GROUPS}

@@ -42,7 +42,7 @@ class Builtin(Text):
         split = self.split_of(part)
         if split not in SIZES:
             raise unknown("built-in split", split, SIZES)
-        count = self.train_rows if part == "train" else self.eval_rows
+        count = self.train_rows if split == "train" else self.eval_rows
         return Dataset.from_list(examples(count, split)), f"built-in {split}"
 
     def check(self, rows: Dataset, part: str, rejects: Rejects) -> Dataset:

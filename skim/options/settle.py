@@ -2,7 +2,8 @@
 
 Hydra takes any key behind a ``+``, and any that a YAML file brings, and then nobody reads it. Here the files that were
 chosen, composed without a user's own values, say which options exist; what was typed, swept over, or written into
-``conf/experiment`` and ``conf/local`` is held against them before anything is loaded. Imports nothing heavy.
+``conf/experiment``, ``conf/local`` and ``conf/debug`` is held against them before anything is loaded. Imports nothing
+heavy.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from skim.options.members import brought, groups_of, members_asked, unfolded
 from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, listed, names, no_option
 from skim.options.words import quoted, written
 
-EXTRAS = ("experiment", "local")  # groups whose files change options and bring none
+EXTRAS = ("experiment", "local", "debug")  # groups whose files change options and bring none
 
 
 def renamed(override: str) -> str:

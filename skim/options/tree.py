@@ -36,7 +36,7 @@ class Chosen:
     Attributes:
         tree: its options, without those of Hydra.
         choices: the file of each group.
-        files: what ``conf/experiment`` and ``conf/local`` made of it; equal to ``tree`` without them.
+        files: what ``conf/experiment``, ``conf/local`` and ``conf/debug`` made of it; equal to ``tree`` without them.
         params: overrides that these files want swept over.
         targets: classes that the user names, by the dotted path of the part; several where they are swept over.
     """

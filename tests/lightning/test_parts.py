@@ -76,10 +76,9 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_users_own_callback_and_arguments_of_the_trainer(own_module: Any, tmp_path: Path) -> None:
     mine = ["callbacks.mine._target_=mine_of_parts.Counts", "callbacks.mine.every=2"]
     limits = ["trainer.limit_train_batches=3", "trainer.limit_val_batches=1", "train.max_steps=-1", "train.epochs=2"]
-    run = train(typed(*TINY, *mine, *limits, "trainer=profile"), tmp_path / "run", "")
+    run = train(typed(*TINY, *mine, *limits), tmp_path / "run", "")
     assert own_module.Counts.seen == [2, 4, 6]
     assert run.results.steps == 6, "two epochs of three batches"
-    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
 
 
 def test_every_callback_can_be_switched_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,14 +215,13 @@ def test_an_argument_that_no_part_takes_ends_in_a_few_lines(
 
 
 def test_the_trainer_says_once_what_hardware_and_train_say(tmp_path: Path) -> None:
-    cfg = typed("train.max_steps=7", "train.clip=0.5", "train.accumulate=3", "trainer=profile", "trainer.max_epochs=9")
+    cfg = typed("train.max_steps=7", "train.clip=0.5", "train.accumulate=3", "trainer.max_epochs=9")
     cfg = OmegaConf.merge(cfg, {"paths": {"run": str(tmp_path)}})
     assert isinstance(cfg, DictConfig)
     trainer = trainer_of(cfg, callbacks_of(cfg), epochs=2)
     assert (trainer.max_steps, trainer.gradient_clip_val, trainer.accumulate_grad_batches) == (7, 0.5, 3)
     assert trainer.max_epochs == 9, "as given, and not as it follows from train.epochs"
     assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (1.0, 1)
-    assert type(trainer.profiler).__name__ == "SimpleProfiler"
     kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
     assert kinds[0] is BestCheckpoint
     assert kinds[-1] is LastCheckpoint

@@ -31,7 +31,7 @@ WRITTEN = [  # every option of a class stands in the first file, with the value 
     ("callbacks/default", ""),
     *(("evaluate", place) for place in PLACES["evaluate"]),
 ]
-FILES = [file for file in sorted(CONF.rglob("*.yaml")) if file.parent.name not in ("experiment", "hydra")]
+FILES = [file for file in sorted(CONF.rglob("*.yaml")) if file.parent.name not in ("experiment", "debug", "hydra")]
 MISSING = "???"  # a value that every command gives
 
 
