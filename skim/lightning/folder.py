@@ -13,11 +13,12 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
+from skim.lightning.config_tree import write_tree
 from skim.report.heatmap import TEXTS
 from skim.results import Results
 from skim.resume import LAST
 
-LEFT_BEHIND = (
+LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are written over
     "results.json",
     "report.html",
     TEXTS,
@@ -50,6 +51,7 @@ def begin(folder: Path, cfg: DictConfig) -> None:
         else:
             path.unlink(missing_ok=True)
     OmegaConf.save(cfg, folder / "config.yaml")
+    write_tree(cfg, folder)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """From a composed config to a finished run: build, fit, evaluate, export. ``train.py`` calls it.
 
-A run's folder holds ``config.yaml``, ``metrics.csv``, ``checkpoints/last.ckpt`` (to resume) and ``best.ckpt`` (the
-weights of the best evaluation), ``model/`` (to load with ``skim.from_pretrained`` or plain transformers),
-``results.json`` and ``report.html``.
+A run's folder holds ``config.yaml`` (``config_tree.txt`` to be read), ``metrics.csv``, ``checkpoints/last.ckpt`` (to
+resume) and ``best.ckpt`` (the weights of the best evaluation), ``model/`` (to load with ``skim.from_pretrained`` or
+plain transformers), ``results.json`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStoppi
 from skim.lightning.callbacks.progress import Shown
 from skim.lightning.callbacks.resume import check_resumable
 from skim.lightning.check import check, method_of
+from skim.lightning.config_tree import config_tree
 from skim.lightning.folder import begin, concluded
 from skim.lightning.landing import land, measure
 from skim.lightning.module import SkimModule
@@ -135,6 +136,8 @@ def announce(cfg: DictConfig, changed: list[str], console: Console) -> None:
     said = ", ".join(f"{group}={name}" for group, name in names.items())
     lines = [f"{said}: loading data and model"]
     lines += [*([] if cfg.resume is None else [f"going on from {cfg.resume}"]), *changed]
+    if cfg.print_config:
+        console.print(config_tree(cfg), highlight=False)
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 

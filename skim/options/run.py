@@ -37,6 +37,11 @@ class Run(Options):
 
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
     """random seed of initialisation, data order, dropout and gate noise"""
+    tags: tuple[str, ...] = ()
+    """words to find the run by, in results.json and on dashboards: [baseline,draft]"""
+    print_config: bool = True
+    """show the config as a tree before a run begins, each group with what is set in it; the same tree is in
+    config_tree.txt in the run's folder either way"""
     init_from: Folder | None = None
     """a finished run's folder (or a folder of transformers) whose backbone and head the training starts from; a run of
     the same method hands on what its method has learned as well; null starts from the pretrained backbone"""
