@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.methods.threshold import Rising as Rising
     from skim.methods.topk import TopK as TopK
     from skim.methods.transkimmer import Transkimmer as Transkimmer
+    from skim.pipelines.making import pipeline as pipeline
     from skim.saving import save_pretrained as save_pretrained
 
 _PUBLIC = {  # public names, and the modules that they are loaded from on first use
@@ -65,6 +66,7 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "Rising": "skim.methods.threshold",
     "TopK": "skim.methods.topk",
     "Transkimmer": "skim.methods.transkimmer",
+    "pipeline": "skim.pipelines.making",
     "save_pretrained": "skim.saving",
 }
 
