@@ -41,7 +41,7 @@ class Results:
         skipped: bad rows of each part that ``task.on_bad_row=skip`` left out.
         left_out: rows of each part that ``task.length_min`` and ``task.length_max`` kept out.
         machine: device, threads and precision that metrics and latency were taken with.
-        calibration: relative FLOPs as training left them, and the shift that landed on the target.
+        calibration: relative FLOPs as training left them and after it, and the shift that landed on the target.
         formulas: ``relative_flops``, ``gflops`` and ``baseline_gflops`` by each published formula that was asked for.
         readings: the method's state at the end, such as LTP's thresholds.
         training: training throughput beside dense padded training; ``None`` if not measured.

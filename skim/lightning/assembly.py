@@ -22,6 +22,7 @@ from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
 from skim.lightning.distill import Distiller
 from skim.lightning.module import SkimModule
+from skim.options.declared import OptionError
 
 Part = TypeVar("Part")
 FILLED = ("callbacks", "logger")  # arguments of the Trainer that are groups of their own
@@ -38,6 +39,8 @@ def made(cfg: DictConfig, path: str, **options: Any) -> Any:
         return instantiate(part, _convert_="all", **options)
     except InstantiationException as error:
         cause = error.__cause__ or error
+        if isinstance(cause, OptionError):
+            raise SkimError(cause.typed(path)) from None
         if isinstance(cause, SkimError):
             raise cause from None
         target = part.get("_target_")

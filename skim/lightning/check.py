@@ -30,9 +30,9 @@ def check(cfg: DictConfig) -> None:
     if cfg.get("task"):
         with contextlib.suppress(ImportError, AttributeError, ValueError), typed("task"):  # said when it is made
             check_options(get_class(cfg.task._target_), tree["task"])
-    board = OmegaConf.select(cfg, "logger.wandb")
-    if board is not None and not isinstance(board, Mapping):
-        raise SkimError(f"logger.wandb={board} must be a group of options, as logger=wandb has, or null.")
+    for name, options in (tree.get("logger") or {}).items():
+        if options is not None and not isinstance(options, Mapping):
+            raise SkimError(f"logger.{name}={options} must be a group of options, as logger=wandb has, or null.")
     check_optimizer(cfg)
     check_trainer(cfg)
 

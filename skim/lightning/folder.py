@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from skim.lightning.config_tree import write_tree
+from skim.lightning.loggers.told import Shows
 from skim.report.heatmap import TEXTS
 from skim.results import Results
 from skim.resume import LAST
@@ -33,7 +34,9 @@ LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are writt
     "redundancy",
     "model",
     "checkpoints",
+    "tensorboard",
 )
+ADDED_TO = ("checkpoints", "tensorboard")  # by a run that goes on in its own folder
 
 
 def begin(folder: Path, cfg: DictConfig) -> None:
@@ -42,9 +45,10 @@ def begin(folder: Path, cfg: DictConfig) -> None:
     Interpolations are kept in ``config.yaml``: whoever changes ``hardware.devices`` later changes the trainer's too.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    goes_on_here = cfg.resume is not None and folder.resolve() in Path(cfg.resume).resolve().parents
     for name in LEFT_BEHIND:
         path = folder / name
-        if cfg.resume is not None and path.resolve() in Path(cfg.resume).resolve().parents:
+        if goes_on_here and name in ADDED_TO:
             continue
         if path.is_dir():
             shutil.rmtree(path)
@@ -62,7 +66,7 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
         folder: of the run.
         results: as far as they go.
         resumed: the checkpoint that the run went on from.
-        trainer: of the run; a logger with a ``conclude(results)`` is told.
+        trainer: of the run; its loggers that show more than curves are told.
         started: when, in seconds since the epoch.
     """
     loggers: list[Logger] = list(trainer.loggers)
@@ -80,7 +84,7 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
         raise
     finally:
         for logger in loggers:
-            if hasattr(logger, "conclude"):
+            if isinstance(logger, Shows):
                 logger.conclude(results)
 
 

@@ -28,7 +28,7 @@ class Landed:
         step: of the training.
         values: what Lightning logged of their evaluation.
         evaluation: the same in brief.
-        calibration: relative FLOPs as training left them, and the shift that landed on the target; ``None`` without.
+        calibration: relative FLOPs as training left them and after it, and the shift that did it; ``None`` without.
         classes: the same class by class, see :meth:`tasks.base.Task.table`.
         by_length: the same by the length of the inputs, see :meth:`skim.lightning.scores.ByLength.compute`.
     """
@@ -117,8 +117,8 @@ def calibrated(
     with trainer.precision_plugin.forward_context(), counted(console, what, HALVINGS) as count:
         module.to(trainer.strategy.root_device)  # Lightning takes it off the device after each of its loops
         before = spend(model, inputs)
-        calibrate(model, inputs, each=count)
-    return {"relative_flops_before": before, "shift": float(method.shift)}
+        after = calibrate(model, inputs, each=count)
+    return {"relative_flops_before": before, "relative_flops_after": after, "shift": float(method.shift)}
 
 
 def evaluated(trainer: pl.Trainer, module: SkimModule, **data: Any) -> dict[str, float]:

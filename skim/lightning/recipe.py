@@ -27,10 +27,12 @@ from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
 from skim.lightning.callbacks.progress import Shown
 from skim.lightning.callbacks.resume import check_resumable
+from skim.lightning.callbacks.sentences import Sentences
 from skim.lightning.check import check, method_of
 from skim.lightning.config_tree import config_tree
 from skim.lightning.folder import begin, concluded
 from skim.lightning.landing import land, measure
+from skim.lightning.loggers.told import flat
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
 from skim.merging import parameters_of
@@ -97,6 +99,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
                 module.eval().to(trainer.strategy.root_device)
                 results.notes += notes_of(results, parts, parts.sampled(32, 256))
                 skimmed = examples(parts)
+                if (sentences := part_of(trainer, Sentences)) is not None:
+                    sentences.show(trainer, module)
                 if cfg.benchmark.enabled:
                     results.latency = latency(parts, cfg.benchmark, console)
             export(parts, folder / "model")
@@ -166,7 +170,7 @@ def fit(trainer: pl.Trainer, module: SkimModule, parts: Parts, cfg: DictConfig) 
     if "skips" in module.method.does:
         leave_unused(trainer)
     for logger in trainer.loggers:
-        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True)))
+        logger.log_hyperparams(flat(cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))))
     try:
         trainer.fit(module, datamodule=parts.task, ckpt_path=cfg.resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C

@@ -227,8 +227,11 @@ class Method(Hooks):
         return super().requires_grad_(requires_grad)
 
     def readings(self) -> dict[str, Tensor | float]:
-        """Numbers of the method's state that a log shows, by name."""
-        return {}
+        """Numbers of the method's state that a log shows, by name: its shift, and the goal of a budget that steers."""
+        found: dict[str, Tensor | float] = {} if self.shift is None else {"shift": self.shift}
+        if self.budget is not None and self.steers:
+            found["goal"] = self.budget.goal(self.progress)
+        return found
 
     @property
     def covers(self) -> bool:

@@ -160,9 +160,12 @@ class LTP(Pruner):
         threshold = self.thresholds()[i]
         if not (self.training and self.stage == "soft"):
             return hard_keep(score, threshold.detach(), self.shift)  # type: ignore[arg-type]
+        return soft_keep(score, threshold, self.cooled(), self.shift)  # type: ignore[arg-type]
+
+    def cooled(self) -> float:
+        """Temperature of the relaxed decisions at this point of the soft stage."""
         done = min(max(self.progress, 0.0), 1.0)
-        temperature = self.temperature_start * (self.temperature / self.temperature_start) ** done
-        return soft_keep(score, threshold, temperature, self.shift)  # type: ignore[arg-type]
+        return self.temperature_start * (self.temperature / self.temperature_start) ** done
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         fades = self.preset == "paper" and self.training and self.stage == "soft"
@@ -190,4 +193,6 @@ class LTP(Pruner):
 
     def readings(self) -> dict[str, Tensor | float]:
         scale = torch.exp(-self.shift)  # type: ignore[operator]  # a buffer of this class
-        return {f"threshold/layer_{i}": value for i, value in enumerate(self.thresholds().detach() * scale)}
+        schedule = {"temperature": self.cooled()} if self.stage == "soft" else {}
+        thresholds = {f"threshold/layer_{i}": value for i, value in enumerate(self.thresholds().detach() * scale)}
+        return {**super().readings(), **schedule, **thresholds}

@@ -145,6 +145,9 @@ class Callbacks(Options):
     save_every: Count | None = None
     """steps between two writings of checkpoints/last.ckpt besides those at evaluations; null is none: for long
     epochs"""
+    sentences: Number = 4
+    """evaluation sentences that are shown at every evaluation with each token shaded by the layers that computed it, by
+    loggers that can (wandb, tensorboard, mlflow); 0 is none"""
 
 
 @dataclass(frozen=True, kw_only=True)

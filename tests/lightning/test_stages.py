@@ -439,8 +439,8 @@ def test_results_tell_formulas_and_readings_apart_from_metrics(whole: Whole) -> 
     # thresholds as they are used: scaled to the budget
     state = method_state(whole.folder)
     used = (state["base"] + state["delta"]) * torch.exp(-state["shift"])
-    assert list(results["readings"]) == [f"threshold/layer_{i}" for i in range(4)]
-    assert list(results["readings"].values()) == pytest.approx(used.tolist(), rel=1e-5)
+    assert list(results["readings"]) == ["shift", *(f"threshold/layer_{i}" for i in range(4))]
+    assert list(results["readings"].values()) == pytest.approx([float(state["shift"]), *used.tolist()], rel=1e-5)
     # 2 D n^2 + 4 D^2 n + 8 D^2 n' per layer, two FLOPs each, of the dense model on the same rows
     parts = build(small(*WHOLE))
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in parts.task.sample_batches(32, 96)]).double()

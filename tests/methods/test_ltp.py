@@ -103,14 +103,19 @@ def test_where_the_temperature_starts(options: dict, wanted: float) -> None:
     assert built(**options).temperature_start == wanted
 
 
-def test_readings_are_the_thresholds_that_act() -> None:
-    method = built(final_token_threshold=0.4)
+def test_readings_are_the_thresholds_that_act_and_what_moves_them() -> None:
+    method = built(final_token_threshold=0.4, target=0.5, temperature=1e-3, temperature_start=1e-1)
     method.delta.data[0] = 0.02
     method.shift.fill_(math.log(2))
+    method.step(0.5)
     readings = method.readings()
-    assert list(readings) == [f"threshold/layer_{i}" for i in range(4)]
-    assert [float(value) for value in readings.values()] == pytest.approx([0.01, 0.05, 0.1, 0.15])
-    assert not any(value.requires_grad for value in readings.values())
+    assert list(readings) == ["shift", "goal", "temperature", *(f"threshold/layer_{i}" for i in range(4))]
+    goal = method.budget.goal(0.5)
+    wanted = [math.log(2), goal, 1e-2, 0.01, 0.05, 0.1, 0.15]
+    assert [float(value) for value in readings.values()] == pytest.approx(wanted)
+    assert not any(value.requires_grad for value in readings.values() if isinstance(value, torch.Tensor))
+    method.enter("hard")  # decisions have no temperature, and nothing steers
+    assert list(method.readings()) == ["shift", *(f"threshold/layer_{i}" for i in range(4))]
 
 
 def test_the_penalty_is_the_share_that_enters_feed_forwards() -> None:

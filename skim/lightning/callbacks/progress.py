@@ -20,7 +20,7 @@ from rich.text import Text
 EVERY = 30.0  # seconds between two lines of a log, at least
 SHARE = 1 / 40  # and this share of the time so far: a week's log has some 300 of them
 REDRAWN = 0.25  # seconds between two looks of a bar; reading a loss waits for the device
-HIDDEN = ("layer_", "gflops", "formula/")  # of an evaluation: too many to be read
+HIDDEN = ("layer_", "gflops", "formula/", "method/")  # of an evaluation: too many to be read
 
 
 def progress_of(folder: str | Path, bar: bool = True) -> Shown:

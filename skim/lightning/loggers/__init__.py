@@ -1,0 +1,1 @@
+"""Loggers that show more than curves: Weights & Biases, TensorBoard, MLflow."""
