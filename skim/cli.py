@@ -6,14 +6,15 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from skim.errors import SkimError, message
 from skim.options.settle import settle
 from skim.options.teach import teach
 from skim.options.words import quoted
-from skim.resume import inherited
+from skim.resume import inherited, recorded
+from skim.signals import Stopped
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
 TYPED: list[str] = []  # the command line as it was before run() settled it
@@ -47,17 +48,7 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    arguments = [verbatim(argument) for argument in arguments]
-    for argument in arguments:
-        flag, _, value = argument.partition("=")
-        dashed = flag.startswith("--") or (flag.startswith("-") and "=" in argument)
-        if dashed and flag not in parser._option_string_actions:
-            option = flag.lstrip("-")
-            raise SkimError(
-                f"{argument}: options have no dashes here: {option}={value or '<value>'}.\n"
-                "W&B's sweep agents leave them away with `command: [${env}, python, ${program}, "
-                "${args_no_hyphens}]` in the sweep's file; conf/logger/wandb.yaml has one."
-            )
+    arguments = [verbatim(undashed(argument, parser._option_string_actions)) for argument in arguments]
     given = parser.parse_intermixed_args(arguments)
     folder = conf.parent / given.config_path if given.config_path else conf
     if given.help:
@@ -75,6 +66,26 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     for override in given.overrides:
         flags.remove(override)
     return [*flags, *overrides]
+
+
+def undashed(argument: str, flags: Collection[str]) -> str:
+    """``--method.target=0.4`` as ``method.target=0.4``: so W&B's sweep agents write options.
+
+    Args:
+        argument: of the command line.
+        flags: Hydra's own, which stay as they are.
+
+    Raises:
+        SkimError: a flag that there is not, without a value.
+    """
+    flag, equals, value = argument.partition("=")
+    dashed = flag.startswith("--") or (flag.startswith("-") and equals)
+    if not dashed or flag in flags:
+        return argument
+    option = flag.lstrip("-")
+    if not equals:
+        raise SkimError(f"{argument} is no flag; an option is written {option}=<value>, or {argument}=<value>.")
+    return f"{option}={value}"
 
 
 def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
@@ -124,6 +135,9 @@ def readable() -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
     except (SkimError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
@@ -186,6 +200,10 @@ def one_job() -> Iterator[None]:
             f"hydra.run.dir='{config.runtime.output_dir}'",
             f"hydra.job.name=rank{local_rank}",
         ]
+        # which the first rank may have found by itself
+        resume = recorded(Path(config.runtime.output_dir)).get("resume")
+        if resume is not None:
+            arguments.append(f"resume={quoted(resume)}")
         return [sys.executable, *(program() or [os.path.abspath(sys.argv[0])]), *arguments], config.runtime.cwd
 
     before = launcher._hydra_subprocess_cmd

@@ -5,6 +5,8 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +58,32 @@ def checkpoint_of(resume: object) -> Path:
             "Start it anew; callbacks.save_every=<steps> writes one more often."
         )
     raise SkimError(f"resume={path} is neither a file nor a run's folder; name a run, or one of its checkpoints/.")
+
+
+def again(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The config of a run that a cluster has ended and starts again: its own, going on from its last checkpoint.
+
+    Of any other run it is what it was. A folder holds the same run if its config is the same; what a run fills in by
+    itself, such as the learning rate that ``train.lr_find`` finds, is taken over.
+
+    Args:
+        cfg: as composed.
+        folder: of the run.
+    """
+    if cfg.resume is not None or not (folder / LAST).is_file() or not (folder / "config.yaml").is_file():
+        return cfg
+    results = folder / "results.json"
+    status = json.loads(results.read_text()).get("status") if results.is_file() else None
+    restarted = status is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+    if status != "preempted" and not restarted:
+        return cfg
+    before = recorded(folder)
+    old, new = flat(before), flat(cfg)
+    found = ("train.lr",) if new.get("train.lr_find") else ()
+    if any(old.get(key) != new.get(key) for key in {**new, **old} if key not in (*FILLED, *found)):
+        return cfg
+    before.resume = str(folder / LAST)
+    return before
 
 
 def changes(cfg: DictConfig) -> list[str]:

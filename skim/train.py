@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from skim.cli import command, one_job, readable, run, swept
 from skim.places import CONF
+from skim.signals import heeded
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -24,7 +25,7 @@ def main(cfg: DictConfig) -> float | None:
     from skim.report.table import print_run
 
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with readable(), swept(folder), one_job():
+    with readable(), heeded(), swept(folder), one_job():
         results = train(cfg, folder, command()).results
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         print_run(results.to_dict(), folder)

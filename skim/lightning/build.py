@@ -47,6 +47,7 @@ NOISE = (
     ".*Experiment logs directory.*",  # it holds config.yaml, which the CSV logger leaves alone
     ".*smaller than the logging interval.*",
     ".*your dataloader is not resumable.*",  # the task is told where to go on
+    ".*Checkpoint directory .* exists and is not empty.*",  # of a run that goes on in its own folder
     ".*dirpath has changed.*",  # a resumed run has a folder of its own
     r".*self\.log\('(val|test)/.*sync_dist=True.*",  # torchmetrics has synchronised these: all ranks log the same
 )

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import CSVLogger, Logger
 
 from skim.lightning.config_tree import write_tree
 from skim.lightning.loggers.told import Shows
 from skim.report.heatmap import TEXTS
 from skim.results import Results
 from skim.resume import LAST
+from skim.signals import Stopped
 
 LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are written over
     "results.json",
@@ -58,6 +60,23 @@ def begin(folder: Path, cfg: DictConfig) -> None:
     write_tree(cfg, folder)
 
 
+def continue_log(folder: Path, cfg: DictConfig, loggers: Sequence[Logger]) -> None:
+    """Keep what ``metrics.csv`` says of the steps before the checkpoint, where a run goes on in its own folder.
+
+    Lightning's logger begins the file anew.
+    """
+    log = folder / "metrics.csv"
+    if cfg.resume is None or not log.is_file() or folder.resolve() not in Path(cfg.resume).resolve().parents:
+        return
+    step = step_of(Path(cfg.resume))
+    with log.open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    for logger in loggers:
+        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
+            logger.experiment.metrics.extend(row for row in rows if int(row["step"]) < step)
+            logger.save()
+
+
 @contextmanager
 def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any, started: float) -> Iterator[None]:
     """Write ``results.json`` when a run fails, and let the loggers know how it has ended.
@@ -73,19 +92,25 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
     try:
         yield
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        said = f"interrupted{goes_on(folder, resumed)}" if interrupted else f"{type(error).__name__}: {error}"
+        ended = ending(error, goes_on(folder, resumed)) if isinstance(error, (KeyboardInterrupt, Stopped)) else error
         if trainer.is_global_zero:
-            results.notes.append(said)
+            results.notes.append(f"{type(error).__name__}: {error}" if ended is error else str(ended))
             results.wall_seconds = time.time() - started
+            if isinstance(error, Stopped) and error.requeued:
+                results.status = "preempted"
             results.write(folder)
-        if interrupted:
-            raise KeyboardInterrupt(said) from None
-        raise
+        if ended is error:
+            raise
+        raise ended from None
     finally:
         for logger in loggers:
             if isinstance(logger, Shows):
                 logger.conclude(results)
+
+
+def ending(error: KeyboardInterrupt | Stopped, said: str) -> KeyboardInterrupt | Stopped:
+    """The same end of a run, with a word on how it goes on."""
+    return Stopped(error.number, said) if isinstance(error, Stopped) else KeyboardInterrupt(f"interrupted{said}")
 
 
 def goes_on(folder: Path, resumed: str | None) -> str:
@@ -94,6 +119,10 @@ def goes_on(folder: Path, resumed: str | None) -> str:
         if resumed is not None:
             return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
         return " before it wrote a checkpoint: start it anew (callbacks.save_every=<steps> writes one more often)"
-    step = torch.load(folder / LAST, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; resume={here} goes on from step {step}"
+    return f"; resume={here} goes on from step {step_of(folder / LAST)}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer steps that a checkpoint has behind it."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]

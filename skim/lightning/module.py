@@ -1,6 +1,7 @@
 """Training a compressed model: the task's loss, plus the method's penalties, plus a teacher's if there is one.
 
-Stages, budget and exact resume are callbacks that the module brings along (:meth:`SkimModule.configure_callbacks`).
+Stages, budget, signals and exact resume are callbacks that the module brings along
+(:meth:`SkimModule.configure_callbacks`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.lightning.callbacks.budget import Budget
 from skim.lightning.callbacks.resume import ExactResume
+from skim.lightning.callbacks.signals import EndsOnSignal
 from skim.lightning.callbacks.stages import Stages, optimizer_of
 from skim.lightning.distill import Distiller
 from skim.lightning.optim import Optimizer, Scheduler, grouped, linear, optimized, own_kinds, scheduled
@@ -72,7 +74,7 @@ class SkimModule(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.distiller = distiller
         self.scores = Scores(task, walk_of(model), formulas)
-        self._callbacks: list[Callback] = [ExactResume(), Stages()]
+        self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages()]
         if calibrate_on is not None:
             self._callbacks.append(Budget(calibrate_on))
         if loss is not None and self.method.reads_head:

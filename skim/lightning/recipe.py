@@ -30,7 +30,7 @@ from skim.lightning.callbacks.resume import check_resumable
 from skim.lightning.callbacks.sentences import Sentences
 from skim.lightning.check import check, method_of
 from skim.lightning.config_tree import config_tree
-from skim.lightning.folder import begin, concluded
+from skim.lightning.folder import begin, concluded, continue_log
 from skim.lightning.landing import land, measure
 from skim.lightning.loggers.told import flat
 from skim.lightning.module import SkimModule
@@ -42,8 +42,9 @@ from skim.options.words import shown
 from skim.report.heatmap import SkimmedText, read, write_texts
 from skim.report.page import write_page
 from skim.results import Results
-from skim.resume import changes, checkpoint_of
+from skim.resume import again, changes, checkpoint_of
 from skim.saving import save_pretrained
+from skim.signals import HEARD
 
 EXAMPLES = 6  # evaluation texts that a report shows
 
@@ -85,6 +86,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     with concluded(folder, results, cfg.resume, trainer, started):
         if trainer.is_global_zero:
             begin(folder, cfg)
+            continue_log(folder, cfg, trainer.loggers)
         fit(trainer, module, parts, cfg)
         fitted(results, trainer, parts)
         inputs = parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None
@@ -121,16 +123,17 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
     check(cfg)
     if cfg.paths.run is not None and Path(str(cfg.paths.run)).resolve() != folder.resolve():
         raise SkimError(f"paths.run={cfg.paths.run} is filled in when a run begins.\nChoose its folder: hydra.run.dir=")
+    found = method_of(cfg).settled()
+    said = [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
+    cfg = again(cast(DictConfig, OmegaConf.merge(cfg, {"method": found})), folder)
     changed, resume = [], None
     if cfg.resume is not None:
         changed, resume = changes(cfg), checkpoint_of(cfg.resume)
         check_resumable(resume)
-    found = method_of(cfg).settled()
-    changed += [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
-    filled = {"paths": {"run": str(folder)}, "resume": resume and str(resume), "method": found}
+    filled = {"paths": {"run": str(folder)}, "resume": resume and str(resume)}
     if cfg.hardware.threads is not None:
         torch.set_num_threads(cfg.hardware.threads)
-    return cast(DictConfig, OmegaConf.merge(cfg, filled)), changed
+    return cast(DictConfig, OmegaConf.merge(cfg, filled)), [*changed, *said]
 
 
 @rank_zero_only
@@ -175,6 +178,9 @@ def fit(trainer: pl.Trainer, module: SkimModule, parts: Parts, cfg: DictConfig) 
         trainer.fit(module, datamodule=parts.task, ckpt_path=cfg.resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    finally:
+        HEARD.waits = False
+    HEARD.answer()
 
 
 def fitted(results: Results, trainer: pl.Trainer, parts: Parts) -> None:

@@ -8,6 +8,7 @@ heavy.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ from skim.options.members import brought, groups_of, members_asked, unfolded
 from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, listed, names, no_option
 from skim.options.words import quoted, written
 
+LAUNCHERS = {  # of hydra/launcher: the plugin that brings each, and the extra that brings the plugin
+    "joblib": ("hydra_joblib_launcher", "sweep"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+}
 EXTRAS = ("experiment", "local", "debug")  # groups whose files change options and bring none
 
 
@@ -57,6 +63,8 @@ def settle(overrides: Sequence[str], name: str, search: Sequence[str] = (), swee
     typed = [o for o in typed if o.input_line not in placed]  # members of a chain, as a rank of DDP is told of them
     own = [o for o in typed if o.is_hydra_override() or o.key_or_group.startswith("hydra/")]
     hydra = [*search, *(o.input_line or "" for o in own)]
+    for override in own:
+        check_launcher(override)
 
     def files_of(group: str) -> list[str]:
         return loader.get_group_options(group, config_name=name, overrides=hydra)
@@ -127,7 +135,7 @@ def targets_of(overrides: Sequence[Any]) -> dict[str, list[str]]:
     for override in overrides:
         place, _, last = str(override.key_or_group).rpartition(".")
         if last == "_target_" and not override.is_delete():
-            found[place] = choices_of(override)
+            found[place] = choices_of(override) if override.is_sweep_override() else [str(override.value())]
         elif not override.is_delete() and isinstance(value := override.value(), dict) and "_target_" in value:
             found[str(override.key_or_group)] = [str(value["_target_"])]
     return found
@@ -138,6 +146,27 @@ def choices_of(override: Any) -> list[str]:
     if override.is_sweep_override() and override.is_discrete_sweep():
         return [str(choice) for choice in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]
+
+
+def check_launcher(override: Any) -> None:
+    """Refuse a launcher whose plugin is not installed."""
+    if override.key_or_group != "hydra/launcher" or override.is_delete():
+        return
+    name = override.get_value_element_as_str()
+    plugin, extra = LAUNCHERS.get(name, (None, ""))
+    if plugin is not None and not installed(f"hydra_plugins.{plugin}"):
+        raise SkimError(
+            f"hydra/launcher={name} needs {plugin.replace('_', '-')}, which is not installed: "
+            f'pip install "skim[{extra}]"'
+        )
+
+
+def installed(module: str) -> bool:
+    """Tell whether a module can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of what it is a part of
+        return False
 
 
 def check_group(override: Any, options: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import sys
@@ -323,16 +324,28 @@ def test_aliases_lead_somewhere_and_stand_nowhere() -> None:
 
 
 # --------------------------------------------------------------------------- the command line
-def test_what_a_sweep_agent_passes_is_told_how_to_pass_it() -> None:
-    with pytest.raises(SkimError) as caught:
-        cli.settled(["--train.lr=0.1", "--seed=3"], CONF, "train")
-    assert "train.lr=0.1" in str(caught.value)
-    assert "${args_no_hyphens}" in str(caught.value)
+def test_options_may_be_written_as_sweep_agents_pass_them() -> None:
+    """Agents of W&B put dashes before names, and write values as Python does."""
+    given = ["--train.lr=0.1", "--method=topk", "-m", "-seed=3", "--callbacks.progress=False", "--config-name=train"]
+    assert cli.settled([*given, "--benchmark.batch_sizes=[1, 32]"], CONF, "train") == [
+        *("-m", "--config-name=train"),
+        *("method=topk", "train.lr=0.1", "seed=3", "callbacks.progress=False", "benchmark.batch_sizes=[1, 32]"),
+    ]
+    with pytest.raises(SkimError, match=r"train\.rl is not an option"):
+        cli.settled(["--train.rl=0.1"], CONF, "train")
+    with pytest.raises(SkimError, match=r"^--fast is no flag; an option is written fast=<value>, or --fast=<value>\."):
+        cli.settled(["--fast"], CONF, "train")
 
 
-def test_one_dash_is_answered_as_two_are() -> None:
-    with pytest.raises(SkimError, match=r"^-train.lr=0.1: options have no dashes here: train.lr=0.1\."):
-        cli.settled(["-train.lr=0.1"], CONF, "train")
+@pytest.mark.parametrize(("launcher", "extra"), [("joblib", "sweep"), ("submitit_slurm", "slurm")])
+def test_a_launcher_that_is_not_installed_names_its_extra(
+    launcher: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    hidden = lambda name, *more: None if name.startswith("hydra_plugins.hydra") else find(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    with pytest.raises(SkimError, match=rf"needs hydra-\w+-launcher, .*: pip install \"skim\[{extra}\]\"$"):
+        settled([f"hydra/launcher={launcher}"], sweeps=True)
 
 
 @pytest.mark.parametrize(

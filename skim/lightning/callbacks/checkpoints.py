@@ -167,6 +167,9 @@ class LastCheckpoint(ModelCheckpoint):
     Args:
         folder: where to.
         every: steps after which it is written in between; ``None`` for never.
+
+    Attributes:
+        put_off: one is due as soon as the batches of a step are through, and its evaluation.
     """
 
     def __init__(self, folder: str | Path, every: int | None = None) -> None:
@@ -174,21 +177,24 @@ class LastCheckpoint(ModelCheckpoint):
         self.path = Path(folder) / "last.ckpt"
         self.every = every
         self._saved = 0  # the step of the last one in between
-        self._put_off = False  # one is due as soon as the batches of this step are through
+        self.put_off = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        due = self._put_off or (self.every is not None and step % self.every == 0 and step != self._saved)
-        if due and not trainer.fit_loop._should_accumulate():
-            self._saved, self._put_off = step, False
+        step, loop = trainer.global_step, trainer.fit_loop
+        due = self.put_off or (self.every is not None and step % self.every == 0 and step != self._saved)
+        # whoever goes on from before an evaluation that is due leaves it out: that one writes it when it is done
+        evaluates = loop.epoch_loop._should_check_val_fx(cast(Any, loop._data_fetcher))
+        if due and not evaluates and not loop._should_accumulate():
+            self._saved, self.put_off = step, False
             trainer.save_checkpoint(self.path)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # between batches that share a step, gradients have gathered, and checkpoints hold none: at the step, then
         if trainer.state.fn == "fit" and trainer.fit_loop._should_accumulate():
-            self._put_off = True
+            self.put_off = True
         else:
             super().on_validation_end(trainer, pl_module)
+            self.put_off = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
