@@ -23,6 +23,7 @@ LAUNCHERS = {  # of hydra/launcher: the plugin that brings each, and the extra t
     "joblib": ("hydra_joblib_launcher", "sweep"),
     "submitit_local": ("hydra_submitit_launcher", "slurm"),
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "slurm": ("hydra_submitit_launcher", "slurm"),
 }
 EXTRAS = ("experiment", "local", "debug")  # groups whose files change options and bring none
 
