@@ -84,7 +84,7 @@ def undashed(argument: str, flags: Collection[str]) -> str:
         return argument
     option = flag.lstrip("-")
     if not equals:
-        raise SkimError(f"{argument} is no flag; an option is written {option}=<value>, or {argument}=<value>.")
+        raise SkimError(f"{argument} is not a flag. Options have a value: {option}=<value>, or {argument}=<value>.")
     return f"{option}={value}"
 
 
