@@ -1,8 +1,9 @@
-"""``python -m skim.report runs/``: every run below, aggregated over seeds, and the curves of quality against cost."""
+"""``python -m skim.report runs/``: every run below, aggregated over seeds, and the report of them."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,26 +20,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m skim.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="searched for results.json, with all that is below them")
-    parser.add_argument("--out", type=Path, help="where the curves go; the first folder if not given")
+    parser.add_argument(
+        "--out", type=Path, help="where the files go; the folder around those that are searched if not given"
+    )
     parser.add_argument("--curves", action="store_true", help="with curve.json too: trained models at shifted budgets")
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        results, left_out = collect(options.folders, options.curves)
-        console.print(runs_table(results))
-        for reason in left_out.values():
+        found = collect(options.folders, options.curves)
+        console.print(runs_table(found.runs))
+        for reason in found.left_out.values():
             console.print(Text(f"left out: {reason}", style="yellow"), soft_wrap=True)
-        if all(run["status"] != "done" for run in results):
-            raise SkimError(f"All {len(results)} runs failed; there is nothing to compare.")
-    except SkimError as error:
-        Console(stderr=True).print(Text(f"error: {error}"))
-        return 2
-    from skim.report.curve import write_curves
+        if all(run["status"] != "done" for run in found.runs):
+            raise SkimError(f"All {len(found.runs)} runs failed; there is nothing to compare.")
+        from skim.report.curve import write_curves
+        from skim.report.overview import write_overview
 
-    first = options.folders[0]
-    for path in write_curves(results, options.out or (first if first.is_dir() else first.parent)):
-        console.print(Text(str(path)), soft_wrap=True)
+        folder = options.out or around(options.folders)
+        for path in (*write_overview(found, folder), *write_curves(found.runs, folder)):
+            console.print(Text(str(path)), soft_wrap=True)
+    except SkimError as error:
+        Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        return 2
     return 0
+
+
+def around(folders: Sequence[Path]) -> Path:
+    """Choose where a report goes: the folder around all that are given, or ``report/`` in it if it is a run's own."""
+    folder = Path(os.path.commonpath([path.resolve() for path in folders]))
+    folder = folder if folder.is_dir() else folder.parent
+    return folder / "report" if (folder / "results.json").is_file() else folder
 
 
 if __name__ == "__main__":

@@ -15,4 +15,5 @@ def write_picture(figure: Any, folder: Path, name: str) -> list[Path]:
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
         figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+        figure.set_layout_engine("none")  # the second file is laid out as the first
     return paths

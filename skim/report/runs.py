@@ -75,6 +75,7 @@ class Setting:
     Attributes:
         moved: what was added to the shift that the run was saved with, for a point of a grid of shifts.
         variant: difference from other settings of this task, method and backbone; empty where the target does.
+        line: the same of settings that a figure joins, which differ in the target, or the option that stands for it.
         seeds: of the runs, one each; a seed that stands here twice was run twice.
         monitor: the task metric that counts, and ``metric`` its values.
         keep_ratio: mean over layers.
@@ -90,6 +91,7 @@ class Setting:
     target: float | None
     moved: float | None
     variant: str
+    line: str
     seeds: tuple[int, ...]
     monitor: str
     metric: Spread | None
@@ -147,7 +149,7 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
             config = json.dumps(deciding(run["config"]), sort_keys=True)
             groups.setdefault((*_line(run), run["target"], run.get(MOVED), config), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
-    settings = [_setting(runs, variant) for runs, variant in zip(groups.values(), variants, strict=True)]
+    settings = [_setting(runs, *variant) for runs, variant in zip(groups.values(), variants, strict=True)]
     order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
     return sorted(settings, key=order)
 
@@ -183,8 +185,11 @@ def deciding(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str,
     return flat
 
 
-def _variants(runs: list[Results]) -> list[str]:
-    """Name the differences of settings, one run each, beyond method and target.
+def _variants(runs: list[Results]) -> list[tuple[str, str]]:
+    """Name the differences of settings, one run each, beyond method and target; and again for their lines.
+
+    A method without a target may have another option that says what it costs, such as the layers that are kept: where
+    its settings differ in one option of the method alone, that is the one, and lines run along it.
 
     A key in which two settings differ is named in all that could stand on one line of a figure with them.
     """
@@ -201,16 +206,20 @@ def _variants(runs: list[Results]) -> list[str]:
         last = [key.removesuffix("._target_").rpartition(".")[2] for key in named]
         config = deciding(run["config"])
         parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
+        line = [*parts]
+        own = [key for key in named if key.startswith("method.")]
+        budget = own[0] if len(own) == 1 and run["target"] is None else None
         for key, short in zip(named, last, strict=True):
             value = "null" if config.get(key) is None else config[key]
             if key.endswith("._target_"):
                 value = str(value).rpartition(".")[2]  # optimizer=SGD
             parts.append(f"{short if last.count(short) == 1 else key}={value}")
-        variants.append(", ".join(parts))
+            line += [] if key == budget else parts[-1:]
+        variants.append((", ".join(parts), ", ".join(line)))
     return variants
 
 
-def _setting(runs: list[Results], variant: str) -> Setting:
+def _setting(runs: list[Results], variant: str, line: str) -> Setting:
     first = runs[0]
     monitors = {run["monitor"] for run in runs}
     if len(monitors) > 1:
@@ -227,6 +236,7 @@ def _setting(runs: list[Results], variant: str) -> Setting:
         **{key: first[key] for key in ("task", "method", "backbone", "target", "monitor")},
         moved=first.get(MOVED),
         variant=variant,
+        line=line,
         seeds=tuple(sorted(run["seed"] for run in runs)),
         metric=Spread.of(metric) if metric else None,
         relative_flops=Spread.of([run["relative_flops"] for run in runs]),

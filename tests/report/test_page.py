@@ -102,7 +102,8 @@ def test_ten_settings_of_a_curve_are_told_apart_and_none_is_covered():
     (legend,) = figure.legends
     labels = [" ".join(text.get_text().split()) for text in legend.get_texts()]
     assert labels[0] == "dense"
-    assert len(set(labels)) == 11
+    assert labels[-1] == "front"
+    assert len(set(labels)) == 12
     box, whole = legend.get_window_extent(), figure.bbox
     assert whole.x0 <= box.x0 < box.x1 <= whole.x1
     assert whole.y0 <= box.y0 < box.y1 <= whole.y1
