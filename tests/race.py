@@ -2,17 +2,23 @@
 
 $ python -m tests.race sst2 --samples 640
 $ python -m tests.race newsgroups --samples 320 --max-length 256 --bf16
+$ python -m tests.race sst2 --samples 640 --bare                    # beside a bare PyTorch loop over the same batches
 
 Both train the same pretrained encoder with a new head for one epoch on the same rows, by fused AdamW at the same rate,
 and only ``train.py``'s own path stands for skim: recipe, callbacks, log and all. What is timed is the steps, with their
 batches, from the first to the last; medians of the turns. Before that, both train on the same batches from the same
 weights without dropout, which shows that they compute the same.
+
+With ``--bare`` the other side is a loop of a dozen lines over the very batches that skim trains on, from its own
+loader, with its optimizer, schedule and clipping: what is left is what the framework costs. One such loop trains
+transformers' own model, padded; another the packed model that skim trains, so that no difference is one of the forward.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import io
 import statistics
 import tempfile
@@ -26,15 +32,18 @@ from typing import Any, TypeAlias
 import pytorch_lightning as pl
 import torch
 import transformers
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from skim import hub
 from skim.benchmark import plain_twin
 from skim.compression import accepted
-from skim.lightning.build import quiet
+from skim.lightning.build import build, quiet
 from tests.baseline import MODEL, TASKS, encoded, subsample
 from tests.runs import composed, watched_by
 
@@ -115,15 +124,52 @@ class Peer(transformers.Trainer):
 def by_skim(options: argparse.Namespace, seed: int, *changes: str, keep: bool = False) -> Watched:
     """Train by the recipe of ``train.py``."""
     watched = Watched(keep)
+    with tempfile.TemporaryDirectory() as folder:
+        watched_by(watched, config_of(options, seed, *changes), Path(folder) / "run")
+    return watched
+
+
+def config_of(options: argparse.Namespace, seed: int, *changes: str) -> DictConfig:
+    """Compose what ``train.py`` would run."""
     given = [
         *(f"task={options.task}", "method=dense", "backbone=minilm", f"seed={seed}", f"train.lr={options.lr}"),
         *(f"task.batch_size={BATCH}", f"task.max_length={options.max_length}", "task.max_eval_samples=32"),
         *(f"task.max_train_samples={options.samples}", f"hardware.threads={options.threads}", "hardware=cpu"),
         *("benchmark.enabled=false", "train.calibrate=0"),
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        watched_by(watched, composed(*given, *changes), Path(folder) / "run")
-    return watched
+    return composed(*given, *changes)
+
+
+def by_hand(options: argparse.Namespace, seed: int, packed: bool, *changes: str) -> Ran:
+    """Train by a loop of PyTorch's, with skim's loader, defaults and no framework.
+
+    Args:
+        options: of the command.
+        seed: of the run.
+        packed: skim's model; else transformers' own, padded.
+        changes: of the config.
+    """
+    cfg = config_of(options, seed, *changes)
+    pl.seed_everything(seed, verbose=False)
+    parts = build(cfg)
+    model = (parts.model if packed else plain_twin(parts.model)).train()
+    loader, kinds = parts.task.train_dataloader(), (lambda p: p.dim() > 1, lambda p: p.dim() <= 1)
+    some, others = ([p for p in model.parameters() if kind(p)] for kind in kinds)
+    groups = [{"params": some, "weight_decay": cfg.train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=cfg.train.lr, fused=True)
+    steps, rise = len(loader), -(-len(loader) * cfg.train.warmup // 1)
+    schedule = LambdaLR(optimizer, lambda n: (n + 1) / rise if n < rise else (steps - n) / (steps - rise))
+    losses, names = [], set(inspect.signature(type(model).forward).parameters)
+    begun = clocks()
+    for batch in loader:
+        loss = model(**{name: tensor for name, tensor in batch.items() if name in names}).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), cfg.train.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return since(begun), losses
 
 
 def by_trainer(
@@ -165,7 +211,15 @@ def together(options: argparse.Namespace, tokenizer: Any, *changes: str) -> list
 
 
 def racers(options: argparse.Namespace, tokenizer: Any) -> dict[str, Racer]:
-    """List who takes part: each, told a seed, trains an epoch and returns its seconds and its losses."""
+    """List who takes part, the one to be compared with first: each, told a seed, returns its seconds and its losses."""
+
+    def skim(seed: int, *changes: str) -> Ran:
+        watched = by_skim(options, seed, *changes)
+        return watched.seconds, watched.losses
+
+    if options.bare:
+        loops = {"bare loop, transformers": False, "bare loop, packed": True}
+        return {**{name: partial(by_hand, options, packed=packed) for name, packed in loops.items()}, "skim": skim}
     data = TASKS[options.task]
     whole = hub.dataset(data.hub_id, data.config, "train")
     count, table = int(max(whole[data.label])) + 1, subsample(whole, options.samples)
@@ -178,10 +232,6 @@ def racers(options: argparse.Namespace, tokenizer: Any) -> dict[str, Racer]:
         peer = by_trainer(model, rows, tokenizer, seed, options.lr, **more)
         peer.train()
         return next(one for one in peer.callback_handler.callbacks if isinstance(one, Clocked)).seconds, peer.losses
-
-    def skim(seed: int, *changes: str) -> Ran:
-        watched = by_skim(options, seed, *changes)
-        return watched.seconds, watched.losses
 
     who: dict[str, Racer] = {"Trainer": trainer, "skim": skim}
     if options.tokens:
@@ -203,15 +253,17 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, help="also by a budget of tokens per batch")
     parser.add_argument("--bf16", action="store_true", help="also in bf16-mixed")
+    parser.add_argument("--bare", action="store_true", help="beside bare loops over the same batches, not the Trainer")
     options = parser.parse_args(arguments)
     quiet()
     torch.set_num_threads(options.threads)
     console = Console()
     tokenizer = transformers.AutoTokenizer.from_pretrained(hub.model_path(MODEL))
-    with redirect_stdout(io.StringIO()):
-        pairs = together(options, tokenizer)
-    apart = max(abs(one - other) for one, other in pairs)
-    console.print(f"{EXACT} steps on the same batches without dropout: losses differ by {apart:.1e} at most")
+    if not options.bare:
+        with redirect_stdout(io.StringIO()):
+            pairs = together(options, tokenizer)
+        apart = max(abs(one - other) for one, other in pairs)
+        console.print(f"{EXACT} steps on the same batches without dropout: losses differ by {apart:.1e} at most")
     who = racers(options, tokenizer)
     ran: dict[str, list[Ran]] = {name: [] for name in who}
     for turn in range(options.turns):
@@ -223,11 +275,13 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
         for clock in (0, 1)
     )
     shown = Table(title=f"{options.task}, {options.samples} rows, {options.turns} turns, threads: {options.threads}")
-    for head in ("", "samples/s", "/ Trainer", "per CPU s", "/ Trainer", "loss"):
+    with_whom = next(iter(ran))
+    beside = f"/ {with_whom.partition(',')[0]}"
+    for head in ("", "samples/s", beside, "per CPU s", beside, "loss"):
         shown.add_column(head, justify="right" if head else "left")
     for name, some in ran.items():
         loss = statistics.fmean(float(loss) for one in some for loss in one[1])
-        rates = [text for rate in (wall, cpu) for text in (f"{rate[name]:.1f}", f"{rate[name] / rate['Trainer']:.2f}")]
+        rates = [text for rate in (wall, cpu) for text in (f"{rate[name]:.1f}", f"{rate[name] / rate[with_whom]:.3f}")]
         shown.add_row(name, *rates, f"{loss:.3f}")
     console.print(shown)
     return wall

@@ -30,6 +30,7 @@ SMALL = [
     "task.max_train_samples=256",
     "task.max_eval_samples=96",
     "benchmark.enabled=false",
+    "print_config=false",
 ]
 
 

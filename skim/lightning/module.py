@@ -51,6 +51,7 @@ class SkimModule(pl.LightningModule):
 
     Attributes:
         stage: the present one; ``None`` before training.
+        loss: the task's in the last step of training, detached, for those who show it; ``None`` before.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class SkimModule(pl.LightningModule):
         self.model, self.task, self.companion = model, task, companion
         self.stages, self.method_after = tuple(stages), method_after
         self.stage: Stage | None = None
+        self.loss: Tensor | None = None
         self.optimizer, self.scheduler = optimizer, scheduler
         self.distiller = distiller
         self.scores = Scores(task, walk_of(model), formulas)
@@ -160,14 +162,16 @@ class SkimModule(pl.LightningModule):
         own = loss = out.loss if self._loss is None else self._loss(out, batch)
         if self.distiller is not None and taught is not None:
             loss = self.distiller.mix(loss, self.task, out, taught, batch)
-        loss = loss + added
+        if added is not None:
+            loss = loss + added
         # what a stage does not train needs a gradient all the same: DDP waits for everyone's
         if self.method.stages or not begun:
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
-        self.log("train/loss", own.detach(), prog_bar=True)
+        self.loss = own.detach()
         if begun:
             loss = loss + self._penalties(trace)
         if self.written:
+            self.log("train/loss", self.loss, prog_bar=True)
             self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
             with torch.no_grad():
                 self.log("train/keep", trace.keep_ratio().mean())
@@ -184,9 +188,9 @@ class SkimModule(pl.LightningModule):
             self.log_dict({f"train/{name}": value for name, value in log.items()})
         return total
 
-    def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | float]:
+    def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
         """The batch as the task's companion, if it has one, hands it on, and the companion's loss."""
-        return (batch, 0.0) if self.companion is None else self.task.corrupt(batch, self.companion)
+        return (batch, None) if self.companion is None else self.task.corrupt(batch, self.companion)
 
     def configure_gradient_clipping(
         self,

@@ -22,7 +22,13 @@ def test_a_profile_leaves_a_table_and_a_trace_and_the_config_is_shown_as_a_tree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = ["method=dense", "train.max_steps=6", "callbacks.operations.after=2", "callbacks.operations.steps=3"]
-    rows = ["task.max_train_samples=64", "task.max_eval_samples=8", "train.calibrate=0", "tags=[baseline, why not]"]
+    rows = [
+        "task.max_train_samples=64",
+        "task.max_eval_samples=8",
+        "train.calibrate=0",
+        "tags=[baseline, why not]",
+        "print_config=true",
+    ]
     run = train(small("debug=profile", *TINY, *typed, *rows), tmp_path / "run", "")
     said = capsys.readouterr().out
     table = (run.folder / "operations.txt").read_text()
@@ -48,7 +54,7 @@ def test_the_tree_is_not_shown_where_it_is_not_wanted_and_is_in_the_folder_all_t
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Beside it: the fast debug run, which goes through all that a run does."""
-    run = train(small("debug=fast", *TINY, "method=ltp", "print_config=false"), tmp_path / "run", "")
+    run = train(small("debug=fast", *TINY, "method=ltp"), tmp_path / "run", "")
     assert "── " not in capsys.readouterr().out
     assert "├── method = ltp" in (run.folder / "config_tree.txt").read_text().splitlines()
     assert (run.results.status, run.results.steps) == ("done", 8)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import traceback
 from argparse import Namespace
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
+import torch
 
 from skim.benchmark import counting
+from skim.compression import accepted
+from skim.lightning.build import build
 from tests.race import together
 from tests.runs import small, watched_by
 
@@ -58,6 +63,33 @@ def test_dense_steps_are_those_of_transformers_own_trainer() -> None:
     pairs = together(options, None, "backbone=tiny")
     assert all(ours == pytest.approx(theirs, abs=1e-4) for ours, theirs in pairs)
     assert max(pairs)[0] - min(pairs)[0] > 0.01  # of weights that move
+
+
+def test_a_dense_step_is_one_of_a_bare_loop_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The framework's cost in what can be counted: operations beside forward, backward and optimizer, reads, stacks."""
+    stacks: list[str] = []
+    usual = traceback.format_stack
+    monkeypatch.setattr(traceback, "format_stack", lambda *given: stacks.append("".join(usual())) or [])
+    *_, step = counted(tmp_path / "run", "method=dense")
+    assert stacks, "torch writes them down for generators of devices that were never used, in seed_everything"
+    assert not [stack for stack in stacks if "training_epoch_loop.py" in stack], "and not in every step"
+
+    given = ["task.max_train_samples=96", "task.max_eval_samples=32", "train.calibrate=0", "train.max_steps=3"]
+    parts = build(small(*given, "method=dense"))
+    model = parts.model.train()
+    kinds = [[p for p in model.parameters() if (p.dim() > 1) is matrix] for matrix in (True, False)]
+    optimizer = torch.optim.AdamW([{"params": kind} for kind in kinds], fused=True)
+    *_, batch = parts.task.train_dataloader()
+    for _ in range(2):  # the second has moments to go on with
+        with counting() as bare:
+            model(**accepted(model, batch)).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert step.reads.total() == bare.reads.total()
+    lightnings = Counter(clone=1, div=2)  # a copy of the loss, and its share of the batches of a step, forth and back
+    penalties = Counter(new_zeros=1, add=1)  # the sum of those that a method has
+    assert step.operations - bare.operations == lightnings + penalties, "all of them of a single number"
 
 
 def test_bf16_has_one_pass_over_the_weights_as_well(tmp_path: Path) -> None:

@@ -107,10 +107,10 @@ class Shown(ProgressBar):
 
     def training(self, trainer: pl.Trainer) -> dict[str, str]:
         """Numbers of the last training step, for people."""
-        trace = cast(Any, trainer.lightning_module).trace
+        module = cast(Any, trainer.lightning_module)
+        trace, loss = module.trace, module.loss
         with torch.no_grad():
             numbers = {"keep": trace.keep_ratio().mean(), "FLOPs": trace.relative_flops()}
-        loss = trainer.callback_metrics.get("train/loss")
         shown = numbers if loss is None else {"loss": loss, **numbers}
         return {name: f"{float(value):.3f}" for name, value in shown.items()}
 

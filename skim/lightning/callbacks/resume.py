@@ -32,6 +32,17 @@ def check_resumable(path: Path) -> None:
         )
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed what a step draws from: the CPU's generator, and the device's.
+
+    ``torch.manual_seed`` seeds those of every kind of device; for one that was never used it writes down the stack of
+    callers first, which takes longer than all else that a framework does in a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def position(checkpoint: dict[str, Any]) -> tuple[int, int]:
     """Epoch and batch at which the training of a checkpoint goes on."""
     fit = checkpoint["loops"]["fit_loop"]
@@ -71,7 +82,7 @@ class ExactResume(Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
         # dropout and noise of a batch follow from its place, and not from what was drawn before it
         place = (module.task.seed, trainer.global_rank, trainer.current_epoch, index)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+        reseed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1), trainer.strategy.root_device)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["plan"] = {"bounds": self.bounds, "begin": self.begin}
