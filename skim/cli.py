@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator
+from datetime import datetime
 from pathlib import Path
 
 from skim.errors import SkimError, message
@@ -56,6 +57,11 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
         raise SystemExit(0)
     if given.hydra_help or given.shell_completion:
         return arguments
+    if (started := agree()) and given.multirun:
+        raise SkimError(
+            f"-m: {started} has started this process as one of a run's, and a sweep is many runs.\n"
+            f"Start each run with {started}, or leave the jobs to a launcher: hydra/launcher=slurm."
+        )
     search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         overrides = inherited(given.overrides, given.config_name or name, search)
@@ -86,6 +92,26 @@ def undashed(argument: str, flags: Collection[str]) -> str:
     if not equals:
         raise SkimError(f"{argument} is not a flag. Options have a value: {option}=<value>, or {argument}=<value>.")
     return f"{option}={value}"
+
+
+def agree() -> str | None:
+    """Let the processes of a run agree on the stamp of its folder; says who has started them if it was not the run.
+
+    The one that a run is given by itself is the time, which is another for each of them.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        from torch.distributed import rendezvous
+
+        store, rank, _ = next(rendezvous("env://"))
+        key = f"skim/stamp/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+        if rank == 0:
+            store.set(key, f"{datetime.now():%Y%m%d-%H%M%S-%f}")
+        os.environ["SKIM_STAMP"] = store.get(key).decode()
+        return "torchrun"
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in os.environ:
+        os.environ["SKIM_STAMP"] = f"slurm-{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_STEP_ID', 0)}"
+        return "srun"
+    return None
 
 
 def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
@@ -141,7 +167,7 @@ def readable() -> Iterator[None]:
     except (SkimError, HydraException, OmegaConfBaseException) as error:
         if WANTS_TRACEBACK:
             raise
-        rank = int(os.environ.get("LOCAL_RANK", 0))
+        rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
         print(f"error{f' on rank {rank}' if rank else ''}: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 

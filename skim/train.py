@@ -5,7 +5,6 @@ $ python -m skim.train method=transkimmer task=sst2 backbone=minilm method.targe
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hydra
@@ -20,6 +19,7 @@ from skim.signals import heeded
 def main(cfg: DictConfig) -> float | None:
     """One job. Returns the monitored metric, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
+    from pytorch_lightning.utilities import rank_zero_only
 
     from skim.lightning.recipe import train
     from skim.report.table import print_run
@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with readable(), heeded(), swept(folder), one_job():
         results = train(cfg, folder, command()).results
-    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+    if rank_zero_only.rank == 0:
         print_run(results.to_dict(), folder)
     return results.metrics.get(results.monitor)
 

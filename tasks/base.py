@@ -139,6 +139,10 @@ class Task(Parts):
     def labelled(self, batch: dict[str, Tensor]) -> int:
         """Count the labels that the mean loss of a batch is over; 0 if it has none."""
 
+    def loss_of(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean loss of a batch with labels, a scalar: the model's own, unless padding is in that."""
+        return output.loss
+
     @abstractmethod
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
         """Measure how far an output is from the teacher's: mostly :func:`tasks.losses.softened_divergence`, a scalar.

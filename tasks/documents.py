@@ -194,13 +194,13 @@ class Documents(Task):
         number, start = (self._resume or (0, 0))[1], Place()
         if number:
             ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-            if self._places is None or len(self._places) != ranks:
+            if self._places is None or (len(self._places) != ranks and not self.global_batch):
                 before = "none" if self._places is None else len(self._places)
                 raise SkimError(
                     f"resume: the checkpoint has places in the stream of {before} processes, and now there are {ranks}."
                     f"\nUse as many as before, or start anew from its weights: init_from=<that run>."
                 )
-            start = Place(*self._places[dist.get_rank() if ranks > 1 else 0])
+            start = Place(*self._places[dist.get_rank() if ranks > 1 and not self.global_batch else 0])
         self._resume = self._places = None
         tokenizer = self.tokenizer
         self._stream = Stream(
@@ -217,6 +217,7 @@ class Documents(Task):
             skip=self.on_bad_row == "skip",
             number=number,
             start=start,
+            whole=self.global_batch,
         )
         return DataLoader(self._stream, batch_size=None, pin_memory=torch.cuda.is_available())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import BinaryAccuracy, BinaryF1Score, BinaryPrecision, BinaryRecall
 
+from skim.engine.ranks import weighed
 from skim.errors import SkimError
 from skim.options.kinds import Fraction, Positive
 from tasks.data.masking import IGNORED, SAMPLE
@@ -112,7 +113,7 @@ class ReplacedTokens(MaskedLanguage):
             made_up = torch.searchsorted(chances, draw).squeeze(-1).clamp_max(chances.shape[-1] - 1)
         ids = batch["input_ids"].masked_scatter(hidden, made_up)
         labels = (hidden & (ids != batch["originals"])).long()
-        return {**batch, "input_ids": ids, "labels": labels}, out.loss / self.detection_weight
+        return {**batch, "input_ids": ids, "labels": labels}, weighed(out.loss, hidden.sum) / self.detection_weight
 
     # ---- what is measured: over real tokens ----
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-# from a model's output and the batch to a scalar
-Loss: TypeAlias = "Callable[[Any, dict[str, Tensor]], Tensor]"
+
+class Loss(ABC):
+    """A loss of a model's output on a batch."""
+
+    @abstractmethod
+    def __call__(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Compute the mean over the batch, a scalar."""
+
+    def weight(self, batch: dict[str, Tensor], labelled: int) -> Tensor | int:
+        """Weigh a batch among those of other processes that share its step.
+
+        Args:
+            batch: of one process.
+            labelled: its labels, see :meth:`tasks.base.Task.labelled`.
+        """
+        return labelled
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Loss):
     """Cross entropy of a class for each sequence, token or set of options: mean over labels, weighted by class.
 
     Attributes:
@@ -30,9 +44,13 @@ class CrossEntropy:
         weights = None if self.weights is None else self.weights.to(logits)
         return F.cross_entropy(logits, batch["labels"].flatten(), weights, label_smoothing=self.smoothing)
 
+    def weight(self, batch: dict[str, Tensor], labelled: int) -> Tensor | int:
+        labels = batch["labels"]
+        return labelled if self.weights is None else self.weights.to(labels.device)[labels[labels >= 0]].sum()
+
 
 @dataclass(frozen=True)
-class BinaryCrossEntropy:
+class BinaryCrossEntropy(Loss):
     """Cross entropy of a yes or no for each label, mean over labels and sequences.
 
     Attributes:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -190,6 +192,13 @@ class QuestionAnswering(Task):
 
     def labelled(self, batch: dict[str, Tensor]) -> int:
         return len(batch["start_positions"]) if "start_positions" in batch else 0
+
+    def loss_of(self, output: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Return the cross entropy of starts and of ends; in the model's own, padding is among the answers."""
+        pads = batch["attention_mask"] == 0
+        found = {"start_positions": output.start_logits, "end_positions": output.end_logits}
+        losses = [F.cross_entropy(one.float().masked_fill(pads, NEVER), batch[name]) for name, one in found.items()]
+        return torch.stack(losses).mean()
 
     def distance(self, output: Any, taught: Any, batch: dict[str, Tensor], temperature: float) -> Tensor:
         """Average the divergences of starts and of ends; padding has no part in them."""

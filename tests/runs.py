@@ -65,20 +65,26 @@ def watched_by(callback: pl.Callback, cfg: DictConfig, folder: Path) -> recipe.R
         return recipe.train(cfg, folder, "python train.py ...")
 
 
-def on_two_ranks(script: str, folder: Path) -> list[Any]:
+def environment(rank: int) -> dict[str, str]:
+    """What tells a process that it is one of two, which somebody else has started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    return {**shared, "LOCAL_RANK": str(rank), "RANK": str(rank)}
+
+
+def on_two_ranks(script: str, folder: Path, timeout: float = 600) -> list[Any]:
     """What a script leaves as ``rank<k>.pt`` in the folder, run in two processes joined by gloo.
 
     Its arguments are the folder and the rank.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    env = {**os.environ, **environment(0)}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(folder), str(rank)],
             cwd=ROOT,
-            env={**env, "LOCAL_RANK": str(rank)},
+            env={**env, "LOCAL_RANK": str(rank), "RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -86,7 +92,7 @@ def on_two_ranks(script: str, folder: Path) -> list[Any]:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=250)[1] for process in ranks]
+        said = [process.communicate(timeout=timeout)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,36 +15,28 @@ import pytest
 import torch
 
 from skim.lightning.recipe import train
+from skim.train import start
 from tests.lightning.test_method_after import recorded, same
 from tests.lightning.test_stages import watched
-from tests.runs import ROOT, SMALL, on_two_ranks, small
+from tests.ranks import COMMON, ROWS, RUNS, differences, trained
+from tests.runs import ROOT, environment, small
 
 
-def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(tmp_path: Path) -> None:
+def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Lightning's own launcher repeats the whole sweep in every rank, in a second folder, and hangs on the second."""
-    overrides = [o for o in SMALL if not o.startswith("hardware")]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "train.py",
-            "-m",
-            *overrides,
-            "hardware=ddp_cpu",
-            "method=transkimmer",
-            "method.target=0.5",
-            "train.max_steps=3",
-            "train.eval_every=1",
-            "train.lr=1e-4,2e-4",
-            f"paths.runs={tmp_path}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "sync_dist" not in done.stderr, "what is logged of an evaluation is the same on both ranks"
+    common = [option for option in COMMON if not option.startswith(("train.lr", "train.max_steps"))]
+    command = [
+        *("-m", *ROWS, *common, "hardware=ddp_cpu", "method=transkimmer", "method.target=0.5", "train.max_steps=3"),
+        *("train.eval_every=1", "train.lr=1e-4,2e-4", f"paths.runs={tmp_path}"),
+    ]
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["train.py", *command])
+    monkeypatch.setattr("skim.cli.program", list)  # ranks are started with train.py, and not with this pytest
+    with mock.patch.dict(os.environ):
+        start()
+    assert "sync_dist" not in capfd.readouterr().err, "what is logged of an evaluation is the same on both ranks"
     sweeps = list((tmp_path / "sweeps").iterdir())
     assert len(sweeps) == 1
     found = sorted(sweeps[0].glob("*/results.json"))
@@ -69,18 +62,58 @@ LATE = [
 ]
 
 
-def rank(folder: str, rank: str) -> None:
-    """Both runs in one of two processes, which pays for its imports and joins the other once."""
-    stages = [vars(step) for step in watched(Path(folder) / "stages", "hardware=ddp_cpu", *STAGES)[1]]
-    late = recorded(Path(folder) / "late", "hardware=ddp_cpu", *LATE)[1]
-    torch.save({"stages": stages, "late": late}, Path(folder) / f"rank{rank}.pt")
+def runs(folder: Path) -> dict[str, Any]:
+    """Every run of two processes, as one of them sees it: both pay for their imports and for joining once."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=300))
+    try:
+        return {
+            "stages": [vars(step) for step in watched(folder / "stages", "hardware=ddp_cpu", *STAGES)[1]],
+            "late": recorded(folder / "late", "hardware=ddp_cpu", *LATE)[1],
+            **{name: trained(name, folder / name, "ddp_cpu") for name in RUNS},
+        }
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def other(folder: str) -> None:
+    """The process of rank 1."""
+    torch.save(runs(Path(folder)), Path(folder) / "other.pt")
 
 
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of the runs, and the steps that either rank saw of each."""
+    """The folder of the runs, and what either rank saw of each; this process is rank 0."""
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, on_two_ranks("import sys; from tests.test_ddp import rank; rank(*sys.argv[1:])", folder)
+    with mock.patch.dict(os.environ, environment(0)):
+        there = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from tests.test_ddp import other; other(sys.argv[1])", str(folder)],
+            cwd=ROOT,
+            env=os.environ | {"LOCAL_RANK": "1", "RANK": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            here = runs(folder)
+            said = there.communicate(timeout=100)[1]
+        finally:
+            there.kill()
+    assert there.returncode == 0, said[-3000:]
+    return folder, [here, torch.load(folder / "other.pt", weights_only=False)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one(name: str, joined: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    """At the same global batch: losses, gradients (by the weights), metrics, FLOPs; no sequence twice or left out."""
+    two = [found[name] for found in joined[1]]
+    one = trained(name, tmp_path, "cpu")
+    assert one["rows"] == [sum(rows) for rows in zip(*(each["rows"] for each in two), strict=True)]
+    assert any(a != b for a, b in zip(*(each["rows"] for each in two), strict=True)), "batches were even"
+    for each in two:
+        found = differences(one, each)
+        assert found["losses"] < 1e-5
+        assert found["weights"] < 1e-4  # of a gradient near nothing, Adam makes a whole step
+        assert found["metrics"] < 1e-5
+        assert found["FLOPs and kept"] < 1e-5
 
 
 def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(joined: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from skim.engine.adapters import whole_of
 from skim.engine.masked import MaskedOccupancy
+from skim.engine.ranks import share
 from skim.engine.tokens import Charge, Nobody, Occupancy, Sequences
 from skim.flops import LayerCost, precise
 
@@ -160,11 +161,6 @@ class Trace:
     def layers_survived(self) -> Tensor:
         """Layers each token took part in, ``(B, N)``: 0 retired before the first, L alive to the end; 0 on pads."""
         return self.alive().sum(0)
-
-
-def share(part: Tensor, whole: Tensor) -> Tensor:
-    """``part / whole``, and 1 of nothing: a batch of nothing but padding must not make a loss, or steering, NaN."""
-    return torch.where(whole > 0, part / whole.clamp_min(1), 1.0)
 
 
 class LastTrace:

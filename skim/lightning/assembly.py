@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
 from skim.lightning.distill import Distiller
+from skim.lightning.hardware import check_strategy, nodes_of
 from skim.lightning.module import SkimModule
 from skim.options.declared import OptionError
 
@@ -94,7 +95,10 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
             f"trainer.{given[0]} is filled from the group {given[0]}.\n"
             f"Add one of yours there: {given[0]}.mine._target_=<its class>"
         )
+    check_strategy(cfg.hardware.get("strategy"))
     make = made(cfg, "trainer", _partial_=True)
+    if make.keywords.get("num_nodes") == "auto":
+        make.keywords["num_nodes"] = nodes_of(cfg)
     interval = cfg.train.eval_every
     follows = {
         "max_epochs": epochs if make.keywords["max_steps"] < 0 else -1,

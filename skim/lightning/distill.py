@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from skim.compression import uncompressed
 from skim.engine.inputs import inputs_of
+from skim.engine.ranks import weighed
 from tasks.base import Task
 
 
@@ -65,4 +66,5 @@ class Distiller:
             taught: the teacher's.
             batch: that both have seen.
         """
-        return (1 - self.weight) * loss + self.weight * task.distance(output, taught, batch, self.temperature)
+        distance = task.distance(output, taught, batch, self.temperature)
+        return (1 - self.weight) * loss + self.weight * weighed(distance, lambda: task.labelled(batch))

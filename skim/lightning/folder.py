@@ -94,11 +94,9 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
     except BaseException as error:
         ended = ending(error, goes_on(folder, resumed)) if isinstance(error, (KeyboardInterrupt, Stopped)) else error
         if trainer.is_global_zero:
-            results.notes.append(f"{type(error).__name__}: {error}" if ended is error else str(ended))
-            results.wall_seconds = time.time() - started
             if isinstance(error, Stopped) and error.requeued:
                 results.status = "preempted"
-            results.write(folder)
+            failed(folder, results, f"{type(error).__name__}: {error}" if ended is error else str(ended), started)
         if ended is error:
             raise
         raise ended from None
@@ -111,6 +109,20 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
 def ending(error: KeyboardInterrupt | Stopped, said: str) -> KeyboardInterrupt | Stopped:
     """The same end of a run, with a word on how it goes on."""
     return Stopped(error.number, said) if isinstance(error, Stopped) else KeyboardInterrupt(f"interrupted{said}")
+
+
+def failed(folder: Path, results: Results, said: str, started: float) -> None:
+    """Write ``results.json`` of a run that has failed.
+
+    Args:
+        folder: of the run.
+        results: as far as they go.
+        said: what has happened.
+        started: when, in seconds since the epoch.
+    """
+    results.notes.append(said)
+    results.wall_seconds = time.time() - started
+    results.write(folder)
 
 
 def goes_on(folder: Path, resumed: str | None) -> str:

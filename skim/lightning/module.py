@@ -18,6 +18,8 @@ from torch.optim import AdamW
 
 from skim.calibration import Batches
 from skim.compression import accepted, uncompressed, walk_of
+from skim.engine.noise import belonging
+from skim.engine.ranks import joined, weighed
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.lightning.callbacks.budget import Budget
@@ -153,13 +155,20 @@ class SkimModule(pl.LightningModule):
         self.method.progress = checkpoint["method_progress"]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        # of the step as a whole, however many processes share it
+        place = (self.task.seed, self.current_epoch, batch_idx)
+        with joined(), belonging(batch.get("row"), *place):
+            return self._trained(batch)
+
+    def _trained(self, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of one batch."""
         begun = self.begun
         batch, added = self._corrupted(batch)
         taught = None if self.distiller is None else self.distiller.teach(self.model, batch, begun)
         with nullcontext() if begun else uncompressed(self.model):
             out = self(batch)
         trace = self.trace
-        own = loss = out.loss if self._loss is None else self._loss(out, batch)
+        own = loss = self._of_task(out, batch)
         if self.distiller is not None and taught is not None:
             loss = self.distiller.mix(loss, self.task, out, taught, batch)
         if added is not None:
@@ -177,6 +186,13 @@ class SkimModule(pl.LightningModule):
                 self.log("train/keep", trace.keep_ratio().mean())
                 self.log("train/flops", trace.relative_flops().float())
         return loss
+
+    def _of_task(self, out: Any, batch: dict[str, Tensor]) -> Tensor:
+        """The task's loss: the mean over all labels of the step."""
+        made = self._loss
+        if made is None:
+            return weighed(self.task.loss_of(out, batch), lambda: self.task.labelled(batch))
+        return weighed(made(out, batch), lambda: made.weight(batch, self.task.labelled(batch)))
 
     def _penalties(self, trace: Trace) -> Tensor:
         """The method's weighted penalties on this step, after its schedules have moved on; logged by name."""

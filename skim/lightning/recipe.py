@@ -30,11 +30,13 @@ from skim.lightning.callbacks.resume import check_resumable
 from skim.lightning.callbacks.sentences import Sentences
 from skim.lightning.check import check, method_of
 from skim.lightning.config_tree import config_tree
-from skim.lightning.folder import begin, concluded, continue_log
+from skim.lightning.folder import begin, concluded, continue_log, failed
+from skim.lightning.hardware import scaled
 from skim.lightning.landing import land, measure
 from skim.lightning.loggers.told import flat
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
+from skim.lightning.ranks import watched
 from skim.merging import parameters_of
 from skim.methods import method_name
 from skim.options.check import typed
@@ -77,13 +79,18 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     prepare(cfg, parts)
-    module = module_of(cfg, parts)
     trainer = trainer_of(cfg, callbacks, epochs=sum(stage.epochs for stage in parts.stages))
+    if not cfg.task.get("global_batch"):
+        parts.stages = scaled(parts.stages, trainer.num_nodes * trainer.num_devices, cfg.train.lr_scaling)
+    module = module_of(cfg, parts)
     results = Results.of(cfg, parts.task.name, command)
     skimmed: list[SkimmedText] = []
     for note in parts.notes:
         console.print(note, highlight=False, soft_wrap=True)
-    with concluded(folder, results, cfg.resume, trainer, started):
+    with (
+        concluded(folder, results, cfg.resume, trainer, started),
+        watched(lambda said: trainer.is_global_zero and failed(folder, results, said, started)),
+    ):
         if trainer.is_global_zero:
             begin(folder, cfg)
             continue_log(folder, cfg, trainer.loggers)

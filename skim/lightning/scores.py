@@ -142,8 +142,9 @@ class Scores(nn.Module):
             if metric is not None:
                 self.task.update(metric, output, batch)
         scores = self.task.scored(output, batch)
-        self.lengths.update(trace, torch.full_like(output.loss, torch.nan).view(1) if scores is None else scores)
-        self.loss.update(output.loss, weight=labels)
+        loss = self.task.loss_of(output, batch)
+        self.lengths.update(trace, torch.full_like(loss, torch.nan).view(1) if scores is None else scores)
+        self.loss.update(loss, weight=labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Every number by its name, and :attr:`classes` and :attr:`by_length`."""

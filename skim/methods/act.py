@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skim.engine.ranks import mean, share
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Method, Spec
@@ -223,15 +224,15 @@ class ACT(Precise, Method):
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         ponder = trace.carry.ponder()
         if self.ponder_reduction == "sum":
-            return {"ponder": ponder.sum(1).mean()}
-        return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1)}
+            return {"ponder": mean(ponder.sum(1))}
+        return {"ponder": share(ponder.sum(), trace.lengths.sum())}
 
     def price(self, trace: Trace) -> dict[str, Tensor]:
         if self.mix == "gate":
             return super().price(trace)
         # hard decisions have no gradient in the FLOPs; the ponder cost per token and layer has one, and is as large
         ponder = trace.carry.ponder()
-        return {"ponder": ponder.sum() / trace.lengths.sum().clamp_min(1) / self.spec.layers}
+        return {"ponder": share(ponder.sum(), trace.lengths.sum()) / self.spec.layers}
 
     def weights(self) -> dict[str, float]:
         return {"ponder": self.tau * self.warmed(self.warmup)}

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from skim.engine.ranks import mean
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
@@ -208,7 +209,7 @@ class EarlyExit(Precise, Method):
             return {}
         log_p = self.log_exits(trace)
         log_g = truncated_geometric(self.prior, len(log_p)).log().to(log_p)[:, None]
-        return {"prior_distance": (log_p.exp() * (log_p - log_g)).sum(0).mean()}
+        return {"prior_distance": mean((log_p.exp() * (log_p - log_g)).sum(0))}
 
     def weights(self) -> dict[str, float]:
         return {"prior_distance": self.beta}

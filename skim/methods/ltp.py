@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.masked import MaskedOccupancy, MaskedTokens
+from skim.engine.ranks import share
 from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
@@ -49,7 +50,7 @@ def hard_keep(score: Tensor, threshold: Tensor, shift: Tensor) -> Tensor:
 def kept_share(trace: Trace) -> Tensor:
     """Mean over layers of the share of real tokens that enter the feed-forward; a scalar."""
     kept = torch.stack([layer.feeding.counts().sum() for layer in trace.layers])
-    return (kept / trace.lengths.sum().clamp_min(1)).mean()
+    return share(kept, trace.lengths.sum()).mean()
 
 
 def padded_mask_sum(trace: Trace) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from skim.engine.kernels.predictor import difference
-from skim.engine.tokens import TokenBatch
+from skim.engine.noise import exponential
+from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Method, Spec
@@ -45,9 +46,9 @@ def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) 
     return hard + (soft - soft.detach())
 
 
-def gumbel(like: Tensor) -> Tensor:
-    """Standard Gumbel noise in the shape of ``like``, float32."""
-    return -torch.empty_like(like, dtype=torch.float32).exponential_().log()
+def gumbel(occupancy: Occupancy, layer: int) -> Tensor:
+    """Standard Gumbel noise for both logits of each row, ``(..., 2)`` float32."""
+    return -exponential(occupancy, layer, 2).log()
 
 
 def skim_loss(trace: Trace) -> Tensor:
@@ -148,7 +149,7 @@ class Transkimmer(Precise, Method):
             return tokens
         predictor = self.predictors[str(i)]
         tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
-        noise = self.noise(tokens.hidden[..., :2])
+        noise = self.noise(i, tokens.occupancy)
         if noise is None and not self.training:
             return tokens.retire(difference(predictor, tokens.hidden) > -self.shift)  # type: ignore[arg-type, operator]
         logits = predictor(tokens.hidden)
@@ -158,19 +159,19 @@ class Transkimmer(Precise, Method):
             logits = logits.float() + noise
         return tokens.retire(logits[..., 1] - logits[..., 0] + self.shift > 0)
 
-    def noise(self, like: Tensor) -> Tensor | None:
-        """The noise of a decision in the shape of ``like``, ``(..., 2)``, or ``None``.
+    def noise(self, i: int, occupancy: Occupancy) -> Tensor | None:
+        """The noise of the rows' decisions before layer ``i``, ``(..., 2)``, or ``None``.
 
         It fades out in training, and is absent in evaluation.
         """
         if not self.training:
-            return gumbel(like) if self.eval_noise else None
+            return gumbel(occupancy, i) if self.eval_noise else None
         scale = 1.0
         if self.noise_until < 1.0:
             scale = (
                 min(2.0 * (self.noise_until - self.progress) / self.noise_until, 1.0) if self.noise_until > 0 else 0.0
             )
-        return gumbel(like) * scale if scale > 0 else None
+        return gumbel(occupancy, i) * scale if scale > 0 else None
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
         return {"skim_loss": padded_skim_loss(trace) if self.preset == "paper" else skim_loss(trace)}

@@ -83,6 +83,9 @@ class Training(Schedule):
     """norm to which gradients are clipped; null or 0 is off"""
     accumulate: Count = 1
     """batches whose gradients make one step"""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """learning rates where each process has a batch of its own (task.global_batch=false): none as they stand, linear
+    times the number of processes, sqrt times its root. On one process, or with a global batch, they stay"""
     method_after: Part | None = 0.0
     """share of training that trains (and validates) the plain dense backbone before the method begins; with stages, a
     part of the first one; null is 0"""
@@ -115,11 +118,13 @@ class Hardware(Options):
     accelerator: str = "auto"
     """auto, cpu, gpu, mps"""
     devices: int | str | list[int] = 1
-    """devices to use: their number, a list of ids, or auto for all that there are"""
+    """devices to use on each node: their number, a list of ids, or auto for all that there are"""
+    num_nodes: Count | Literal["auto"] = 1
+    """machines; auto: as many as torchrun or SLURM has started this on"""
     precision: int | str = "32-true"
     """of numbers: 32-true, 16-mixed, bf16-mixed"""
     strategy: str = "auto"
-    """how several devices work together: auto, ddp, ddp_spawn"""
+    """how several devices work together: auto, ddp"""
     threads: Count | None = None
     """CPU threads of torch; null leaves torch's choice"""
     num_workers: Number = 0

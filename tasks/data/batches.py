@@ -41,6 +41,7 @@ class LengthBatches(Sampler[list[int]]):
         batch_size: rows per batch and rank, at most.
         shuffle: whether to shuffle, by ``seed`` and epoch.
         seed: of the shuffle; the same on all ranks.
+        whole: ``batch_size`` is of all ranks together, which share it out.
         rank: this process among ``world_size``; both are asked of ``torch.distributed`` if not given.
         world_size: number of processes.
         name: of the split, for the error.
@@ -60,6 +61,7 @@ class LengthBatches(Sampler[list[int]]):
         world_size: int | None = None,
         name: str = "data",
         draws: bool = False,
+        whole: bool = False,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
@@ -67,14 +69,17 @@ class LengthBatches(Sampler[list[int]]):
         self.lengths = np.asarray(lengths)
         if len(self.lengths) < self.world_size:
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
-        self.batch_size, self.shuffle, self.seed, self.name = batch_size, shuffle, seed, name
-        self.draws = draws
+        self.per_step = batch_size if whole else batch_size * self.world_size  # rows of all ranks
+        if self.per_step < self.world_size:
+            raise SkimError(
+                f"{name}: {batch_size} rows per step cannot be shared out over {self.world_size} processes.\n"
+                "Raise task.batch_size and eval_batch_size, or set task.global_batch=false."
+            )
+        self.shuffle, self.seed, self.name, self.draws = shuffle, seed, name, draws
         self.epoch = 0
         self.resumed: tuple[int, int] | None = None  # epoch and batch of the next pass: of a run that goes on
-        # the second bound counts at batch_size 1 only: no rank may get a batch of no rows, on which models fail
-        self.steps = min(
-            math.ceil(len(self.lengths) / (batch_size * self.world_size)), len(self.lengths) // self.world_size
-        )
+        # the second bound counts at one row per rank only: none may get a batch of no rows, on which models fail
+        self.steps = min(math.ceil(len(self.lengths) / self.per_step), len(self.lengths) // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's shuffle; Lightning calls this before each one."""
@@ -103,7 +108,7 @@ class LengthBatches(Sampler[list[int]]):
     def _order(self, rng: np.random.Generator) -> np.ndarray:
         """Shuffle the rows so that neighbours are of similar length."""
         order = rng.permutation(len(self.lengths))
-        size = POOL * self.batch_size * self.world_size
+        size = POOL * self.per_step
         pools = [order[start : start + size] for start in range(0, len(order), size)]
         pools = [pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools]
         # every other pool downwards: a batch across the border of two pools holds rows of similar length too
@@ -114,9 +119,8 @@ class LengthBatches(Sampler[list[int]]):
         return self._shared(order, self.steps)
 
     def _shared(self, order: np.ndarray, steps: int) -> list[list[np.ndarray]]:
-        """Share rows out over the batches of some steps, evenly."""
-        batches = np.array_split(order, steps * self.world_size)
-        return [batches[i : i + self.world_size] for i in range(0, len(batches), self.world_size)]
+        """Share rows out over some steps, evenly, and those of a step over the ranks: one rank has the same steps."""
+        return [np.array_split(rows, self.world_size) for rows in np.array_split(order, steps)]
 
 
 class TokenBatches(LengthBatches):
@@ -133,16 +137,20 @@ class TokenBatches(LengthBatches):
         lengths: tokens of each row.
         tokens: per batch and rank, at most, pads included.
         shuffle: whether to shuffle, by ``seed`` and epoch.
+        whole: ``tokens`` are of all ranks together, which share them out.
         options: the others of :class:`LengthBatches`.
 
     Raises:
         SkimError: a row is longer than the budget; fewer rows than processes.
     """
 
-    def __init__(self, lengths: Sequence[int] | np.ndarray, tokens: int, shuffle: bool, **options: Any) -> None:
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, tokens: int, shuffle: bool, whole: bool = False, **options: Any
+    ) -> None:
         super().__init__(lengths, 1, shuffle, **options)
-        check_budget(self.lengths, tokens, self.name)
-        self.tokens = tokens
+        shares = self.world_size if whole else 1
+        check_budget(self.lengths, tokens, self.name, shares)
+        self.tokens = tokens // shares
         self.bins = self._bins()
         self.steps = sum(steps for _, steps in self.bins)
 
@@ -173,17 +181,20 @@ class TokenBatches(LengthBatches):
         return [step for rows, (_, steps) in zip(parts, self.bins, strict=True) for step in self._shared(rows, steps)]
 
 
-def check_budget(lengths: np.ndarray, tokens: int, name: str) -> None:
+def check_budget(lengths: np.ndarray, tokens: int, name: str, shares: int = 1) -> None:
     """Refuse a budget of tokens per batch that the longest row does not fit.
 
     Args:
         lengths: tokens of each row.
         tokens: the budget.
         name: of the split, for the error.
+        shares: processes that share it out.
     """
-    if len(lengths) and (longest := int(lengths.max())) > tokens:
+    if len(lengths) and (longest := int(lengths.max())) > tokens // shares:
+        over = f" over {shares} processes" if shares > 1 else ""
         raise SkimError(
-            f"{name}: a row takes {longest} tokens of a batch, and task.tokens_per_batch={tokens} is room for fewer.\n"
+            f"{name}: a row takes {longest} tokens of a batch, and task.tokens_per_batch={tokens}{over} is room for "
+            "fewer.\n"
             "Raise it, or lower task.max_length."
         )
 

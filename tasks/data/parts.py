@@ -62,6 +62,9 @@ class Parts(Source, ABC):
     tokens_per_batch: Count | None = None
     """tokens per batch and process, pads included, in training and in evaluation: a batch has as many rows of similar
     length as fit; takes precedence over batch_size and eval_batch_size; null is off"""
+    global_batch: bool = False
+    """these three are of all processes together, which share them out: a step is the same on any number of devices;
+    false: of each, so that a step has batch_size x devices x nodes sequences (x train.accumulate, in either case)"""
     max_length: Annotated[int, Field(ge=3)] = 128
     """tokens per sequence, special ones included; longer texts are truncated, and counted"""
     length_min: Count | None = None
@@ -246,7 +249,7 @@ class Parts(Source, ABC):
     def _sampler(self, part: str, batch_size: int, shuffle: bool, by_length: bool) -> LengthBatches:
         table = self._rows[part]
         lengths = self._tokens_of(table)
-        options: dict[str, Any] = {"seed": self.seed, "name": part, "draws": self.draws}
+        options: dict[str, Any] = {"seed": self.seed, "name": part, "draws": self.draws, "whole": self.global_batch}
         if self.tokens_per_batch is None:
             return LengthBatches(lengths if by_length else np.zeros(len(table)), batch_size, shuffle, **options)
         if by_length:

@@ -95,6 +95,21 @@ class Place(NamedTuple):
 START = Place()
 
 
+def bounds_of(batch_size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """Find where a process's share of a batch begins and ends, as ``numpy.array_split`` shares it out.
+
+    Raises:
+        SkimError: there are more processes than blocks.
+    """
+    if batch_size < ranks:
+        raise SkimError(
+            f"train: task.batch_size={batch_size} cannot be shared out over {ranks} processes.\n"
+            "Raise it, or set task.global_batch=false."
+        )
+    each, more = divmod(batch_size, ranks)
+    return rank * each + min(rank, more), (rank + 1) * each + min(rank + 1, more)
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Stream of whole batches without an end; ``DataLoader(Stream(...), batch_size=None)``.
 
@@ -107,6 +122,7 @@ class Stream(torch.utils.data.IterableDataset):
         fill: padding of each list column.
         left: pad on the left.
         batch_size: blocks per batch and rank.
+        whole: ``batch_size`` is of all ranks together: each reads the whole stream, and takes its share of a batch.
         seed: of the shuffle.
         buffer: documents that are shuffled together.
         skip: whether a document without a text is left out; an error else.
@@ -132,10 +148,12 @@ class Stream(torch.utils.data.IterableDataset):
         skip: bool,
         number: int = 0,
         start: Place = START,
+        whole: bool = False,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if distributed else 0
-        self.ranks = dist.get_world_size() if distributed else 1
+        processes = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        self.rank, self.ranks = (0, 1) if whole else processes  # among the readers of the stream
+        self.share = slice(*bounds_of(batch_size, *processes)) if whole else slice(None)
         (self.rows, self.where), self.column = source, column
         self.encode, self.full, self.finish, self.fill, self.left = encode, full, finish, fill, left
         self.batch_size, self.seed, self.buffer, self.skip = batch_size, seed, buffer, skip
@@ -157,8 +175,9 @@ class Stream(torch.utils.data.IterableDataset):
                 self.places[number] = Place(int(turn[-1]), int(chunk[-1]), int(block[-1]) + 1)
                 self.places.pop(number - KEPT, None)
                 # a number that no other block of this pass has: its masks hang on it
-                row = torch.from_numpy((self.rank << 48) + (chunk << 24) + block)
-                yield self.finish({"row": row, **laid_out(batch, self.fill, self.left)}, turn + 1)
+                row = torch.from_numpy((self.rank << 48) + (chunk << 24) + block)[self.share]
+                mine = batch.take(np.arange(self.batch_size)[self.share])
+                yield self.finish({"row": row, **laid_out(mine, self.fill, self.left)}, turn[self.share] + 1)
                 known = known[self.batch_size :]
 
     def _blocks(self) -> Iterator[tuple[Table, np.ndarray]]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import skim
 from skim.calibration import check_target, spend
-from skim.engine.tokens import TokenBatch
+from skim.engine.masked import MaskedOccupancy
+from skim.engine.tokens import Sequences, TokenBatch
 from skim.errors import SkimError
 from skim.methods import Method
 from skim.methods.chain import CLASHES
@@ -346,13 +347,16 @@ def test_a_schedule_of_the_whole_training_does_not_begin_again_with_a_stage() ->
     """Transkimmer's noise is gone and its budget is on the target in the stages of others as well."""
     chain = skim.Chain([skim.Transkimmer(target=0.4, warmup=0.3), skim.LTP()])
     skimmer = chain.members[0]
-    logits = torch.zeros(2, 3, 2)
+    real = torch.ones(2, 3, dtype=torch.bool)
+    sequences = Sequences(real, ~real)
+    rows = MaskedOccupancy(sequences.position, real, sequences)
     found = []
     for stage in ("soft", "hard"):
         chain.enter(stage)
         for progress in (0.0, 0.5):
             chain.progress = progress
-            found.append((skimmer.train().noise(logits) is not None, round(skimmer.budget.goal(skimmer.progress), 6)))
+            draws = skimmer.train().noise(0, rows) is not None
+            found.append((draws, round(skimmer.budget.goal(skimmer.progress), 6)))
     assert found == [(True, 1.0), (True, 0.5), (True, 0.4), (False, 0.4)]
 
 

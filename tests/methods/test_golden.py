@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 import skim
+from skim.engine.tokens import Occupancy
 from skim.methods.transkimmer import Transkimmer, from_published, padded_skim_loss
 from tests.ragged import assert_same
 
@@ -27,7 +28,7 @@ class Replayed(Transkimmer):
         recorded = [outputs.get(f"gumbel_noise.{i}") for i in range(3)]
         self.recorded = iter([None if noise is None else F.pad(noise, (0, 0, 1, 0)) for noise in recorded])
 
-    def noise(self, logits: Tensor) -> Tensor | None:
+    def noise(self, i: int, occupancy: Occupancy) -> Tensor | None:
         return next(self.recorded)
 
 

@@ -115,5 +115,5 @@ def order(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         "task.batch_size": None if by_tokens else task.batch_size,
         "task.tokens_per_batch": task.tokens_per_batch,
         "training rows": task.training_rows,
-        "processes": trainer.world_size,
+        "processes": None if task.global_batch else trainer.world_size,  # shared out, a step is the same on any number
     }

@@ -49,6 +49,33 @@ def test_every_row_once_and_as_many_batches_on_each_rank(case: tuple) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(st.integers(6, 200), st.integers(6, 17), st.booleans())
+@settings(max_examples=50, deadline=None)
+def test_a_step_has_the_same_rows_on_any_number_of_processes(rows: int, size: int, shuffle: bool) -> None:
+    lengths = np.random.default_rng(rows).integers(3, 40, rows)
+
+    def steps(world: int) -> list[list[int]]:
+        ranks = [
+            LengthBatches(lengths, size, shuffle, rank=rank, world_size=world, whole=True) for rank in range(world)
+        ]
+        return [[row for batch in step for row in batch] for step in zip(*ranks, strict=True)]
+
+    assert steps(2) == steps(1)
+    assert len(steps(3)) in (len(steps(1)), rows // 3)  # no rank gets a batch of no rows
+
+
+def test_a_global_batch_of_fewer_rows_than_processes_is_refused() -> None:
+    with pytest.raises(SkimError, match="2 rows per step cannot be shared out over 4 processes"):
+        LengthBatches([3] * 9, 2, False, rank=0, world_size=4, name="validation", whole=True)
+
+
+def test_a_global_budget_of_tokens_is_shared_out() -> None:
+    sampler = TokenBatches([8] * 12, 32, False, whole=True, rank=1, world_size=2)
+    assert {len(batch) for batch in sampler} == {2}
+    with pytest.raises(SkimError, match=r"a row takes 8 tokens of a batch, and task.tokens_per_batch=14 over 2 proc"):
+        TokenBatches([8] * 12, 14, False, whole=True, rank=1, world_size=2)
+
+
 def test_no_rank_gets_an_empty_batch() -> None:
     assert epoch([9, 8, 7, 6, 5], 1, 4, False) == [[[0, 1]], [[2]], [[3]], [[4]]]
 

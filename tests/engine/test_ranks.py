@@ -1,0 +1,58 @@
+"""Noise that belongs to a token, and shares of totals over processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skim.engine.masked import MaskedOccupancy
+from skim.engine.noise import belonging, exponential
+from skim.engine.ranks import joined, mean, share, weighed
+from skim.engine.tokens import Sequences
+
+
+def rows(*lengths: int, width: int, left: bool = False) -> MaskedOccupancy:
+    """Padded rows of sequences of these lengths."""
+    place = torch.arange(width)
+    real = torch.stack([place >= width - n if left else place < n for n in lengths])
+    sequences = Sequences(real, torch.zeros_like(real))
+    return MaskedOccupancy(sequences.position, real, sequences)
+
+
+def noise(of: MaskedOccupancy, numbers: list[int], *step: int, layer: int = 0) -> Tensor:
+    with belonging(torch.tensor(numbers), *step):
+        return exponential(of, layer, 2)
+
+
+def test_noise_belongs_to_the_token_and_not_to_its_place_in_a_batch() -> None:
+    whole = noise(rows(5, 3, 4, width=5), [7, 8, 9], 1, 0, 2)
+    assert torch.equal(noise(rows(3, 4, width=4), [8, 9], 1, 0, 2), whole[1:, :4])
+    padded = noise(rows(3, 4, width=6, left=True), [8, 9], 1, 0, 2)
+    assert torch.equal(padded[0, 3:], whole[1, :3])
+    assert torch.equal(padded[1, 2:], whole[2, :4])
+
+
+def test_options_of_a_question_have_noise_of_their_own() -> None:
+    found = noise(rows(4, 4, 4, 4, width=4), [7, 8], 1, 0, 2)
+    assert len({float(value) for value in found.flatten()}) == found.numel()
+
+
+def test_noise_differs_by_step_and_layer_and_has_the_distribution_that_it_should() -> None:
+    of, numbers = rows(*[100] * 200, width=100), list(range(200))
+    first = noise(of, numbers, 1, 0, 2)
+    for other in (noise(of, numbers, 1, 0, 3), noise(of, numbers, 1, 1, 2), noise(of, numbers, 1, 0, 2, layer=1)):
+        pair = torch.stack([first.flatten(), other.flatten()])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.02
+    assert abs(float(torch.corrcoef(first.view(-1, 2).T)[0, 1])) < 0.02  # of keep and skim
+    assert (first > 0).all()
+    for quantile in (0.1, 0.5, 0.9, 0.99):
+        below = (first < -torch.tensor(1 - quantile).log()).float().mean()
+        assert abs(float(below) - quantile) < 0.01
+
+
+def test_one_process_asks_for_no_counts_and_divides_as_ever() -> None:
+    with joined():
+        assert float(share(torch.tensor([1.0, 2.0]).sum(), torch.tensor(4))) == 0.75
+        assert float(share(torch.tensor(0.0), torch.tensor(0))) == 1.0
+        assert float(mean(torch.tensor([1.0, 2.0]))) == 1.5
+        assert float(weighed(torch.tensor(2.0), lambda: 1 // 0)) == 2.0
