@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
@@ -16,9 +15,9 @@ from skim.options.teach import teach
 from skim.options.words import quoted
 from skim.resume import inherited, recorded
 from skim.signals import Stopped
+from skim.started import command, remember, repeated
 
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # before run() sets it
-TYPED: list[str] = []  # the command line as it was before run() settled it
 TYPED_BY = "command-line"  # Hydra's name for a folder that --config-dir brings
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -33,7 +32,7 @@ def run(main: Callable[[], object], conf: Path, name: str | None = None) -> None
     """
     with readable():
         os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through instead of printing and leaving with 1
-        TYPED[:] = sys.argv
+        remember(sys.argv)
         if name is not None:
             sys.argv[1:] = settled(sys.argv[1:], conf, name)
         main()
@@ -65,9 +64,16 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         overrides = inherited(given.overrides, given.config_name or name, search)
-        overrides = settle(overrides, given.config_name or name, search, sweeps=given.multirun)
         if given.multirun:
-            check_jobs(overrides, given.config_name or name, search)
+            from skim import sweeps
+
+            plan = sweeps.planned(overrides, given.config_name or name, search)
+            for grid in plan.grids:
+                check_jobs(list(grid), given.config_name or name, search)
+            sweeps.register(plan, command())
+            overrides = list(plan.grids[0])  # the sweeper knows the others
+        else:
+            overrides = settle(overrides, given.config_name or name, search)
     flags = list(arguments)
     for override in given.overrides:
         flags.remove(override)
@@ -180,18 +186,6 @@ def verbatim(argument: str) -> str:
     return f"text={quoted(value)}"
 
 
-def command() -> str:
-    """The command line as the user typed it."""
-    script, *arguments = TYPED or sys.argv
-    return shlex.join(["python", *(program() or [script]), *arguments])
-
-
-def program() -> list[str]:
-    """``-m`` and the module, of a program that was started so; nothing of a script."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return ["-m", spec.name] if spec is not None else []
-
-
 @contextlib.contextmanager
 def swept(folder: Path) -> Iterator[None]:
     """Take away a job's folder, and the empty ones above it, if the job failed before it wrote anything."""
@@ -230,7 +224,7 @@ def one_job() -> Iterator[None]:
         resume = recorded(Path(config.runtime.output_dir)).get("resume")
         if resume is not None:
             arguments.append(f"resume={quoted(resume)}")
-        return [sys.executable, *(program() or [os.path.abspath(sys.argv[0])]), *arguments], config.runtime.cwd
+        return [*repeated(), *arguments], config.runtime.cwd
 
     before = launcher._hydra_subprocess_cmd
     saved = {name: os.environ.get(name) for name in (*DISTRIBUTED, "HYDRA_FULL_ERROR")}

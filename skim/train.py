@@ -10,9 +10,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from skim.cli import command, one_job, readable, run, swept
+from skim.cli import one_job, readable, run, swept
 from skim.places import CONF
 from skim.signals import heeded
+from skim.started import command
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")

@@ -29,6 +29,7 @@ GROUPS = (
     "callbacks",
     "experiment",
     "debug",
+    "sweep",
 )
 OPTIONS = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if not p.stem.startswith("_")]
 METHODS = [o for g, o in OPTIONS if g == "method"]

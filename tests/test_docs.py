@@ -92,7 +92,8 @@ def test_commands_compose(command: str, tmp_path: Path, monkeypatch: pytest.Monk
     """Every option exists and every choice of a group too; sweeps are read as such."""
     command = re.sub(r"<[^>]+>", "some", command.replace("<skim>/", "").replace("task=<name>", ""))
     script, *arguments = shlex.split(command.removeprefix("python "))
-    arguments = [argument for argument in arguments if argument != "..." and not argument.startswith("resume=")]
+    there = ("resume=", "sweep.resume=")  # what they name has to be there
+    arguments = [argument for argument in arguments if argument != "..." and not argument.startswith(there)]
     if "--config-dir" in arguments:
         write_the_method(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)  # the page's export PYTHONPATH=.

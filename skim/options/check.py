@@ -10,10 +10,18 @@ from skim.errors import SkimError
 from skim.options.declared import OptionError, check_options
 from skim.options.look import Look, LookBenchmark, LookDepth, LookExport, LookHardware, LookRedundancy, Tagged
 from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, Schedule, Training
+from skim.options.sweep import Sweep
 
 # by primary config: whose options stand where in it; the empty place is the config itself
 PLACES: dict[str, dict[str, type[Options]]] = {
-    "train": {"": Run, "train": Training, "hardware": Hardware, "callbacks": Callbacks, "benchmark": Benchmark},
+    "train": {
+        "": Run,
+        "train": Training,
+        "hardware": Hardware,
+        "callbacks": Callbacks,
+        "benchmark": Benchmark,
+        "sweep": Sweep,
+    },
     "evaluate": {
         "": Look,
         "hardware": LookHardware,

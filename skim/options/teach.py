@@ -6,6 +6,7 @@ Imports nothing heavy.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ def teach(conf: Path, name: str, overrides: Sequence[str] = ()) -> str:
         group, _, option = override.lstrip("+").partition("=")
         file = conf / group / f"{option}.yaml"
         if file.is_file():
-            said += f"\n\nOptions of {group}={option}:\n\n{options(file, group)}"
+            said += f"\n\nOptions of {group}={option}:\n\n{opening(file)}\n\n{options(file, group)}"
     return said
 
 
@@ -54,6 +55,12 @@ def options(file: Path, group: str = "") -> str:
         if comment:
             lines.append(wrapped(f"      {comment}", " " * 6))
     return "\n".join(lines)
+
+
+def opening(file: Path) -> str:
+    """Read the comment that a file opens with: the command that runs it, and what it is for."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    return "\n".join(f"  {line.lstrip('# ')}" for line in lines if "@package" not in line)
 
 
 def explained(file: Path) -> list[tuple[str, str, str]]:

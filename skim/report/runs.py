@@ -33,7 +33,7 @@ NAMED = (
 )  # in every results.json
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
-    *("seed", "paths", "init_from", "resume", "sweep"),
+    *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config"),
     *("hardware", "trainer", "logger", "callbacks", "benchmark"),
 )
 DECIDING = (  # of these all the same: which weights were measured, and how much was trained

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from skim import cli
+from skim import cli, started
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
 from skim.methods import Method
@@ -385,9 +385,9 @@ def test_flags_and_their_values_stay(own: Path) -> None:
 
 def test_the_command_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "method.lambda=0.1"])
-    monkeypatch.setattr(cli, "TYPED", [])
-    monkeypatch.setattr(cli, "program", list)  # pytest may have been started with -m
+    monkeypatch.setattr(started, "TYPED", [])
+    monkeypatch.setattr(started, "program", list)  # pytest may have been started with -m
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run() sets it, and later tests start processes
     said: list[list[str]] = []
-    cli.run(lambda: said.append([cli.command(), *sys.argv[1:]]), CONF, "train")
+    cli.run(lambda: said.append([started.command(), *sys.argv[1:]]), CONF, "train")
     assert said == [["python train.py method.lambda=0.1", "method.coefficient=0.1"]]

@@ -12,6 +12,7 @@ from skim.errors import SkimError
 from skim.places import CONF
 from skim.results import SCHEMA
 from skim.sweeps.folder import Asked, Job, Sweep
+from tests.report.results import results
 
 BASE = ["task=builtin", "backbone=tiny"]
 
@@ -23,8 +24,7 @@ def asked(*overrides: str) -> Asked:
 
 def finish(job: Job, text: str | None = None) -> None:
     job.note("done")
-    done = {"schema": SCHEMA, "status": "done", "metrics": {"accuracy": 1.0}}
-    (job.folder / "results.json").write_text(json.dumps(done) if text is None else text)
+    (job.folder / "results.json").write_text(json.dumps(results()) if text is None else text)
 
 
 def test_a_job_is_found_by_what_it_computes_and_not_by_its_number_or_where_it_runs(tmp_path):
@@ -63,7 +63,7 @@ def test_a_job_is_done_if_its_results_can_be_read(tmp_path):
         assert state() == "running"
     finish(job, '{"schema": ')
     assert state() == "interrupted"
-    finish(job, json.dumps({"schema": SCHEMA, "status": "failed"}))
+    finish(job, json.dumps(results(status="failed")))
     assert state() == "interrupted"
     finish(job)
     assert state() == "done"

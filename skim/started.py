@@ -1,0 +1,33 @@
+"""How this program was started, for results.json and for the processes that a run starts. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+TYPED: list[str] = []  # the command line as it was before it was settled; its first word is the script
+MODULE: list[str] = []  # ``-m`` and the module, in a process that was started otherwise and works for such a program
+
+
+def remember(typed: Sequence[str], module: Sequence[str] = ()) -> None:
+    """Keep a command line that stands for this process: the user's, or that of one job of a sweep."""
+    TYPED[:], MODULE[:] = typed, module
+
+
+def command() -> str:
+    """The command line as the user typed it; in a job of a sweep, one that runs this job alone."""
+    script, *arguments = TYPED or sys.argv
+    return shlex.join(["python", *(program() or [script]), *arguments])
+
+
+def program() -> list[str]:
+    """``-m`` and the module, of a program that was started so; nothing of a script."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return MODULE or (["-m", spec.name] if spec is not None else [])
+
+
+def repeated() -> list[str]:
+    """The beginning of a command that starts this program once more, from any folder."""
+    return [sys.executable, *(program() or [os.path.abspath((TYPED or sys.argv)[0])])]

@@ -1,0 +1,86 @@
+"""Jobs of a sweep, by a launcher of Hydra: one that fails, or whose process dies, leaves the others alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from hydra.plugins.launcher import Launcher
+from rich.console import Console
+
+from skim.sweeps.folder import Job
+from skim.sweeps.progress import Progress
+
+PATIENCE = 10  # seconds for processes of a killed sweep to end
+
+
+def launch(launcher: Launcher, options: Any, jobs: Sequence[Job], console: Console, batch: int | None = None) -> None:
+    """Run the jobs that are not done; afterwards each says for itself what became of it.
+
+    Args:
+        launcher: set up with :class:`skim.sweeps.job.Recorded`.
+        options: the launcher's, of ``hydra.launcher``.
+        jobs: of one sweep.
+        console: for the progress of all jobs.
+        batch: jobs that are launched at a time.
+    """
+    died: Counter[int] = Counter()
+    settle(jobs)
+    left = [job for job in map(again, jobs) if job.state not in ("done", "running", "pruned")]
+    width = processes(options)
+    with Progress(jobs, console, table=width > 1):
+        while left:
+            now = list(islice(left, batch))
+            try:
+                launcher.launch([lines(job, width) for job in now], initial_job_idx=now[0].number)
+            except Exception:  # a process that the system killed, with those beside it: joblib ends them all
+                dead = [job for job in map(again, now) if job.state == "interrupted"]
+                died.update(job.number for job in dead)
+                if not dead:
+                    raise
+                for job in dead:
+                    if died[job.number] > 1:
+                        job.note("failed", error="its process was killed, twice; out of memory?", ended=time.time())
+                tried = {job.number for job in now if again(job).state not in ("waiting", "interrupted")}
+            else:
+                tried = {job.number for job in now}
+            left = [again(job) for job in left if job.number not in tried]
+
+
+def again(job: Job) -> Job:
+    """Read a job as it is now."""
+    return Job.at(job.folder)
+
+
+def settle(jobs: Sequence[Job]) -> None:
+    """Wait for jobs that still run, of a sweep that was killed: their processes end with it, a moment later."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and any(again(job).state == "running" for job in jobs):
+        time.sleep(0.2)
+
+
+def processes(options: Any) -> int:
+    """Count the jobs that run side by side on this machine, as joblib's launcher has been asked; 1 for any other."""
+    if "joblib" not in str(options.get("_target_")):
+        return 1
+    asked = int(options.n_jobs)
+    return asked if asked > 0 else max(cores() + 1 + asked, 1)
+
+
+def cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def lines(job: Job, width: int) -> list[str]:
+    """List the overrides of a job for the launcher; jobs side by side share the cores, if nobody has said how."""
+    found = job.launched()
+    if not any(line.startswith("print_config=") for line in found):
+        found.append("print_config=false")  # a tree of each job hides what differs
+    if width > 1 and job.config["hardware"].get("threads") is None:
+        found.append(f"hardware.threads={max(cores() // width, 1)}")
+    return found

@@ -1,0 +1,63 @@
+"""A sweep over joblib that is killed, goes on, and tries again what has failed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    grid = ["method=ltp,topk", "method.target=0.4,0.5,0.6", "seed=1,2", "task=builtin", "backbone=tiny"]
+    where = ["sweep.jobs=2", f"paths.runs={tmp_path / 'runs'}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        program = [sys.executable, "-m", "tests.sweeps.twelve", str(state)]
+        return subprocess.Popen([*program, "-m", *grid, *where, *overrides], **pipes)
+
+    def done() -> list[str]:
+        return (state / "computed.txt").read_text().splitlines() if (state / "computed.txt").exists() else []
+
+    first = start()
+    while len(done()) < 5 and first.poll() is None:
+        time.sleep(0.05)
+    assert first.poll() is None, first.communicate()[0]
+    first.kill()
+    first.communicate()
+    assert "ltp 0.5 2" not in done()  # it was being computed
+
+    (state / "go").touch()
+    second = start("sweep.resume=true")
+    said = second.communicate()[0]
+    assert second.returncode == 2, said
+    (folder,) = (tmp_path / "runs" / "sweeps").iterdir()
+    assert "out of luck" in said
+    assert "1 of 12 jobs has not finished" in said
+    assert str(folder / "6-builtin-topk" / "log.txt") in said
+    assert "computing topk 0.4 1\nerror: out of luck\n" in (folder / "6-builtin-topk" / "log.txt").read_text()
+    assert len(done()) == 11
+
+    (state / "mended").touch()
+    third = start(f"sweep.resume={folder.name}")
+    said = third.communicate()[0]
+    assert third.returncode == 0, said
+    assert "12 jobs, 11 of them done before" in said
+    assert sorted(done()) == sorted(f"{m} {t} {s}" for m in ("ltp", "topk") for t in (0.4, 0.5, 0.6) for s in (1, 2))
+    found = [json.loads(path.read_text()) for path in folder.glob("*/results.json")]
+    assert len(found) == 12
+    assert {run["config"]["hardware"]["threads"] for run in found} == {1}
+    alone = next(run for run in found if run["method"] == "topk" and run["target"] == 0.4 and run["seed"] == 1)
+    assert alone["command"].startswith("python -m tests.sweeps.twelve method=topk method.target=0.4 seed=1 ")
+    assert said.count("topk 0.4") == said.count("topk 0.5") == 1  # one table, seeds joined
