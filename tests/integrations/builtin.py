@@ -44,10 +44,12 @@ def trainer(model: Any, folder: Path, callbacks: list, **options: Any) -> Traine
         "use_cpu": True,
         "seed": 1,
     }
+    arguments = TrainingArguments(str(folder), **settings | options)
     return Trainer(
         model,
-        TrainingArguments(str(folder), **settings | options),
-        train_dataset=rows("train", 960),
+        arguments,
+        # no more than are trained on: with a target, as many as there are, up to 512, are calibrated on
+        train_dataset=rows("train", arguments.max_steps * arguments.per_device_train_batch_size),
         eval_dataset=rows("validation", 200),
         processing_class=tokenizer(),
         callbacks=callbacks,
