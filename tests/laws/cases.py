@@ -132,25 +132,33 @@ def tried_on(method: str) -> tuple[str, ...]:
     return (can[0], can[1:][chains.index(method) % len(can[1:])]) if method in chains else tuple(can)
 
 
-def pairs(selection: str) -> list[tuple[str, str]]:
-    """Pair methods with families; those that cannot be are among them."""
+def pairs(selection: str, once: bool = False) -> list[tuple[str, str]]:
+    """Pair methods with families; those that cannot be are among them.
+
+    Args:
+        selection: ``default``, ``full`` or ``quick``.
+        once: by default each method on one family only, and not on three.
+    """
     if selection != "default":
         families = FAMILIES if selection == "full" else THREE[:1]
         return [(method, family) for family in families for method in METHODS]
-    three = [(method, family) for method, row in METHODS.items() for family in (*tried_on(method), *row.also)]
+    tried = {method: (*tried_on(method), *row.also) for method, row in METHODS.items()}
+    three = [(method, family) for method, some in tried.items() for family in some[: 1 if once else None]]
     two = [(method, family) for family in FAMILIES for method in TWO]
     instead = [(INSTEAD, family) for family in FAMILIES if not looks_apart(family)]
     return list(dict.fromkeys([*three, *two, *instead]))
 
 
-def cases(selection: str = "default", heads: Iterable[str] = ()) -> list[Case]:
+def cases(selection: str = "default", heads: Iterable[str] = (), once: bool = False) -> list[Case]:
     """List the cases of a law.
 
     Args:
         selection: ``default``, ``full`` or ``quick``.
         heads: families on which one method runs under every head as well, but for ``quick``.
+        once: as in :func:`pairs`, for a law about what a method or a family is, and not what they do together.
     """
-    found = [Case(method, family, usual(family, METHODS[method].reads_head)) for method, family in pairs(selection)]
+    some = pairs(selection, once)
+    found = [Case(method, family, usual(family, METHODS[method].reads_head)) for method, family in some]
     if selection != "quick":
         found += [Case(EVERY_HEAD, family, head) for family in heads for head in HEADS]
     return [case for case in dict.fromkeys(found) if case.applies]

@@ -12,6 +12,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
     mark = metafunc.definition.get_closest_marker("where")
-    tells, heads = (lambda case: True, ()) if mark is None else (mark.args[0], mark.kwargs.get("heads", ()))
-    some: list[Case] = [case for case in cases(metafunc.config.getoption("laws"), heads) if tells(case)]
+    tells = (lambda case: True) if mark is None else mark.args[0]
+    options = {} if mark is None else mark.kwargs
+    some: list[Case] = [case for case in cases(metafunc.config.getoption("laws"), **options) if tells(case)]
     metafunc.parametrize("case", some, ids=str)

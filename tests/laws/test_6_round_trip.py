@@ -14,7 +14,7 @@ from tests.laws.cases import THREE, Case
 from tests.ragged import logits_of, on_real
 
 
-@pytest.mark.where(lambda case: True, heads=THREE)
+@pytest.mark.where(lambda case: True, heads=THREE, once=True)
 def test_6_round_trip(case: Case, tmp_path: Path) -> None:
     compressed, batch = case.compressed(), case.some(case.batch())
     mask, method = batch["attention_mask"], compressed.method

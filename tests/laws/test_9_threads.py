@@ -42,6 +42,7 @@ def _switching_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
+@pytest.mark.where(lambda case: True, once=True)
 def test_9_nothing_shared_is_written(case: Case) -> None:
     """Four threads on one model give the answers, and read the traces, that a single thread gives and reads."""
     model, head_reads = case.compressed(), reads(case.family, case.head)
