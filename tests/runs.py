@@ -29,6 +29,7 @@ SMALL = [
     "hardware.threads=1",
     "task.max_train_samples=256",
     "task.max_eval_samples=96",
+    "train.calibrate=32",  # one batch: a calibration runs the model over it 16 times, most of the time of a small run
     "benchmark.enabled=false",
     "print_config=false",
 ]
