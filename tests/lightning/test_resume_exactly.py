@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
     ),
     "accumulated": (
         ["task=builtin", "method=transkimmer", "task.train_rows=52", "train.accumulate=2", "train.evals_per_epoch=2"],
-        [1, 5],
+        [5],
     ),
     # the evaluation comes between the two batches of a step, when gradients have gathered that no checkpoint holds
     "evaluated between accumulated batches": (
@@ -51,7 +51,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
     ),
     "masked language": (
         ["task=builtin_text", "method=transkimmer", "task.max_train_samples=60", "train.evals_per_epoch=2"],
-        [2, 7],
+        [7],
     ),
     "masked language, accumulated": (
         ["task=builtin_text", "method=dense", "task.max_train_samples=60", "train.accumulate=2"],
@@ -62,7 +62,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
             *("task=builtin", "method=chain", "task.train_rows=48"),
             "method.methods=[transkimmer,{method: ltp, target: 0.8}]",
         ],
-        [5, 12, 15],
+        [5, 15],
     ),
     "a late method that learns from itself": (
         [
@@ -76,7 +76,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
             *("task=builtin", "method=dense", "task.train_rows=52", "task.tokens_per_batch=150", "train.accumulate=2"),
             "train.evals_per_epoch=2",
         ],
-        [2, 4],
+        [4],
     ),
     # saved at the end of an epoch, by default; workers fetch before Lightning says which epoch it is
     "between epochs, with a worker": (
