@@ -7,6 +7,7 @@ the workers would wait.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -99,6 +100,8 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
     folder, names = os.getcwd(), {name: value for name, value in os.environ.items() if not name.startswith(KEPT)}
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    logs = [(log, vars(log).copy()) for log in (logging.getLogger(), logging.getLogger("skim"))]
+    quiet = logging.root.manager.disable
     yield
     left = []
     if os.getcwd() != folder:
@@ -116,6 +119,14 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(before[0])
         torch.set_default_dtype(before[1])
         torch.set_grad_enabled(before[2])
+    for log, was in logs:
+        if any(vars(log)[name] != was[name] for name in ("level", "disabled", "propagate")):
+            left.append(f"the log {log.name} at {logging.getLevelName(log.level)}, disabled: {log.disabled}")
+            log.setLevel(was["level"])
+            log.disabled, log.propagate = was["disabled"], was["propagate"]
+    if logging.root.manager.disable != quiet:
+        left.append(f"logs disabled up to {logging.root.manager.disable}")
+        logging.disable(quiet)
     if left:
         warnings.warn(f"{request.node.nodeid} leaves {', '.join(left)}", stacklevel=1)
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +137,12 @@ def test_keys_are_arguments_with_the_same_defaults(name: str) -> None:
 def test_real_data(name: str) -> None:
     minilm = transformers.AutoTokenizer.from_pretrained(hub.model_path("sentence-transformers/all-MiniLM-L6-v2"))
     rows = {"cola": 8551, "mrpc": 3668, "rte": 2490, "sst2": 67349, "stsb": 5749, "wnli": 635, "rotten_tomatoes": 8530}
-    seconds = []
     for _ in range(2):
         task: Task = instantiate(config(f"task={name}"))
         task.setup_tokenizer(minilm)
-        begin = time.perf_counter()
         task.setup("fit")
-        seconds.append(time.perf_counter() - begin)
         assert task.report["rows"]["train"] == rows[name]
     assert task.report["from_cache"] == {"train": True, "validation": True}
-    assert seconds[0] < 20
-    assert seconds[1] < 2
     real = padded = 0
     for batch in task.train_dataloader():
         real, padded = real + int(batch["attention_mask"].sum()), padded + batch["attention_mask"].numel()

@@ -467,7 +467,7 @@ def test_second_time_from_the_cache_and_anew_when_something_changed(tmp_path: Pa
 TINY = [
     *("backbone.overrides.hidden_size=64", "backbone.overrides.intermediate_size=128"),  # half as wide, as good
     *("task=builtin_tags", "hardware=cpu", "hardware.threads=1", "benchmark.enabled=false", "callbacks.progress=false"),
-    *("task.max_eval_samples=100", "task.batch_size=16"),
+    *("task.max_eval_samples=100", "task.batch_size=16", "train.calibrate=32"),
 ]
 
 
