@@ -34,7 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks of this project."""
-    config.addinivalue_line("markers", "where(tells, heads=(), once=False): the cases of tests/laws that a law holds for")
+    config.addinivalue_line(
+        "markers", "where(tells, heads=(), once=False): the cases of tests/laws that a law holds for"
+    )
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -172,6 +173,7 @@ def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch, ask: Callable
     monkeypatch.undo()
     monkeypatch.delenv("SKIM_MIRROR", raising=False)
     monkeypatch.setattr(door, "PROBE_SECONDS", 0.3)
+    came = 0
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -179,12 +181,11 @@ def test_a_hub_that_never_answers(monkeypatch: pytest.MonkeyPatch, ask: Callable
         with pytest.raises(SkimError, match="the hub: cannot be reached"):
             ask()
         silent.setblocking(False)
-        came = 0
-        with pytest.raises(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):  # nobody else has come
             while True:
                 silent.accept()[0].close()
                 came += 1
-        assert 1 <= came <= 2  # loaders would ask five times
+    assert 1 <= came <= 2  # loaders would ask five times
 
 
 def test_fetch_fills_the_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -41,11 +41,9 @@ def test_sixty_steps_reach_a_target_and_a_resumed_run_ends_the_same(tmp_path: Pa
     batches = DataLoader(rows("validation", 200), batch_size=100, collate_fn=DataCollatorWithPadding(tokenizer()))
 
     def run(resume: Path | None = None) -> Any:
-        few = list(batches)[:1]
-        if name == "transkimmer":
-            method, callback = skim.Transkimmer(target=TARGET, margin=2.0), SkimCallback(calibrate_on=few, method_lr=3e-3)
-        else:
-            method, callback = skim.LTP(target=TARGET), SkimCallback(calibrate_on=few)
+        learned = name == "transkimmer"
+        method = skim.Transkimmer(target=TARGET, margin=2.0) if learned else skim.LTP(target=TARGET)
+        callback = SkimCallback(method_lr=3e-3 if learned else None, calibrate_on=list(batches)[:1])
         made = trainer(
             skim.compress(fresh(), method),
             tmp_path / ("again" if resume else "first"),
