@@ -34,10 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if all(run["status"] != "done" for run in found.runs):
             raise SkimError(f"All {len(found.runs)} runs failed; there is nothing to compare.")
         from skim.report.curve import write_curves
-        from skim.report.overview import write_overview
+        from skim.report.overview import bundling, made, write_overview
 
-        folder = options.out or around(options.folders)
-        for path in (*write_overview(found, folder), *write_curves(found.runs, folder)):
+        folder = made(options.out or around(options.folders))
+        bundling()  # while the pictures are drawn
+        pictures = write_curves(found.runs, folder)
+        for path in (*write_overview(found, folder), *pictures):
             console.print(Text(str(path)), soft_wrap=True)
     except SkimError as error:
         Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)

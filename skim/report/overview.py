@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -25,18 +27,27 @@ TOKENS = 200  # of a text that are shown
 Cost = Callable[[Setting], Spread | None]
 
 
-def write_overview(found: Found, folder: Path) -> list[Path]:
-    """Write the three files; returns them.
+def made(folder: Path) -> Path:
+    """Make the folder of a report.
 
     Raises:
-        SkimError: the folder is that of a run, whose own page would be lost.
+        SkimError: it is that of a run, whose own page would be lost.
     """
-    folder = Path(folder)
     if (folder / "results.json").is_file():
         raise SkimError(
             f"{folder} is the folder of a run, whose own {PAGE} would be lost.\nName another: --out <folder>"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_overview(found: Found, folder: Path) -> list[Path]:
+    """Write the three files; returns them.
+
+    Raises:
+        SkimError: the folder is that of a run, or the charts cannot be drawn; then nothing is written.
+    """
+    folder = made(Path(folder))
     settings = aggregate(found.runs)
     left_out = {os.path.relpath(path, folder): reason for path, reason in found.left_out.items()}
     for run in found.runs:
@@ -44,10 +55,11 @@ def write_overview(found: Found, folder: Path) -> list[Path]:
             left_out[os.path.relpath(run[FOLDER], folder)] = (
                 f"{run['status']}: {(run.get('notes') or ['no reason is given'])[-1]}"
             )
-    written = {PAGE: page, "report.md": markdown, "report.csv": table}
-    for name, write in written.items():
-        (folder / name).write_text(write(settings, folder, left_out), encoding="utf-8")
-    return [folder / name for name in written]
+    kinds = {PAGE: page, "report.md": markdown, "report.csv": table}
+    written = {folder / name: write(settings, folder, left_out) for name, write in kinds.items()}
+    for path, text in written.items():
+        path.write_text(text, encoding="utf-8")
+    return list(written)
 
 
 def measures(settings: Sequence[Setting]) -> dict[str, Cost]:
@@ -185,11 +197,27 @@ def link(run: Results, folder: Path) -> str | None:
 
 
 @cache
-def library() -> str:
-    """Bundle Vega-Lite for a page, about 0.9 MB of JavaScript."""
-    import vl_convert
+def bundling() -> subprocess.Popen[str]:
+    """Start to bundle Vega-Lite, in a process of its own: that takes longer than a second, and Python waits for it."""
+    said = 'import vl_convert; print(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed"))'
+    command = [sys.executable, "-X", "utf8", "-c", said]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8")
 
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script")
+
+@cache
+def library() -> str:
+    """Return Vega-Lite for a page, about 0.9 MB of JavaScript.
+
+    Raises:
+        SkimError: it cannot be bundled.
+    """
+    found, error = bundling().communicate()
+    if bundling().returncode:
+        said = error.strip().splitlines()[-1]
+        raise SkimError(
+            f"The charts of {PAGE} need the package vl-convert-python: {said}\npip install vl-convert-python"
+        )
+    return found.replace("</script", "<\\/script")
 
 
 def _text(spread: Spread | None, digits: int = 3) -> str:
