@@ -83,8 +83,8 @@ class Grid(BasicSweeper):
     def composed(self, overrides: Sequence[str]) -> DictConfig:
         """Compose the whole configuration of a job, as its launcher will."""
         assert self.hydra_context is not None
-        loader = self.hydra_context.config_loader
-        return loader.load_sweep_config(self.config, list(overrides))
+        assert self.config is not None
+        return self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
 
 
 def differing(configs: Sequence[dict[str, Any]]) -> set[str]:
