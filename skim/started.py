@@ -8,12 +8,17 @@ import sys
 from collections.abc import Sequence
 
 TYPED: list[str] = []  # the command line as it was before it was settled; its first word is the script
-MODULE: list[str] = []  # ``-m`` and the module, in a process that was started otherwise and works for such a program
+MODULE: list[str] = []  # ``-m`` and the module that was started so; empty for a script
 
 
-def remember(typed: Sequence[str], module: Sequence[str] = ()) -> None:
-    """Keep a command line that stands for this process: the user's, or that of one job of a sweep."""
-    TYPED[:], MODULE[:] = typed, module
+def remember(typed: Sequence[str], module: Sequence[str] | None = None) -> None:
+    """Keep a command line that stands for this process: the user's, or that of one job of a sweep.
+
+    Args:
+        typed: the script, and what stood behind it.
+        module: ``-m`` and the module, or nothing for a script; ``None`` for what this process was started as.
+    """
+    TYPED[:], MODULE[:] = typed, started() if module is None else module
 
 
 def command() -> str:
@@ -24,8 +29,13 @@ def command() -> str:
 
 def program() -> list[str]:
     """``-m`` and the module, of a program that was started so; nothing of a script."""
+    return list(MODULE) if TYPED else started()
+
+
+def started() -> list[str]:
+    """``-m`` and the module that Python runs in this process, which may be a worker of joblib."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return MODULE or (["-m", spec.name] if spec is not None else [])
+    return ["-m", spec.name] if spec is not None else []
 
 
 def repeated() -> list[str]:

@@ -386,7 +386,7 @@ def test_flags_and_their_values_stay(own: Path) -> None:
 def test_the_command_is_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "method.lambda=0.1"])
     monkeypatch.setattr(started, "TYPED", [])
-    monkeypatch.setattr(started, "program", list)  # pytest may have been started with -m
+    monkeypatch.setattr(started, "started", list)  # pytest may have been started with -m
     monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # run() sets it, and later tests start processes
     said: list[list[str]] = []
     cli.run(lambda: said.append([started.command(), *sys.argv[1:]]), CONF, "train")

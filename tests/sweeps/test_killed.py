@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from skim.sweeps.launch import cores
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 
@@ -22,9 +25,10 @@ def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_
     grid = ["method=ltp,topk", "method.target=0.4,0.5,0.6", "seed=1,2", "task=builtin", "backbone=tiny"]
     where = ["sweep.jobs=2", f"paths.runs={tmp_path / 'runs'}"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    pipes["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(*overrides: str) -> subprocess.Popen[str]:
-        program = [sys.executable, "-m", "tests.sweeps.twelve", str(state)]
+        program = [sys.executable, "tests/sweeps/twelve.py", str(state)]
         return subprocess.Popen([*program, "-m", *grid, *where, *overrides], **pipes)
 
     def done() -> list[str]:
@@ -57,7 +61,8 @@ def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_
     assert sorted(done()) == sorted(f"{m} {t} {s}" for m in ("ltp", "topk") for t in (0.4, 0.5, 0.6) for s in (1, 2))
     found = [json.loads(path.read_text()) for path in folder.glob("*/results.json")]
     assert len(found) == 12
-    assert {run["config"]["hardware"]["threads"] for run in found} == {1}
+    assert {run["config"]["hardware"]["threads"] for run in found} == {max(cores() // 2, 1)}
     alone = next(run for run in found if run["method"] == "topk" and run["target"] == 0.4 and run["seed"] == 1)
-    assert alone["command"].startswith("python -m tests.sweeps.twelve method=topk method.target=0.4 seed=1 ")
+    beginning = "python tests/sweeps/twelve.py method=topk task=builtin backbone=tiny method.target=0.4 seed=1 "
+    assert alone["command"].startswith(beginning)
     assert said.count("topk 0.4") == said.count("topk 0.5") == 1  # one table, seeds joined

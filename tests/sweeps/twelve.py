@@ -1,6 +1,6 @@
 """A command whose jobs compute nothing and write results: for tests of what is around jobs.
 
-$ python -m tests.sweeps.twelve <folder with what jobs wait for> -m ...
+$ PYTHONPATH=. python tests/sweeps/twelve.py <folder with what jobs wait for> -m ...
 """
 
 from __future__ import annotations
