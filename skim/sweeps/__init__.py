@@ -23,6 +23,8 @@ def register(plan: Plan, command: str) -> None:
     from hydra.core.plugins import Plugins
 
     from skim.sweeps.grid import Grid
+    from skim.sweeps.search import Search
 
     known = cast(dict[str, Any], Plugins.instance().class_name_to_class)
     known["hydra_plugins.skim.Grid"] = partial(Grid, plan, command)
+    known["hydra_plugins.skim.Search"] = partial(Search, plan, command)

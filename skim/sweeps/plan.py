@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from skim.errors import SkimError
 from skim.options.settle import renamed, settle
+from skim.options.sweep import Sweep as Options
 from skim.options.words import quoted
 from skim.sweeps.folder import Sweep
 
@@ -31,12 +32,14 @@ class Plan:
         grids: settled overrides, each a grid of jobs.
         hydra: overrides of Hydra's own.
         resumed: whether it goes on in a folder that is there.
+        options: of the group ``sweep``.
     """
 
     typed: tuple[str, ...]
     grids: tuple[tuple[str, ...], ...]
     hydra: tuple[str, ...]
     resumed: bool
+    options: Options = field(default_factory=Options)
 
 
 def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> Plan:
@@ -51,6 +54,8 @@ def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> 
         SkimError: an option that does not exist, a launcher that is not installed, a sweep to go on with that is not
             there.
     """
+    from omegaconf import OmegaConf
+
     hydra = [override for override in overrides if HYDRA.match(override)]
     beside = [override for override in overrides if BESIDE.match(override)]
     typed = [override for override in overrides if override not in (*hydra, *beside)]
@@ -68,14 +73,18 @@ def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> 
     if cfg.sweep.jobs > 1:
         if not any(override.startswith("hydra/launcher=") for override in hydra):
             hydra.append("hydra/launcher=joblib")
-        hydra.append(f"hydra.launcher.n_jobs={cfg.sweep.jobs}")
+        if "hydra/launcher=joblib" in hydra:
+            hydra.append(f"hydra.launcher.n_jobs={cfg.sweep.jobs}")
+    if cfg.sweep.trials is not None:
+        hydra.append("hydra/sweeper=search")
     keys = {key_of(override) for override in jobs}
     grids = []
     for grid in cfg.sweep.grids or [""]:
         said = [*shlex.split(cfg.sweep.common), *shlex.split(grid)]
         lines = [*(override for override in said if key_of(override) not in keys), *jobs, *hydra]
         grids.append(tuple(settle(lines, name, search, sweeps=True)))
-    return Plan(tuple(typed), tuple(grids), tuple(hydra), folder is not None)
+    options = Options(**OmegaConf.to_container(cfg.sweep, resolve=True))  # type: ignore[arg-type]
+    return Plan(tuple(typed), tuple(grids), tuple(hydra), folder is not None, options)
 
 
 def asked(overrides: Sequence[str], hydra: Sequence[str], name: str, search: Sequence[str]) -> Any:
@@ -85,7 +94,6 @@ def asked(overrides: Sequence[str], hydra: Sequence[str], name: str, search: Seq
 
     from skim.options.check import typed
     from skim.options.declared import check_options
-    from skim.options.sweep import Sweep as Options
 
     said = [one for one in overrides if SWEEP.match(one) or BESIDE.match(one)]
     cfg = compose(name, [*search, *settle([*said, *hydra], name, search)], return_hydra_config=True)
