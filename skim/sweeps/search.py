@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -59,6 +59,8 @@ class Search(Sweeper):
             SkimError: nothing to draw, or to measure; the folder is another sweep's; no trial has finished.
         """
         optuna = imported()
+        assert self.config is not None
+        assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
         space, fixed = self.space(arguments)
         sweep = Sweep(folder)
@@ -140,7 +142,8 @@ class Search(Sweeper):
             stops = {"folder": sweep.folder.resolve(), "margin": self.options.prune}
             target = "skim.sweeps.pruning.StopsDominated"
             lines += [f"++callbacks.prune.{key}={value}" for key, value in {"_target_": target, **stops}.items()]
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, lines)
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(cast(DictConfig, self.config), lines)
         (job,) = sweep.enlist([Asked(tuple(lines), composed)])
         return job
 

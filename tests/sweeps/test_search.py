@@ -61,25 +61,25 @@ def trials(folder: Path) -> list[Any]:
 def test_a_killed_search_goes_on_to_the_end_of_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["sweep=pareto", "sweep.trials=6", "sweep.random=3", "task=builtin", "backbone=tiny"]
+    command = ["sweep=pareto", "sweep.trials=4", "sweep.random=2", "task=builtin", "backbone=tiny"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     COMPUTED.clear()
     assert search(monkeypatch, *command, f"hydra.sweep.dir={straight}") is None
     drawn, said = list(COMPUTED), capsys.readouterr().out
-    assert len(set(drawn)) == 6
+    assert len(set(drawn)) == 4
     states = [trial.state.name for trial in trials(straight)]
-    assert states == ["COMPLETE", "FAIL", *["COMPLETE"] * 4], "one that fails does not stop the others"
+    assert states == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"], "one that fails does not stop the others"
     assert "trial 1, job 1: diverged" in said
     assert f"study: {straight / 'study.db'}" in said
 
     COMPUTED.clear()
-    KILLED_AT.append(4)
+    KILLED_AT.append(3)
     assert search(monkeypatch, *command, f"hydra.sweep.dir={killed}") == 130
-    assert [trial.state.name for trial in trials(killed)] == [*states[:4], "RUNNING"]
+    assert [trial.state.name for trial in trials(killed)] == [*states[:3], "RUNNING"]
     assert search(monkeypatch, f"sweep.resume={killed}") is None
     again = trials(killed)
-    assert COMPUTED[:6] == drawn, "the same draws, none twice"
-    assert len(set(COMPUTED)) == len(COMPUTED) == 7, "in place of the one that failed, another was drawn"
+    assert COMPUTED[:4] == drawn, "the same draws, none twice"
+    assert len(set(COMPUTED)) == len(COMPUTED) == 5, "in place of the one that failed, another was drawn"
     assert [trial.state.name for trial in again] == [*states, "COMPLETE"]
     for trial in again:
         if trial.state.name == "COMPLETE":
@@ -87,8 +87,6 @@ def test_a_killed_search_goes_on_to_the_end_of_one_that_was_not(
             run = json.loads((folder / "results.json").read_text())
             assert trial.values == [run["metrics"]["accuracy"], run["relative_flops"]]
             assert trial.params["method.target"] == run["config"]["method"]["target"]
-    assert search(monkeypatch, f"sweep.resume={killed}") is None
-    assert len(COMPUTED) == len(trials(killed)) == 7, "there is nothing left to do"
 
 
 @pytest.mark.parametrize(
