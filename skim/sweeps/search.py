@@ -190,7 +190,7 @@ def imported() -> Any:
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws from for a sweep in Hydra's words: interval(), choice() or a,b, range(); tag(log, ...)."""
+    """Make the distribution of a sweep in Hydra's words: interval(), choice() or a,b, range(); tag(log, ...)."""
     kinds, value = imported().distributions, override.value()
     if isinstance(value, IntervalSweep):
         whole = isinstance(value.start, int) and isinstance(value.end, int)
