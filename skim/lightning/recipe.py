@@ -2,7 +2,7 @@
 
 A run's folder holds ``config.yaml`` (``config_tree.txt`` to be read), ``metrics.csv``, ``checkpoints/last.ckpt`` (to
 resume) and ``best.ckpt`` (the weights of the best evaluation), ``model/`` (to load with ``skim.from_pretrained`` or
-plain transformers), ``results.json`` and ``report.html``.
+plain transformers; with a model card), ``results.json`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from skim.merging import parameters_of
 from skim.methods import method_name
 from skim.options.check import typed
 from skim.options.words import shown
+from skim.report.card import write_card
 from skim.report.heatmap import SkimmedText, read, write_texts
 from skim.report.page import write_page
 from skim.results import Results
@@ -116,6 +117,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             results.wall_seconds = time.time() - started
             results.status = "done"
             results.write(folder)
+            write_card(folder / "model", results.to_dict())
             write_texts(folder, skimmed)
             write_page(folder / "report.html", results.to_dict(), skimmed)
     return Run(results, skimmed, folder)

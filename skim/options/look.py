@@ -7,11 +7,22 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from skim.options.kinds import Between, Count, Fraction, NotNegative, Number
+from skim.options.kinds import Between, Count, Fraction, NotNegative, Number, Positive
 from skim.options.run import BatchSizes, Execution, Folder, Options
 
 Kind: TypeAlias = Literal[
-    "metrics", "tokens", "predict", "latency", "throughput", "peers", "curve", "depth", "redundancy", "skip", "export"
+    "metrics",
+    "tokens",
+    "predict",
+    "latency",
+    "throughput",
+    "peers",
+    "curve",
+    "depth",
+    "redundancy",
+    "skip",
+    "export",
+    "choose",
 ]
 Shift: TypeAlias = Annotated[float, Field(ge=-1e4, le=1e4)]  # beyond that no decision is left to be moved
 
@@ -25,7 +36,7 @@ class Look(Options):
     a pretrained model without a run, of backbone=<name> on task=<name>"""
     folder: Folder | None = None
     """for a look without a run: the folder that it writes into; null is runs/<task>/<method>/<backbone>/
-    pretrained"""
+    pretrained, and for what=choose the folder chosen/ in that of the runs"""
     what: Kind = "metrics"
     """metrics: the task's metrics and FLOPs, packed, and each class's; predict: files of what the model says of the
     test split or of split, row by row, and in the format of the task's leader board where it has one; tokens: a shaded
@@ -35,7 +46,22 @@ class Look(Options):
     curve: one trained model at several budgets, without training again; depth: how many layers tokens of each kind go
     through ([CLS], [SEP], masked, by tag); redundancy: which layers and neurons the task does not need; skip: a dense
     model without each layer, and with its first and last ones alone, untrained; export: an ONNX file in which tokens
-    leave, checked on the split"""
+    leave, checked on the split; choose: of many runs the cheapest setting that is good enough, exported with a model
+    card"""
+    runs: str | list[str] | None = None
+    """for what=choose: a folder, or a list of them, searched for finished runs"""
+    max_drop: Annotated[float, Field(ge=0, le=100)] | None = None
+    """for what=choose: how far the task's metric may be below dense of the same task and backbone, in points of 0.01,
+    in the mean over seeds; the cheapest within it is chosen, by relative FLOPs, or by time if that has a bound; null:
+    any, and of what is cheap enough the best is chosen"""
+    max_flops: Fraction | None = None
+    """for what=choose: relative FLOPs, at most; null: any"""
+    max_time: Positive | None = None
+    """for what=choose: time / time of padded Hugging Face in batches of batch_size, as the runs have measured it, at
+    most; null: any"""
+    push_to_hub: str | None = None
+    """for what=choose: id of a model repository of the hub that the export goes to, such as me/sst2-ltp; one that is
+    not there is made, and private; null: it stays here"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
     targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import curve, depth, export, metrics, peers, predict, redundancy, skip, timing, tokens
+from skim.lightning.looks import choose, curve, depth, export, metrics, peers, predict, redundancy, skip, timing, tokens
 from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
@@ -32,6 +32,7 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "redundancy": redundancy.look,
     "skip": skip.look,
     "export": export.look,
+    "choose": choose.look,
 }
 
 WITHOUT_A_RUN = ("redundancy", "peers")
@@ -44,6 +45,9 @@ def check_named(cfg: DictConfig) -> None:
         SkimError: no run is named, and no pretrained model where one would do; or both are.
     """
     named = [f"{group}={cfg[group].get('name', '...')}" for group in ("backbone", "task", "method") if cfg.get(group)]
+    if cfg.what == "choose" or cfg.runs is not None:
+        check_many(cfg)
+        return
     if not is_run(cfg):
         if cfg.what in WITHOUT_A_RUN and cfg.get("backbone") and cfg.get("task"):
             return
@@ -60,6 +64,18 @@ def check_named(cfg: DictConfig) -> None:
         )
     if cfg.folder is not None:
         raise SkimError(f"folder={cfg.folder} is for a look without a run; that at a run writes into ckpt={cfg.ckpt}.")
+
+
+def check_many(cfg: DictConfig) -> None:
+    """Refuse a look at many runs that names none, or one of them; and a look at one run that names many."""
+    if cfg.what != "choose":
+        raise SkimError(f"runs={cfg.runs} is for what=choose; what={cfg.what} looks at one run: ckpt=<run>.")
+    if not cfg.runs:
+        raise SkimError("Which runs? what=choose runs=runs/<task> max_drop=1.0 looks at all that are below a folder.")
+    if is_run(cfg):
+        raise SkimError(f"what=choose looks at runs={cfg.runs}; leave ckpt={cfg.ckpt} away.")
+    if cfg.get("method"):
+        raise SkimError("what=choose chooses among methods; leave method= away.")
 
 
 def evaluate(cfg: DictConfig) -> None:

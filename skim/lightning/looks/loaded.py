@@ -26,6 +26,7 @@ from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, method_name
 from skim.options.check import PLACES
 from skim.options.tree import Chosen, exists, leaves, no_option
+from skim.report.card import write_card
 from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
 from skim.results import write_json
@@ -257,3 +258,5 @@ def for_report(loaded: Loaded, results: dict[str, Any]) -> None:
     write_json(loaded.folder / "results.json", results)
     write_texts(loaded.folder, skimmed)
     write_page(loaded.folder / "report.html", results, skimmed)
+    if (loaded.folder / "model" / "config.json").is_file():
+        write_card(loaded.folder / "model", results)
