@@ -62,6 +62,11 @@ def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> 
     cfg = asked([*typed, *beside], hydra, name, search)
     if "sweep" not in cfg:
         return Plan(tuple(typed), (tuple(settle(overrides, name, search, sweeps=True)),), tuple(hydra), False)
+    others = not str(cfg.hydra.sweeper.get("_target_")).startswith("hydra_plugins.skim.")
+    if others and (cfg.sweep.grids or cfg.sweep.resume is not False):
+        raise SkimError(
+            "Another sweeper than skim's knows neither sweep.resume nor sweep.grids.\nLeave hydra/sweeper away."
+        )
     folder = None
     if cfg.sweep.resume is not False:
         folder = resumed(cfg.sweep.resume, Path(cfg.hydra.sweep.dir), typed)

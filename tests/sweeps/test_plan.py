@@ -63,6 +63,11 @@ def test_jobs_side_by_side_name_the_extra_where_it_is_missing(monkeypatch):
     assert 'pip install "skim[sweep]"' in refusal("seed=1,2", "sweep.jobs=2")
 
 
+def test_another_sweeper_is_not_given_what_it_does_not_know():
+    assert asked("seed=1,2", "hydra/sweeper=basic").grids == (("seed=1,2", "hydra/sweeper=basic"),)
+    assert "Leave hydra/sweeper away" in refusal("sweep=sst2_frontier", "hydra/sweeper=basic")
+
+
 def test_values_of_the_sweep_itself_are_held_against_their_declaration():
     assert "sweep.jobs=0 must be a whole number, at least 1" in refusal("seed=1,2", "sweep.jobs=0")
     assert "sweep.job is not an option" in refusal("seed=1,2", "sweep.job=2")
