@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from skim.errors import SkimError
+from skim.options.agents import Agents
 from skim.options.declared import OptionError, check_options
 from skim.options.look import Look, LookBenchmark, LookDepth, LookExport, LookHardware, LookRedundancy, Tagged
 from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, Schedule, Training
@@ -21,6 +22,7 @@ PLACES: dict[str, dict[str, type[Options]]] = {
         "callbacks": Callbacks,
         "benchmark": Benchmark,
         "sweep": Sweep,
+        "sweep.agents": Agents,
     },
     "evaluate": {
         "": Look,

@@ -69,6 +69,8 @@ def owners(file: Path) -> dict[str, type]:
         places |= PLACES.get(file.stem, {})
     elif group in PLACES["train"]:
         places[""] = PLACES["train"][group]
+    inner = f"{group}."
+    places |= {place.removeprefix(inner): kind for place, kind in PLACES["train"].items() if place.startswith(inner)}
     if group in ("method", "task"):
         place = group if group in tree and OmegaConf.is_dict(tree[group]) else ""  # a file for the whole config
         targets = [OmegaConf.select(OmegaConf.load(one), at) for one in (file, *ancestors(file)) for at in AT[group]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -63,9 +64,9 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def sweep() -> str | None:
-    """The name of the folder of the sweep that this job is of, if it is of one."""
+    """The name of the sweep that this job is of, if it is of one: that of its folder, or its id among W&B's."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
+        return os.environ.get("WANDB_SWEEP_ID")
     return Path(HydraConfig.get().sweep.dir).name
 
 
