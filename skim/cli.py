@@ -64,6 +64,13 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
     search = [f"hydra.searchpath=['{Path(given.config_dir).resolve()}']"] if given.config_dir else []
     with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
         overrides = inherited(given.overrides, given.config_name or name, search)
+        if "sweep=wandb" in overrides:
+            from skim.sweeps import agents
+
+            wanted, jobs = agents.split(overrides)
+            check_jobs(settle(jobs, given.config_name or name, search, sweeps=True), given.config_name or name, search)
+            print(agents.write(wanted, jobs))
+            raise SystemExit(0)
         if given.multirun:
             from skim import sweeps
 

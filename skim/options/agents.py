@@ -19,7 +19,7 @@ class Agents(Options):
     """grid: all combinations of the values; random, bayes: also within intervals, without an end unless runs has one"""
     metric: str = "metric"
     """number of a run's summary that bayes goes by, and that W&B sorts by: metric is the one that counts for the task;
-    others are val/relative_flops, latency/batch_32/ms, ..."""
+    val/relative_flops and latency/batch_32/ms are others"""
     goal: Literal["maximize", "minimize"] = "maximize"
     """maximize or minimize it"""
     runs: Count | None = None

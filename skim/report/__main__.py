@@ -18,6 +18,11 @@ from skim.report.runs import collect
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["wandb-workspace"]:
+        from skim.report import workspace
+
+        return workspace.main(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m skim.report", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, help="searched for results.json, with all that is below them")
     parser.add_argument(

@@ -1,10 +1,11 @@
-"""Sweeps of W&B's own agents: the file that describes one, from values as they are typed. Imports nothing heavy."""
+"""Sweeps of W&B's own agents: the file that describes one, from values as they are typed."""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def split(overrides: Sequence[str]) -> tuple[Agents, list[str]]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     own = [override for override in overrides if override.lstrip("+").startswith(OPTION)]
-    known = [name for name in Agents.__dataclass_fields__]
+    known = [field.name for field in fields(Agents)]
     given = {}
     for override in OverridesParser.create().parse_overrides(own):
         name = override.key_or_group.removeprefix(OPTION)
@@ -61,7 +62,8 @@ def described(options: Agents, overrides: Sequence[str]) -> dict[str, Any]:
             project = str(override.value())
     if not swept:
         raise SkimError(
-            f"{ASKS} sweeps over nothing: no option has several values.\nGive one several, such as method.target=0.3,0.5."
+            f"{ASKS} sweeps over nothing: no option has several values.\n"
+            "Give some to one of them, such as method.target=0.3,0.5."
         )
     if not any(line.startswith("logger=") and "wandb" in line for line in fixed):
         fixed.insert(0, "logger=wandb")
@@ -108,7 +110,7 @@ def write(options: Agents, overrides: Sequence[str]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(told, sort_keys=False, width=120), encoding="utf-8")
     return (
-        f"{path}: {len(told['parameters'])} options are swept over. Give it to W&B, then start as many agents as you like:\n"
+        f"{path} sweeps over {', '.join(told['parameters'])}. Give it to W&B, and start as many agents as you like:\n"
         f"  wandb sweep {shlex.quote(str(path))}\n"
         f"  wandb agent <the id that it prints>"
     )
