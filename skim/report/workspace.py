@@ -67,7 +67,7 @@ def workspace(entity: str, project: str, name: str, group: str | None, metric: s
         wr.ParallelCoordinatesPlotColumn(metric=cost, display_name="relative FLOPs"),
         wr.ParallelCoordinatesPlotColumn(metric=quality, display_name=metric),
     ]
-    sections = {
+    sections: dict[str, Any] = {
         "Quality against cost": fronts,
         "Options": [wr.ParallelCoordinatesPlot(title="options, cost and quality", columns=axes)],
         "Keep ratio": [

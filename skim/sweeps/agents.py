@@ -29,7 +29,7 @@ def split(overrides: Sequence[str]) -> tuple[Agents, list[str]]:
 
     own = [override for override in overrides if override.lstrip("+").startswith(OPTION)]
     known = [field.name for field in fields(Agents)]
-    given = {}
+    given: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(own):
         name = override.key_or_group.removeprefix(OPTION)
         if name not in known:

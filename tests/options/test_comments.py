@@ -26,10 +26,15 @@ GIVEN = {"seed", "num_workers"}  # to a task, by the recipe
 OWNERS = [*(method_class(name) for name in METHODS), *(kind for places in PLACES.values() for kind in places.values())]
 WRITTEN = [  # every option of a class stands in the first file, with the value that the class gives it
     *((f"method/{path.stem}", "") for path in sorted((CONF / "method").glob("*.yaml"))),
-    *(("train", place) for place in PLACES["train"] if place not in ("hardware", "callbacks", "sweep")),
+    *(
+        ("train", place)
+        for place in PLACES["train"]
+        if place.partition(".")[0] not in ("hardware", "callbacks", "sweep")
+    ),
     ("hardware/auto", ""),
     ("callbacks/default", ""),
     ("sweep/default", ""),
+    ("sweep/wandb", "agents"),
     *(("evaluate", place) for place in PLACES["evaluate"]),
 ]
 FILES = [file for file in sorted(CONF.rglob("*.yaml")) if file.parent.name not in ("experiment", "debug", "hydra")]
