@@ -17,10 +17,10 @@ from unittest import mock
 import pytest
 
 LONGEST = (
-    *("test_learning.py", "laws", "test_ddp.py", "test_stages.py", "test_trainer.py", "test_resume_exactly.py"),
-    *("test_recipe.py", "test_tagging.py", "test_submission.py", "test_early_exit.py", "test_chains.py"),
-    *("test_method_after.py", "test_docs.py", "test_readme.py", "test_question_answering.py", "test_looks.py"),
-    *("test_parts.py", "test_adapters.py", "test_triton.py"),
+    *("test_learning.py", "laws", "test_docs.py", "test_ddp.py", "test_stages.py", "test_resume_exactly.py"),
+    *("test_trainer.py", "test_recipe.py", "test_chains.py", "test_adapters.py", "test_early_exit.py"),
+    *("test_tagging.py", "test_method_after.py", "test_submission.py", "test_readme.py"),
+    *("test_question_answering.py", "test_looks.py", "test_parts.py", "test_triton.py"),
 )
 # what libraries set once for the whole process, and pytest for each test
 KEPT = ("PYTEST_", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
