@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,6 +156,28 @@ def test_what_a_method_cannot_do_ends_in_a_few_lines_and_leaves_nothing(
     assert says in "\n".join(lines)
     assert len(lines) <= 4
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a bash to complete in")
+def test_bash_completes_groups_choices_and_options() -> None:
+    """By Hydra's own script, as the help says to install it; cli.py lets its flags through."""
+    lines = ["method=tr", "debug=", "train.lr_", "method=ltp method.stages.soft.meth"]
+    script = """
+        eval "$(python train.py -sc install=bash)"
+        for line in "$@"; do
+            COMP_LINE="python train.py $line"; COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE)
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); hydra_bash_completion; echo "${COMPREPLY[*]}"
+        done"""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    bash = ["bash", "-c", script, "bash", *lines]
+    done = subprocess.run(bash, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "method=transkimmer",
+        "debug=fast debug=overfit debug=profile",
+        "train.lr_find=",
+        "method.stages.soft.method_lr= method.stages.soft.method_weight_decay=",
+    ]
+    assert done.stderr == ""
 
 
 def test_evaluating_nothing_says_what_to_name(tmp_path: Path, refused: Callable[..., list[str]]) -> None:

@@ -24,6 +24,9 @@ from skim.signals import Stopped
 LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are written over
     "results.json",
     "report.html",
+    "lr_find.png",
+    "operations.txt",
+    "trace.json",
     TEXTS,
     "evaluation.json",
     "curve.json",

@@ -37,6 +37,7 @@ from skim.lightning.loggers.told import flat
 from skim.lightning.module import SkimModule
 from skim.lightning.notes import notes_of
 from skim.lightning.ranks import watched
+from skim.lightning.rate import tuned
 from skim.merging import parameters_of
 from skim.methods import method_name
 from skim.options.check import typed
@@ -81,12 +82,14 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     parts = build(cfg)
     prepare(cfg, parts)
     trainer = trainer_of(cfg, callbacks, epochs=sum(stage.epochs for stage in parts.stages))
+    cfg, tested = tuned(cfg, parts, trainer.world_size)
     if not cfg.task.get("global_batch"):
         parts.stages = scaled(parts.stages, trainer.num_nodes * trainer.num_devices, cfg.train.lr_scaling)
     module = module_of(cfg, parts)
     results = Results.of(cfg, parts.task.name, command)
     skimmed: list[SkimmedText] = []
-    for note in parts.notes:
+    results.notes += [] if tested is None else [tested.note]
+    for note in (*results.notes, *parts.notes):
         console.print(note, highlight=False, soft_wrap=True)
     with (
         concluded(folder, results, cfg.resume, trainer, started),
@@ -95,6 +98,8 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         if trainer.is_global_zero:
             begin(folder, cfg)
             continue_log(folder, cfg, trainer.loggers)
+            if tested is not None:
+                tested.draw(folder)
         fit(trainer, module, parts, cfg)
         fitted(results, trainer, parts)
         inputs = parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None

@@ -77,6 +77,10 @@ class Schedule(Options):
 class Training(Schedule):
     """Options of the training of a run."""
 
+    lr_find: Literal["suggest", "use"] | None = None
+    """test rates of backbone and head, from 1e-7 to 0.1 in 100 steps, on a copy of the model before training: suggest
+    says which one Lightning's finder names (with a picture, lr_find.png) and trains at train.lr all the same, use
+    trains at it, in stages that have no lr of their own; null: without one"""
     max_steps: Annotated[int, Field(ge=-1)] = -1
     """optimizer steps; takes precedence over epochs when above -1"""
     clip: NotNegative | None = 1.0

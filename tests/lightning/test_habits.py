@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
 
+from skim.errors import SkimError
 from skim.lightning.build import build
+from skim.lightning.rate import tuned
 from skim.lightning.recipe import train
 from tests.runs import composed, small
 
@@ -74,3 +79,28 @@ def test_overfitting_evaluates_on_the_rows_that_it_trains_on() -> None:
 def test_debug_runs_are_kept_apart_from_results() -> None:
     for name in ("fast", "overfit", "profile"):
         assert composed(f"debug={name}").paths.runs == "debug"
+
+
+def test_a_rate_is_found_on_a_copy_and_the_run_is_the_one_to_which_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """State and random numbers are those of a run without a test, and the same command finds the same rate."""
+    monkeypatch.setattr("skim.lightning.rate.STEPS", 40)
+    typed = [*TINY, "method=transkimmer", "train.calibrate=0", "train.max_steps=3", "task.max_train_samples=24"]
+    found = train(small(*typed, "train.lr_find=use"), tmp_path / "found", "")
+    cfg = OmegaConf.load(tmp_path / "found" / "config.yaml")
+    assert 1e-6 < cfg.train.lr < 0.1
+    assert cfg.train.lr != 5e-5
+    note = f"train.lr_find: {cfg.train.lr:g} suggested, in place of train.lr=5e-05"
+    assert note in found.results.notes
+    assert (tmp_path / "found" / "lr_find.png").stat().st_size > 5000
+    same = train(small(*typed, f"train.lr={cfg.train.lr}"), tmp_path / "same", "")
+    assert same.results.metrics == found.results.metrics
+    weights, others = (load_file(run.folder / "model" / "model.safetensors") for run in (found, same))
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+
+
+def test_a_rate_is_tested_on_one_device(tmp_path: Path) -> None:
+    parts = build(small(*TINY, "method=dense"))
+    with pytest.raises(SkimError, match=r"this run has 2\.\nFind the rate with hardware\.devices=1"):
+        tuned(small("train.lr_find=suggest"), parts, processes=2)
