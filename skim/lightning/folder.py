@@ -99,7 +99,7 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
         if trainer.is_global_zero:
             if isinstance(error, Stopped) and error.requeued:
                 results.status = "preempted"
-            failed(folder, results, f"{type(error).__name__}: {error}" if ended is error else str(ended), started)
+            failed(folder, results, started, f"{type(error).__name__}: {error}" if ended is error else str(ended))
         if ended is error:
             raise
         raise ended from None
@@ -114,14 +114,14 @@ def ending(error: KeyboardInterrupt | Stopped, said: str) -> KeyboardInterrupt |
     return Stopped(error.number, said) if isinstance(error, Stopped) else KeyboardInterrupt(f"interrupted{said}")
 
 
-def failed(folder: Path, results: Results, said: str, started: float) -> None:
+def failed(folder: Path, results: Results, started: float, said: str) -> None:
     """Write ``results.json`` of a run that has failed.
 
     Args:
         folder: of the run.
         results: as far as they go.
-        said: what has happened.
         started: when, in seconds since the epoch.
+        said: what has happened.
     """
     results.notes.append(said)
     results.wall_seconds = time.time() - started

@@ -12,11 +12,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning.strategies.launchers.subprocess_script as launcher
+from torch.distributed import DistError
 
 from skim.errors import SkimError
 
@@ -53,19 +55,18 @@ class Watch(threading.Thread):
                 self.end(1)
                 return
 
-    def dead(self) -> str | None:
-        """Say which rank has ended before the run has, and how; ``None`` if none has."""
+    def dead(self, patience: float = 0.0) -> str | None:
+        """Say which rank has ended before the run has, and how; ``None`` if none has within some seconds."""
+        until = time.monotonic() + patience
+        while (said := self._dead()) is None and time.monotonic() < until:
+            self.over.wait(LOOK)
+        return said
+
+    def _dead(self) -> str | None:
         for rank, process in enumerate(self.processes, 1):
             if code := process.poll():
                 how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                 return f"rank {rank} has ended {how}, and the run with it. Its own error, if it had one, stands above."
-        return None
-
-    def late(self) -> str | None:
-        """Say the same of a rank that has hung up and may not have ended yet."""
-        for _ in range(5):
-            if (said := self.dead()) or self.over.wait(LOOK):
-                return said
         return None
 
     def stop(self) -> None:
@@ -98,7 +99,8 @@ def watched(conclude: Callable[[str], object]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        said = None if isinstance(error, SkimError) else next(filter(None, (one.late() for one in watches)), None)
+        # who hangs up has not ended yet
+        said = next(filter(None, (one.dead(GRACE) for one in watches)), None) if hung_up(error) else None
         if said is None:
             raise
         raise SkimError(said) from error
@@ -110,6 +112,11 @@ def watched(conclude: Callable[[str], object]) -> Iterator[None]:
             one.over.set()
             if failed:  # in a sweep this process goes on
                 one.stop()
+
+
+def hung_up(error: Exception) -> bool:
+    """Tell whether an error is of a connection to another rank."""
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def orphaned(parent: int, over: threading.Event, end: Callable[[int], object] = os._exit) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,7 +94,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         console.print(note, highlight=False, soft_wrap=True)
     with (
         concluded(folder, results, cfg.resume, trainer, started),
-        watched(lambda said: trainer.is_global_zero and failed(folder, results, said, started)),
+        watched(partial(failed, folder, results, started)),
     ):
         if trainer.is_global_zero:
             begin(folder, cfg)
