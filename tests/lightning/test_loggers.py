@@ -370,7 +370,14 @@ def test_the_jobs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.M
         found.append(told.sweep())
 
     for mode, folder in (("-m", "hydra.sweep.dir"), ("", "hydra.run.dir")):
-        arguments = ["train.py", mode, "seed=1", "method=dense", f"{folder}={tmp_path / 'tuesday'}"]
+        arguments = [
+            "train.py",
+            mode,
+            "seed=1",
+            "method=dense",
+            "hydra/sweeper=basic",
+            f"{folder}={tmp_path / 'tuesday'}",
+        ]
         monkeypatch.setattr(sys, "argv", [argument for argument in arguments if argument])
         main()
     assert found == [None, "tuesday", None]
