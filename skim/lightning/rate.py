@@ -110,5 +110,5 @@ def range_test(cfg: DictConfig, parts: Parts) -> Any:
             enable_model_summary=False,
             use_distributed_sampler=False,
         )
-        bounds = {"min_lr": LOW, "max_lr": HIGH, "num_training": STEPS}
+        bounds: Any = {"min_lr": LOW, "max_lr": HIGH, "num_training": STEPS}
         return Tuner(trainer).lr_find(module, datamodule=parts.task, update_attr=False, **bounds)
