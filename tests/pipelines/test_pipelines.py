@@ -210,3 +210,21 @@ def test_every_kind_has_a_tiny_model() -> None:
     from skim.pipelines.kinds import KINDS
 
     assert set(KINDS) == set(HEADS)
+
+
+def test_pipelines_race_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from skim.pipelines.__main__ import main
+
+    folder = saved("text-classification", tmp_path / "dense")
+    pruned = skim.compress(model_of("text-classification"), skim.TopK(target=0.5, start=1))
+    skim.save_pretrained(pruned, tmp_path / "pruned")
+    tokenizer_of().save_pretrained(tmp_path / "pruned")
+    rows = [{"sentence": text} for text in texts_of(6)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [str(folder), str(tmp_path / "pruned"), str(tmp_path / "a.jsonl"), "--repeats", "1", "--rows", "5"]
+    assert main([*command, "--field", "sentence", "--max-length", "20"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("5 texts of", "transformers, sorted", "skim, dense", "skim, topk", "1.000"):
+        assert part in said
+    assert main(command) == 2
+    assert "holds no text in 'text'; name its field" in capsys.readouterr().err
