@@ -29,8 +29,8 @@ class Sweep(Options):
     """runs of a search by Optuna, which draws from interval(), choice() and range() and looks for the front of metric
     and cost (sweep=pareto); null runs all combinations"""
     cost: Literal["flops", "time"] = "flops"
-    """what a search makes small: flops are the relative FLOPs; time is that of a pass divided by padded Hugging Face's, at
-    the largest of benchmark.batch_sizes"""
+    """what a search makes small: flops are the relative FLOPs; time is that of a pass divided by padded Hugging Face's,
+    at the largest of benchmark.batch_sizes"""
     random: Number = 8
     """trials that are drawn at random, before the sampler (TPE) learns from those that have finished"""
     seed: Number = 1
