@@ -21,6 +21,7 @@ EXTREME = 1e4  # beyond any margin a predictor gives
 TOLERANCE = 0.03  # how far from its target, in relative FLOPs, a model still is at it
 HALVINGS = 16  # of the interval in which a calibration looks for a shift
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
+LANDED = 2e-4  # a difference that no halving more is worth: a fifth of what results are told to
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
 
 
@@ -141,7 +142,7 @@ def calibrate(
         model: compressed, with a method that has a ``shift``.
         batches: inputs of the kind that the model will see.
         target: relative FLOPs to land on, in (0, 1]; ``None``: ``method.target``.
-        steps: halvings of the interval.
+        steps: halvings of the interval, at most; the last is the one that lands within 0.0002.
         reach: largest shift to either side of ``around``; the unit is the method's.
         around: the middle of the interval.
         each: called after each of them, to show how far it is.
@@ -175,6 +176,8 @@ def calibrate(
         tried.append((abs(spent - target), middle, spent))
         low, high = (low, middle) if spent > target else (middle, high)
         each()
+        if tried[-1][0] <= LANDED:
+            break
     _, shift, spent = min(reversed(tried), key=lambda one: one[0])  # of those alike, the last
     method.shift.fill_(shift)
     return spent
