@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# a test starts many processes, each of which would compile all modules anew where a machine forbids to keep them
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test quick lint format types clean
 
 help:  ## what there is
