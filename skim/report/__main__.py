@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pictures = write_curves(found.runs, folder)
         for path in (*write_overview(found, folder), *pictures):
             console.print(Text(str(path)), soft_wrap=True)
-    except SkimError as error:
-        Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+    except (SkimError, OSError) as error:
+        said = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
+        Console(stderr=True).print(Text(f"error: {said}"), soft_wrap=True)
         return 2
     return 0
 

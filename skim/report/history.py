@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from skim.errors import SkimError
 from skim.report.runs import FOLDER, Results
 
 SPENT = "train/relative_flops"
@@ -18,24 +19,33 @@ def history(run: Results, points: int) -> dict[str, list[list[float]]]:
     Args:
         run: that was loaded from its folder.
         points: the most of each curve; of longer ones, so many are taken evenly.
+
+    Raises:
+        SkimError: a file that holds something else.
     """
     path = Path(run[FOLDER]) / "metrics.csv"
     columns = {"metric": f"val/{run['monitor']}", "loss": LOSS, "flops": SPENT}
     found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in columns}
     if path.is_file():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            lines = csv.reader(file)
-            heads = {head: place for place, head in enumerate(next(lines, []))}
-            places = [(name, heads[column]) for name, column in columns.items() if column in heads]
-            step = heads.get("step")
-            for line in lines:
-                if step is None or len(line) != len(heads):  # a run that was killed may end in half a line
-                    continue
+        try:
+            _read(path, columns, found)
+        except (ValueError, csv.Error) as error:
+            raise SkimError(f"{path} does not hold the curves of a run: {error}.") from None
+    return {name: [_thinned(list(one), points) for one in curve] for name, curve in found.items() if curve[0]}
+
+
+def _read(path: Path, columns: dict[str, str], found: dict[str, tuple[list[float], list[float]]]) -> None:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        lines = csv.reader(line for line in file if line.endswith("\n"))  # a run that was killed may end in half a line
+        heads = {head: place for place, head in enumerate(next(lines, []))}
+        places = [(name, heads[column]) for name, column in columns.items() if column in heads]
+        step = heads.get("step")
+        for line in lines if step is not None else ():
+            if len(line) == len(heads):
                 for name, place in places:
                     if line[place]:
                         found[name][0].append(_number(line[step]))
                         found[name][1].append(_number(line[place]))
-    return {name: [_thinned(list(one), points) for one in curve] for name, curve in found.items() if curve[0]}
 
 
 def _thinned(values: list[Any], points: int) -> list[Any]:

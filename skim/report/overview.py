@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from skim.errors import SkimError
+from skim.report.card import escaped
 from skim.report.curve import styles
 from skim.report.document import render
 from skim.report.heatmap import SkimmedText, load_texts
@@ -79,11 +81,13 @@ def table(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]) -
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(heads)
     for s in settings:
-        row: list[Any] = [s.task, s.method, s.backbone, s.name, s.target, " ".join(map(str, s.seeds)), s.monitor]
+        said = [_plain(name) for name in (s.task, s.method, s.backbone, s.name)]
+        row: list[Any] = [*said, s.target, " ".join(map(str, s.seeds)), s.monitor]
         for spread in (s.metric, *(cost(s) for cost in costs.values())):
             row += [None, None] if spread is None else [spread.mean, spread.std]
         folders = " ".join(os.path.relpath(run[FOLDER], folder) for run in s.runs)
-        writer.writerow([*row, *s.kept, *[None] * (layers - len(s.kept)), folders, s.runs[0]["command"]])
+        ends = _plain(folders), _plain(s.runs[0]["command"])
+        writer.writerow([*row, *s.kept, *[None] * (layers - len(s.kept)), *ends])
     return file.getvalue()
 
 
@@ -94,15 +98,24 @@ def markdown(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]
         some = [s for s in settings if s.task == task]
         best = front(some, lambda s: s.relative_flops)
         shown = {title: cost for title, cost in costs.items() if any(cost(s) for s in some)}
-        lines += [f"## {_cell(task)}", "", f"| setting | backbone | seeds | {some[0].monitor} | {' | '.join(shown)} |"]
+        lines += [
+            f"## {escaped(task)}",
+            "",
+            f"| setting | backbone | seeds | {escaped(some[0].monitor)} | {' | '.join(shown)} |",
+        ]
         lines.append("|" + "---|" * (len(shown) + 4))
         for s in some:
-            name = f"**{_cell(s.name)}**" if any(one is s for one in best) else _cell(s.name)
+            name = f"**{escaped(s.name)}**" if any(one is s for one in best) else escaped(s.name)
             numbers = [_text(s.metric, 4), *(_text(cost(s)) for cost in shown.values())]
-            lines.append(" | ".join([f"| {name}", _cell(s.backbone), " ".join(map(str, s.seeds)), *numbers]) + " |")
+            lines.append(" | ".join([f"| {name}", escaped(s.backbone), " ".join(map(str, s.seeds)), *numbers]) + " |")
         lines += ["", "Bold: no other setting is better at no more relative FLOPs. ± is the deviation over seeds.", ""]
     if left_out:
-        lines += ["## Left out", "", *(f"- `{path}`: {_cell(reason)}" for path, reason in left_out.items()), ""]
+        lines += [
+            "## Left out",
+            "",
+            *(f"- {escaped(path)}: {escaped(reason)}" for path, reason in left_out.items()),
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -142,7 +155,16 @@ def page(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]) ->
 
 def content(settings: Sequence[Setting], folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Collect what the charts draw, in JSON's types; and what could not be read, reasons by path."""
-    found, broken = axes(settings, ("padded_hf",)), {}
+    found = axes(settings, ("padded_hf",))
+    broken: dict[str, str] = {}
+
+    def known(run: Results, read: Callable[[], Any], nothing: Any) -> Any:
+        try:
+            return read()
+        except SkimError as error:
+            broken[os.path.relpath(run[FOLDER], folder)] = str(error)
+            return nothing
+
     points = min(max(POINTS // sum(len(s.runs) for s in settings), 12), 200)
     drawn, texts = [], []
     for s in settings:
@@ -155,16 +177,13 @@ def content(settings: Sequence[Setting], folder: Path) -> tuple[dict[str, Any], 
                 "costs": {axis.name: _pair(axis.cost(s)) for axis in found if axis.cost(s)},
                 "kept": _short(s.kept),
                 "lengths": [[_short(one[n]) for n in ("from", "to", "score", "relative_flops")] for one in s.by_length],
-                "history": [{"seed": run["seed"], **history(run, points)} for run in trained],
+                "history": [{"seed": run["seed"], **known(run, partial(history, run, points), {})} for run in trained],
                 "command": s.runs[0]["command"],
                 "link": link(s.runs[0], folder),
             }
         )
-        try:
-            texts.append(load_texts(Path(trained[0][FOLDER])) if trained else [])
-        except SkimError as error:
-            broken[os.path.relpath(trained[0][FOLDER], folder)] = str(error)
-            texts.append([])
+        best = trained[0] if trained else None
+        texts.append(known(best, partial(load_texts, Path(best[FOLDER])), []) if best else [])
     methods = [{"name": name, **look} for name, look in styles([s.method for s in settings]).items()]
     costs = [{"name": axis.name, "title": axis.title} for axis in found]
     return {"settings": drawn, "axes": costs, "methods": methods, "texts": compared(settings, texts)}, broken
@@ -226,17 +245,19 @@ def _text(spread: Spread | None, digits: int = 3) -> str:
     return f"{spread.mean / 1e6:,.1f} M" if spread.mean > 1e4 else spread.text(digits)
 
 
-def _cell(text: str) -> str:
-    """Escape a text for a cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+def _plain(text: str) -> str:
+    """Quote a text that a spreadsheet would take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _pair(spread: Spread | None) -> list[Any] | None:
-    return None if spread is None else [_short(spread.mean), _short(spread.std)]
+    return [_short(spread.mean), _short(spread.std)] if spread and math.isfinite(spread.mean) else None
 
 
 def _short(value: Any) -> Any:
-    """Round to five digits, which is more than a chart shows."""
+    """Round to five digits, which is more than a chart shows; what is no number (nan) is not known in JSON."""
     if isinstance(value, list):
         return [_short(one) for one in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.5g}") if math.isfinite(value) else None
+    return value

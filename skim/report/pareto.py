@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -41,12 +42,13 @@ def front(settings: Sequence[Setting], cost: Callable[[Setting], Spread | None])
 
     Args:
         settings: of one task; higher metrics are better.
-        cost: of a setting; one without is not on the front.
+        cost: of a setting; one without, or whose metric is no number (a training that diverged), is not on the front.
 
     Returns:
         By rising cost, and rising metric.
     """
-    known = [(spent.mean, -s.metric.mean, s) for s in settings if (spent := cost(s)) is not None and s.metric]
+    measured = [(spent.mean, -s.metric.mean, s) for s in settings if (spent := cost(s)) is not None and s.metric]
+    known = [point for point in measured if all(map(math.isfinite, point[:2]))]
     best, found = float("-inf"), []
     for _, loss, setting in sorted(known, key=lambda point: point[:2]):
         if -loss > best:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,16 +22,10 @@ MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
 FOLDER = "folder"  # set on what was loaded: where its file lies
-NAMED = (
-    "task",
-    "method",
-    "backbone",
-    "seed",
-    "config",
-    "metrics",
-    "monitor",
-    "relative_flops",
-)  # in every results.json
+NAMED = (  # in every results.json
+    *("task", "method", "backbone", "seed", "target", "config", "command", "status"),
+    *("metrics", "monitor", "relative_flops", "keep_ratio", "latency"),
+)
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
     *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config"),
@@ -243,8 +238,13 @@ def _setting(runs: list[Results], variant: str, line: str) -> Setting:
         keep_ratio=Spread.of(kept) if kept else None,
         times={key: Spread.of([1 / value for value in values]) for key, values in ratios.items()},
         speedups={key: Spread.of(values) for key, values in ratios.items()},
-        runs=tuple(sorted(runs, key=lambda run: -run["metrics"].get(run["monitor"], 0))),
+        runs=tuple(sorted(runs, key=_best_first)),
     )
+
+
+def _best_first(run: Results) -> float:
+    value = run["metrics"].get(run["monitor"], math.nan)
+    return math.inf if math.isnan(value) else -value
 
 
 def speedups(run: Results) -> dict[tuple[int, str], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from skim.report.__main__ import around, main
 from skim.report.heatmap import SkimmedText, write_texts
 from skim.report.history import history
-from skim.report.overview import compared, content, write_overview
+from skim.report.overview import compared, content, table, write_overview
+from skim.report.pareto import front
 from skim.report.runs import Found, aggregate, collect
 from tests.report.results import dense, results
 
@@ -113,6 +115,8 @@ def test_a_report_does_not_take_the_place_of_a_runs_page(tmp_path: Path, capsys:
     assert main([str(tmp_path), "--out", str(one)]) == 2
     assert "is the folder of a run" in capsys.readouterr().err
     assert (one / "report.html").read_text() == "<title>a run</title>"
+    assert main([str(tmp_path), "--out", str(one / "results.json")]) == 2
+    assert "results.json: File exists." in capsys.readouterr().err
 
 
 def test_training_curves_are_thinned_and_half_a_line_is_left_out(tmp_path: Path) -> None:
@@ -144,3 +148,22 @@ def test_texts_that_cannot_be_read_harm_no_other_run(tmp_path: Path) -> None:
     data, broken = content(aggregate(collect([folder]).runs), tmp_path)
     assert list(broken) == ["runs/dense"]
     assert len(data["texts"]) == 1
+
+
+def test_a_run_that_diverged_and_curves_that_cannot_be_read_harm_no_other_run(tmp_path: Path) -> None:
+    folder = some(tmp_path / "runs")
+    written(folder / "diverged", results(target=0.4, relative_flops=0.1, metrics={"accuracy": math.nan}))
+    (folder / "dense" / "metrics.csv").write_text("step,train/loss\nten,much\n")
+    settings = aggregate(collect([folder]).runs)
+    data, broken = content(settings, tmp_path)
+    assert json.dumps(data, allow_nan=False), "a browser reads no nan, and would draw nothing"
+    assert [one["metric"] for one in data["settings"] if one["name"] == "transkimmer 0.4"] == [None]
+    assert "transkimmer 0.4" not in {one.name for one in front(settings, lambda one: one.relative_flops)}
+    assert list(broken) == ["runs/dense"]
+    assert "does not hold the curves of a run" in broken["runs/dense"]
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path) -> None:
+    run = {**results(task="=HYPERLINK(1)", command="@SUM(1)", target=-1.0), "folder": str(tmp_path)}
+    (row,) = csv.DictReader(table(aggregate([run]), tmp_path, {}).splitlines())
+    assert (row["task"], row["command"], row["target"]) == ("'=HYPERLINK(1)", "'@SUM(1)", "-1.0")
