@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger
+from rich.console import Console
 
+from skim.errors import first_line
 from skim.lightning.config_tree import write_tree
 from skim.lightning.loggers.told import Shows
 from skim.report.heatmap import TEXTS
@@ -73,7 +75,8 @@ def continue_log(folder: Path, cfg: DictConfig, loggers: Sequence[Logger]) -> No
         return
     step = step_of(Path(cfg.resume))
     with log.open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+        lines = (line for line in file if line.endswith("\n"))  # a run that was killed may end in half a line
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
             logger.experiment.metrics.extend(row for row in rows if int(row["step"]) < step)
@@ -106,7 +109,16 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
     finally:
         for logger in loggers:
             if isinstance(logger, Shows):
-                logger.conclude(results)
+                told(logger, results)
+
+
+def told(logger: Shows, results: Results) -> None:
+    """Tell a logger how the run has ended. One that fails changes neither that end nor the other loggers."""
+    try:
+        logger.conclude(results)
+    except Exception as error:
+        said = f"{type(logger).__name__} was not told how the run has ended: {first_line(error)}."
+        Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 def ending(error: KeyboardInterrupt | Stopped, said: str) -> KeyboardInterrupt | Stopped:

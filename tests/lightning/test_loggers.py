@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -326,6 +327,19 @@ def test_a_run_goes_on_offline_where_wandb_cannot_be_used(
     assert (results.status, board.summary["status"], board.ended) == ("done", "done", 0)
     said = capsys.readouterr().err
     assert "W&B cannot be used: Timed out while retrying: connection refused.\nThe run goes on offline" in said
+
+
+def test_a_run_that_is_queued_again_ends_so_on_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    from skim.lightning.loggers.mlflow import MLflow
+
+    logger, ended = object.__new__(MLflow), []
+    logger._initialized, logger._run_id, logger.artifacts = True, "one", "none"
+    client = SimpleNamespace(set_tag=lambda *_: None, set_terminated=lambda run, status: ended.append((run, status)))
+    monkeypatch.setattr(MLflow, "experiment", client)
+    monkeypatch.setattr(MLflow, "log_metrics", lambda *_: None)
+    logger.conclude(Results("t", "ltp", "tiny", 1, 0.5, "", {}, status="preempted"))
+    assert ended == [("one", "KILLED")]
 
 
 @pytest.mark.parametrize(("name", "package"), [("tensorboard", "tensorboard"), ("mlflow", "mlflow")])

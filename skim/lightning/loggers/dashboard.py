@@ -121,9 +121,11 @@ class Dashboard(WandbLogger):
             self.log_table("latency", columns, rows)
         said = {"status": results.status, "notes": "\n".join(results.notes), "exported": results.exported}
         wandb.run.summary.update({**numbers(results), **said})
-        if results.status == "done":
-            self.keep(Path(str(self.save_dir)))
-        wandb.finish(exit_code=0 if results.status == "done" else 1)
+        try:
+            if results.status == "done":
+                self.keep(Path(str(self.save_dir)))
+        finally:
+            wandb.finish(exit_code=0 if results.status == "done" else 1)
 
     def keep(self, folder: Path) -> None:
         """Hand the files of a finished run over to W&B, as versions of an artifact that is named after the run."""

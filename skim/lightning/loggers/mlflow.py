@@ -18,7 +18,7 @@ from skim.options.declared import checked
 from skim.report.heatmap import SkimmedText, page
 from skim.results import Results
 
-STATUS = {"done": "FINISHED", "failed": "FAILED"}
+STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 
 
 class MLflow(MLFlowLogger):
@@ -59,7 +59,7 @@ class MLflow(MLFlowLogger):
             home.mkdir(parents=True, exist_ok=True)
             uri, location = f"sqlite:///{home / 'mlflow.db'}", (home / "mlartifacts").as_uri()
         group = {} if sweep() is None else {"group": sweep()}
-        told = {"task": task, "method": name, "backbone": backbone, **group, **dict.fromkeys(tags, "true")}
+        told = {**dict.fromkeys(tags, "true"), "task": task, "method": name, "backbone": backbone, **group}
         self.lock = home / "mlflow.lock" if location else None
         self.folder, self.artifacts = Path(save_dir), artifacts
         super().__init__(experiment, f"{task}-{name}-{backbone}-{seed}", uri, tags=told, artifact_location=location)
