@@ -102,7 +102,9 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
 
     folder, names = os.getcwd(), {name: value for name, value in os.environ.items() if not name.startswith(KEPT)}
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    logs = [(log, vars(log).copy()) for log in (logging.getLogger(), logging.getLogger("skim"))]
+    known = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    ours = [log for log in known if log.name.partition(".")[0] in ("skim", "tasks")]
+    logs = [(log, vars(log).copy()) for log in (logging.getLogger(), *ours)]
     quiet = logging.root.manager.disable
     yield
     left = []
