@@ -13,7 +13,7 @@ from rich.text import Text
 
 from skim.errors import SkimError
 from skim.report.compared import runs_table
-from skim.report.runs import collect
+from skim.report.found import collect
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skim.report.found import load_curve
 from skim.report.pareto import axes, front
 from skim.report.picture import write_picture
-from skim.report.runs import Results, Setting, Spread, aggregate, load_curve
+from skim.report.runs import Results, Setting, Spread, aggregate
 
 DENSE = "#7d8798"  # of the baselines
 DROPPED = "layer_drop"

@@ -18,10 +18,11 @@ from skim.errors import SkimError
 from skim.report.card import escaped
 from skim.report.curve import styles
 from skim.report.document import render
+from skim.report.found import Found
 from skim.report.heatmap import SkimmedText, load_texts
 from skim.report.history import history
 from skim.report.pareto import axes, front
-from skim.report.runs import FOLDER, SHIFTED, Found, Results, Setting, Spread, aggregate
+from skim.report.runs import FOLDER, SHIFTED, Results, Setting, Spread, aggregate
 
 PAGE = "report.html"
 POINTS = 20_000  # of all training curves together, beyond which each has fewer

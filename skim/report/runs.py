@@ -1,4 +1,4 @@
-"""Results of runs: found in folders, and averaged over the seeds of one setting."""
+"""Results of runs, averaged over the seeds of one setting."""
 
 from __future__ import annotations
 
@@ -7,25 +7,18 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from skim.errors import SkimError
-from skim.results import SCHEMA
 
 OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
 BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # baselines that were timed beside it, and their names
-CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 Results = dict[str, Any]  # a results.json; skim.results writes it
 SHIFTED = "shifted_from"  # set on points of a curve.json: the target that their model was trained for, in words
 MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
 FOLDER = "folder"  # set on what was loaded: where its file lies
-NAMED = (  # in every results.json
-    *("task", "method", "backbone", "seed", "target", "config", "command", "status"),
-    *("metrics", "monitor", "relative_flops", "keep_ratio", "latency"),
-)
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
     *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config"),
@@ -255,80 +248,3 @@ def speedups(run: Results) -> dict[tuple[int, str], float]:
             for baseline in filter(timings.get, BASELINES):
                 found[int(batch_size), baseline] = timings[baseline]["median_ms"] / timings[own]["median_ms"]
     return found
-
-
-class Found(NamedTuple):
-    """Runs that were found, and the files that were left out: reasons by path."""
-
-    runs: list[Results]
-    left_out: dict[Path, str]
-
-
-def collect(folders: Sequence[Path], curves: bool = False) -> Found:
-    """Load every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
-
-    A file that cannot be read, such as a half-written one or one of another version, is left out, and the others stay.
-
-    Raises:
-        SkimError: a folder that is not there, no file found, or none that can be read.
-    """
-    paths: dict[Path, None] = {}
-    for folder in map(Path, folders):
-        if not folder.exists():
-            raise SkimError(f"There is no folder {folder}.")
-        found = [folder] if folder.is_file() else sorted(folder.rglob("results.json"))
-        if curves and not folder.is_file():
-            found += sorted(folder.rglob(CURVE))
-        paths.update(dict.fromkeys(path.resolve() for path in found))
-    where = ", ".join(map(str, folders))
-    if not paths:
-        raise SkimError(f"No results.json under {where}: no run has finished there.\nTrain one: python train.py")
-    if curves and not any(path.name == CURVE for path in paths):
-        raise SkimError(f"No {CURVE} under {where}.\nMake one: python evaluate.py ckpt=<run> what=curve")
-    collected = Found([], {})
-    for path in paths:
-        try:
-            collected.runs.extend(load_curve(path) if path.name == CURVE else [load(path)])
-        except SkimError as error:
-            collected.left_out[path] = str(error)
-    if not collected.runs:
-        several = "" if len(paths) == 1 else f"\nNor can {len(paths) - 1} more under {where}."
-        raise SkimError(next(iter(collected.left_out.values())) + several)
-    return collected
-
-
-def load(path: Path) -> Results:
-    """Load one ``results.json``; a SkimError for another file, or a schema that this version does not read."""
-    return _checked(_json(path), path)
-
-
-def load_curve(path: Path) -> list[Results]:
-    """Load the points of one ``curve.json``, marked with the target that their model was trained for."""
-    points = _json(path)
-    if not isinstance(points, list):
-        raise SkimError(f"{path} is not a list of results.")
-    marked = []
-    for point in points:
-        run = _checked(point, path)
-        trained = run["config"].get("method", {}).get("target")
-        marked.append({**run, SHIFTED: "no target" if trained is None else f"{trained:g}"})
-    return marked
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SkimError(f"{path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise SkimError(f"{path} cannot be read as JSON, it may be half-written: {error}.") from None
-
-
-def _checked(run: Any, path: Path) -> Results:
-    schema = run.get("schema") if isinstance(run, dict) else None
-    if schema != SCHEMA:
-        raise SkimError(f"{path} has schema {schema}; this version of skim reads {SCHEMA}.")
-    missing = [name for name in NAMED if name not in run]
-    if missing:
-        raise SkimError(f"{path} is not a whole results.json: it has no {', no '.join(missing)}.")
-    return {**run, FOLDER: str(path.parent)}

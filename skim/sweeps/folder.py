@@ -25,7 +25,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from skim.errors import SkimError
 from skim.options.words import quoted
-from skim.report.runs import deciding, load
+from skim.report.found import load
+from skim.report.runs import deciding
 from skim.results import SCHEMA, write_json
 from skim.resume import LAST
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from skim.report.found import collect
 from skim.report.overview import write_overview
-from skim.report.runs import collect
 from tests.report.test_overview import EVIL, some
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the extra dev")

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from skim.report.__main__ import around, main
+from skim.report.found import Found, collect
 from skim.report.heatmap import SkimmedText, write_texts
 from skim.report.history import history
 from skim.report.overview import compared, content, table, write_overview
 from skim.report.pareto import front
-from skim.report.runs import Found, aggregate, collect
+from skim.report.runs import aggregate
 from tests.report.results import dense, results
 
 EVIL = "<script>document.title = 'run'</script>"

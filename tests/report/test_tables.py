@@ -14,8 +14,9 @@ from skim.report.__main__ import main
 from skim.report.compared import runs_table
 from skim.report.curve import draw, write_curve
 from skim.report.fitted import letters
+from skim.report.found import collect
 from skim.report.pareto import axes, front
-from skim.report.runs import Spread, aggregate, collect
+from skim.report.runs import Spread, aggregate
 from skim.report.table import curve_table, latency_table, layers_table, print_run
 from tests.report.results import dense, results, timing
 

@@ -16,7 +16,8 @@ from skim.lightning.build import COMPANION
 from skim.loading import from_pretrained
 from skim.report.card import escaped, write_card
 from skim.report.choosing import Bounds, Candidate, asked, choose, compared, table, warnings_of
-from skim.report.runs import FOLDER, Results, Setting, aggregate, collect
+from skim.report.found import collect
+from skim.report.runs import FOLDER, Results, Setting, aggregate
 
 EXPORT = "chosen"  # folder in that of the runs
 

@@ -16,7 +16,8 @@ from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import latency
 from skim.report.curve import write_curve
-from skim.report.runs import CURVE, MOVED
+from skim.report.found import CURVE
+from skim.report.runs import MOVED
 from skim.report.table import curve_table
 from skim.results import write_json
 
