@@ -33,7 +33,7 @@ def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(
     ]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py", *command])
-    monkeypatch.setattr("skim.cli.program", list)  # ranks are started with train.py, and not with this pytest
+    monkeypatch.setattr("skim.started.started", list)  # ranks are started with train.py, and not with this pytest
     with mock.patch.dict(os.environ):
         start()
     assert "sync_dist" not in capfd.readouterr().err, "what is logged of an evaluation is the same on both ranks"
