@@ -98,7 +98,8 @@ def test_commands_compose(command: str, tmp_path: Path, monkeypatch: pytest.Monk
         write_the_method(tmp_path)
         monkeypatch.syspath_prepend(tmp_path)  # the page's export PYTHONPATH=.
         arguments[arguments.index("--config-dir") + 1] = str(tmp_path / "conf")
-    if "--help" in arguments:
+    monkeypatch.chdir(tmp_path)  # sweep=wandb writes its file here
+    if "--help" in arguments or "sweep=wandb" in arguments:
         with pytest.raises(SystemExit) as left:
             settled(arguments, CONF, script.removesuffix(".py"))
         assert left.value.code == 0
