@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning.strategies.launchers.subprocess_script as subprocess_script
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 import skim
@@ -103,7 +104,9 @@ def test_another_rank_finds_its_yaml_as_well(outside: Path, monkeypatch: pytest.
     """Lightning starts the other ranks of a job by a command line, which has to name the folder again."""
     commands = []
 
-    def train(*_: object) -> None:
+    def train(cfg: DictConfig, folder: Path, *_: object) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
         commands.append(subprocess_script._hydra_subprocess_cmd(1)[0])
         raise skim.SkimError("seen")
 
