@@ -28,7 +28,7 @@ from skim.options.words import quoted
 from skim.report.found import load
 from skim.report.runs import deciding
 from skim.results import SCHEMA, write_json
-from skim.resume import LAST
+from skim.resume import LAST, recorded
 
 State: TypeAlias = Literal["waiting", "running", "done", "failed", "interrupted", "pruned"]
 SWEEP, JOB = "sweep.json", "job.json"
@@ -131,7 +131,20 @@ class Job:
         """List the overrides with which a launcher of Hydra runs the job in its folder, from where it was left."""
         lines = [*self.overrides, f"hydra.sweep.subdir={quoted(self.folder.name)}"]
         checkpoint = self.checkpoint()
-        return lines if checkpoint is None else [*lines, f"resume={quoted(str(checkpoint.resolve()))}"]
+        if checkpoint is None:
+            return lines
+        if self.config["train"].get("lr_find"):  # the rate that it has found stands for the one that it was given
+            lines.append(f"train.lr={recorded(self.folder).train.lr}")
+        return [*lines, f"resume={quoted(str(checkpoint.resolve()))}"]
+
+    def asked_anew(self, asked: Asked) -> Job:
+        """Take over how an equal job is asked for now, such as on which hardware, if this one has still to run."""
+        if self.state in ("done", "running", "pruned"):
+            return self
+        path = self.folder / JOB
+        said = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**said, "overrides": list(asked.overrides), "config": asked.config})
+        return replace(self, overrides=asked.overrides, config=asked.config)
 
     def note(self, state: State, **more: Any) -> None:
         """Write down a state, in the process that brings it about."""
@@ -200,6 +213,8 @@ class Sweep:
                     f"{self.folder} is a sweep of another version of skim (results of schema {before['schema']}; this "
                     f"one writes {SCHEMA}).\nGo on with that version, or start a new sweep without sweep.resume."
                 )
+            if sorted(before.get("overrides", overrides)) != sorted(overrides):
+                before = {}  # values were added, and count from now on
             claim = {"process": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%F %T")}
             write_json(
                 self.folder / SWEEP,
@@ -230,6 +245,8 @@ class Sweep:
             if mark not in known:
                 known[mark] = self.new(one, number)
                 number += 1
+            elif mark not in found:
+                known[mark] = known[mark].asked_anew(one)
             found.setdefault(mark, known[mark])
         return list(found.values())
 

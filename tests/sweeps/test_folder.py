@@ -3,7 +3,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -12,6 +14,7 @@ from skim.errors import SkimError
 from skim.places import CONF
 from skim.results import SCHEMA
 from skim.sweeps.folder import Asked, Job, Sweep
+from skim.sweeps.job import Recorded, take_gpu
 from tests.report.results import results
 
 BASE = ["task=builtin", "backbone=tiny"]
@@ -43,6 +46,41 @@ def test_a_job_is_found_by_what_it_computes_and_not_by_its_number_or_where_it_ru
     )
     assert [(job.number, job.state) for job in again] == [(2, "waiting"), (3, "waiting"), (1, "done")]
     assert [job.number for job in sweep.jobs()] == [0, 1, 2, 3]
+
+
+def test_a_job_that_has_to_run_runs_as_it_is_asked_for_now(tmp_path):
+    sweep = Sweep(tmp_path)
+    first = sweep.enlist([asked("seed=1"), asked("seed=2")])
+    finish(first[0])
+    now = [("seed=1", "hardware=cpu"), ("seed=2", "hardware=cpu"), ("seed=2", "hardware.threads=3")]
+    again = sweep.enlist([asked(*one) for one in now])
+    assert [job.overrides for job in again] == [("seed=1",), ("seed=2", "hardware=cpu")]
+    assert again[1] == Job.at(first[1].folder)
+    assert again[1].config["hardware"]["accelerator"] == "cpu"
+
+
+def test_jobs_side_by_side_take_a_gpu_each(tmp_path, monkeypatch):
+    took, workers = [], [[], [], []]
+    for held in workers:
+        monkeypatch.setattr("skim.sweeps.job.HELD", held)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        take_gpu(tmp_path)
+        took.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        take_gpu(tmp_path)  # its next job
+    assert took == ["3", "5", "3"]
+    assert [len(held) for held in workers] == [1, 1, 1]
+
+
+def test_other_processes_of_a_job_neither_hold_it_nor_wait(tmp_path, monkeypatch):
+    (job,) = Sweep(tmp_path).enlist([asked()])
+    there = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(job.folder)))
+    monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: there)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    ran = []
+    with job.claimed():
+        Recorded(ran.append, os.getpid(), ("train.py", ()))("config")
+    assert ran == ["config"]
+    assert Job.at(job.folder).state == "waiting"
 
 
 def test_what_is_swept_over_tells_jobs_apart(tmp_path):
@@ -83,13 +121,18 @@ def test_a_job_goes_on_from_its_checkpoint_if_that_is_whole(tmp_path):
     path.parent.mkdir()
     torch.save({"global_step": 3}, path)
     assert job.launched()[-1] == f"resume='{path}'"
+    (job.folder / "config.yaml").write_text("train: {lr: 3e-4}")
+    found = replace(job, config={**job.config, "train": {"lr_find": "use"}})
+    assert "train.lr=0.0003" in found.launched(), "the rate that it found is part of what it goes on with"
     path.write_bytes(path.read_bytes()[:-100])
     assert job.checkpoint() is None
 
 
 HOLD = """
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from skim.sweeps.folder import Sweep
 with Sweep(Path(sys.argv[1])).claimed("python train.py -m seed=1,2", ["seed=1,2"]):
     print("held", flush=True)
@@ -110,6 +153,8 @@ def test_a_folder_has_one_sweep_and_a_dead_one_holds_nothing(tmp_path):
     with Sweep(tmp_path).claimed("python train.py -m seed=1,2 sweep.resume=true", ["seed=1,2"]) as sweep:
         assert sweep.about["command"] == "python train.py -m seed=1,2"
         assert sweep.about["claimed"]["process"] == os.getpid()
+    with Sweep(tmp_path).claimed("python train.py -m seed=1,2,3", ["seed=1,2,3"]) as sweep:
+        assert sweep.about["overrides"] == ["seed=1,2,3"], "by its name alone it goes on with what was added"
 
 
 def test_a_sweep_of_another_version_is_left_alone(tmp_path: Path):

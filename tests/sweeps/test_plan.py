@@ -96,6 +96,8 @@ def test_resume_by_name_needs_no_other_word(tmp_path):
         found = asked(f"sweep.resume={name}", runs, "sweep.jobs=1")
         assert found.hydra == (f"hydra.sweep.dir='{folder}'",)
         assert found.grids == (("method=ltp", "seed=1,2", runs, f"hydra.sweep.dir='{folder}'"),)
+    found = asked(f"sweep.resume={folder}", runs, "seed=3", "hardware=cpu")
+    assert found.typed == ("method=ltp", "seed=3", "hardware=cpu"), "what is typed takes the place of what was"
     assert "sweep.resume=nowhere is not the folder of a sweep" in refusal("sweep.resume=nowhere", runs)
 
 
