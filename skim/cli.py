@@ -147,10 +147,9 @@ def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         line = override.input_line or ""
         if override.is_sweep_override():
-            if not override.is_discrete_sweep():  # intervals, of which a search draws
-                return
-            key = override.get_key_element()
-            jobs[line] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            drawn = override.value()  # of an interval, of which a search draws, both ends have to be of use
+            values = override.sweep_string_iterator() if override.is_discrete_sweep() else (drawn.start, drawn.end)
+            jobs[line] = [f"{override.get_key_element()}={value}" for value in values]
         elif not override.is_hydra_override():
             jobs[line] = [line]
     if all(len(lines) == 1 for lines in jobs.values()):

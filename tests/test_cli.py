@@ -66,6 +66,12 @@ def test_help_names_every_choice_and_nothing_internal() -> None:
     assert not [word for word in said if word.startswith("_")]
 
 
+def test_help_shows_what_a_ready_sweep_runs() -> None:
+    said = teach(CONF, "train", ["sweep=sst2_frontier"])
+    assert "  sweep.grids=\n    - method=transkimmer method.bottleneck=96 method.target=" in said
+    assert "  sweep.common=task=sst2 backbone=minilm seed=1 " in said
+
+
 @pytest.mark.parametrize(
     ("name", "asked", "group"),
     [

@@ -7,6 +7,7 @@ Imports nothing heavy.
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -67,15 +68,32 @@ def explained(file: Path) -> list[tuple[str, str, str]]:
     """Read path, value and comment of every option in a file, and in those of its folder that it starts from."""
     found: dict[str, tuple[str, str, str]] = {}
     text = file.read_text()
+    listed = long_values(text)
     for parent in parents(text):
         if file.with_name(f"{parent}.yaml").is_file():
             found |= {entry[0]: entry for entry in explained(file.with_name(f"{parent}.yaml"))}
     for entry in entries(text):
-        if entry.value is not None:
-            found[entry.path] = (entry.path, entry.value, entry.comment or found.get(entry.path, ("", "", ""))[2])
+        value = listed.get(entry.path, entry.value)
+        if value is not None:
+            found[entry.path] = (entry.path, value, entry.comment or found.get(entry.path, ("", "", ""))[2])
         elif entry.comment:  # a group of options
             found[entry.path] = (entry.path, "...", entry.comment)
     return list(found.values())
+
+
+def long_values(text: str) -> dict[str, str]:
+    """Read the values of a file that go on below their option: lists, an item a line, and folded texts."""
+    import yaml
+
+    found = {}
+    for key, value in (yaml.safe_load(text) or {}).items():
+        if key == "defaults" or re.search(rf"^{key}: *(>-)?$", text, re.MULTILINE) is None:
+            continue
+        if isinstance(value, list):
+            found[key] = "".join(f"\n    - {one}" for one in value)
+        elif isinstance(value, str):
+            found[key] = value
+    return found
 
 
 def wrapped(line: str, indent: str) -> str:

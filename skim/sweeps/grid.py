@@ -14,6 +14,7 @@ from rich.console import Console
 
 from skim.errors import SkimError
 from skim.options.tree import leaves
+from skim.signals import Stopped
 from skim.sweeps.folder import Asked, Job, Sweep
 from skim.sweeps.job import Recorded
 from skim.sweeps.launch import launch
@@ -62,7 +63,7 @@ class Grid(BasicSweeper):
             jobs = sweep.enlist(asked, swept=differing([one.config for one in asked]))
             try:
                 launch(self.launcher, self.config.hydra.launcher, jobs, console, self.max_batch_size)
-            except (KeyboardInterrupt, SystemExit):
+            except (KeyboardInterrupt, SystemExit, Stopped):
                 console.print(f"The sweep was interrupted; sweep.resume={folder} goes on with it.", soft_wrap=True)
                 raise
             jobs = [Job.at(job.folder) for job in jobs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -14,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig
 
 from skim import started
 from skim.errors import SkimError, first_line, message
-from skim.signals import Stopped
+from skim.signals import Stopped, rank
 from skim.sweeps.folder import Job
 
 LOG = "log.txt"  # what a job in a process of its own has printed
+HELD: list[FileLock] = []  # the GPU of this process, as long as it lives
 
 
 class Pruned(Exception):
@@ -51,9 +54,15 @@ class Recorded:
         from hydra.core.hydra_config import HydraConfig
 
         job = Job.at(Path(HydraConfig.get().runtime.output_dir))
+        if rank():  # of a job with several processes the first holds it, and says what became of it
+            if job.results() is None:
+                self.main(cfg)
+            return
         beside = os.getpid() != self.sweeper and os.getppid() == self.sweeper
         if beside:
             threading.Thread(target=end_with, args=[self.sweeper], daemon=True).start()
+            if cfg.hardware.accelerator != "cpu" and cfg.hardware.devices == 1:
+                take_gpu(job.folder.parent)
         with logged(job.folder / LOG) if beside else contextlib.nullcontext(), self.named(job):
             try:
                 with job.claimed():
@@ -95,6 +104,30 @@ class Recorded:
             yield
         finally:
             started.remember(*before)
+
+
+def take_gpu(folder: Path) -> None:
+    """Leave this worker of joblib one of the GPUs: one that nobody has yet, or that fewest share.
+
+    To be called before CUDA has started; a worker that computes several jobs keeps its own.
+
+    Args:
+        folder: of the sweep, where locks say which are taken.
+    """
+    import torch
+
+    if HELD:
+        return
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(number) for number in range(torch.cuda.device_count())] if seen is None else seen.split(",")
+    places = ((gpu, sharing) for sharing in itertools.count() for gpu in gpus) if len(gpus) > 1 else ()
+    for gpu, sharing in places:
+        lock = FileLock(folder / f".gpu-{gpu}-{sharing}")
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            HELD.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            return
 
 
 @contextlib.contextmanager

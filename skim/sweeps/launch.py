@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
 from hydra.plugins.launcher import Launcher
 from rich.console import Console
 
+from skim.signals import Stopped
 from skim.sweeps.folder import Job
 from skim.sweeps.progress import Progress
 
 PATIENCE = 10  # seconds for processes of a killed sweep to end
 
 
+@contextlib.contextmanager
+def killable() -> Iterator[None]:
+    """Let SIGTERM end a sweep as Ctrl-C does, between its jobs and while others compute them.
+
+    Raises:
+        Stopped: the signal has come.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@killable()
 def launch(launcher: Launcher, options: Any, jobs: Sequence[Job], console: Console, batch: int | None = None) -> None:
     """Run the jobs that are not done; afterwards each says for itself what became of it.
 

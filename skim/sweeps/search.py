@@ -25,6 +25,7 @@ from rich.text import Text
 
 from skim.errors import SkimError
 from skim.report.runs import speedups
+from skim.signals import Stopped
 from skim.sweeps.folder import Asked, Job, Sweep
 from skim.sweeps.job import Recorded
 from skim.sweeps.launch import launch
@@ -84,7 +85,7 @@ class Search(Sweeper):
                     launch(self.launcher, self.config.hydra.launcher, alone, console)
                     for trial, job in zip(trials, jobs, strict=True):
                         conclude(study, trial, Job.at(job.folder), self.options.cost)
-            except (KeyboardInterrupt, SystemExit):
+            except (KeyboardInterrupt, SystemExit, Stopped):
                 console.print(f"The search was interrupted; sweep.resume={folder} goes on with it.", soft_wrap=True)
                 raise
         self.show(study, sweep, console)

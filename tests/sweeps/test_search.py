@@ -94,6 +94,7 @@ def test_a_killed_search_goes_on_to_the_end_of_one_that_was_not(
     [
         (["sweep.trials=3"], "A search needs values to draw"),
         (["sweep=pareto", "sweep.cost=time", "benchmark.enabled=false"], "set benchmark.enabled=true"),
+        (["sweep=pareto", "method.target=interval(0.3,1.5)"], "method.target=1.5 must be"),
         (["sweep=pareto", "sweep.trials=0"], "sweep.trials=0 must be"),
     ],
 )
