@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from skim.errors import SkimError, message
 from skim.options.settle import settle
@@ -147,8 +148,9 @@ def check_jobs(overrides: list[str], name: str, search: list[str]) -> None:
     for override in OverridesParser.create().parse_overrides(overrides):
         line = override.input_line or ""
         if override.is_sweep_override():
-            drawn = override.value()  # of an interval, of which a search draws, both ends have to be of use
-            values = override.sweep_string_iterator() if override.is_discrete_sweep() else (drawn.start, drawn.end)
+            drawn: Any = override.value()  # of an interval, of which a search draws, both ends have to be of use
+            discrete = override.is_discrete_sweep()
+            values: Iterable[Any] = override.sweep_string_iterator() if discrete else (drawn.start, drawn.end)
             jobs[line] = [f"{override.get_key_element()}={value}" for value in values]
         elif not override.is_hydra_override():
             jobs[line] = [line]

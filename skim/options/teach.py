@@ -85,7 +85,7 @@ def long_values(text: str) -> dict[str, str]:
     """Read the values of a file that go on below their option: lists, an item a line, and folded texts."""
     import yaml
 
-    found = {}
+    found: dict[str, str] = {}
     for key, value in (yaml.safe_load(text) or {}).items():
         if key == "defaults" or re.search(rf"^{key}: *(>-)?$", text, re.MULTILINE) is None:
             continue

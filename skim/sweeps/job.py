@@ -120,8 +120,9 @@ def take_gpu(folder: Path) -> None:
         return
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(number) for number in range(torch.cuda.device_count())] if seen is None else seen.split(",")
-    places = ((gpu, sharing) for sharing in itertools.count() for gpu in gpus) if len(gpus) > 1 else ()
-    for gpu, sharing in places:
+    if len(gpus) < 2:
+        return
+    for sharing, gpu in ((number, gpu) for number in itertools.count() for gpu in gpus):
         lock = FileLock(folder / f".gpu-{gpu}-{sharing}")
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=0)
