@@ -167,7 +167,7 @@ def test_what_a_method_cannot_do_ends_in_a_few_lines_and_leaves_nothing(
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a bash to complete in")
 def test_bash_completes_groups_choices_and_options() -> None:
     """By Hydra's own script, as the help says to install it; cli.py lets its flags through."""
-    lines = ["method=tr", "debug=", "train.lr_", "method=ltp method.stages.soft.meth"]
+    lines = ["method=tr", "debug=", "train.lr_f", "method=ltp method.stages.soft.meth"]
     script = """
         eval "$(python train.py -sc install=bash)"
         for line in "$@"; do
