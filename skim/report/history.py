@@ -39,8 +39,10 @@ def _read(path: Path, columns: dict[str, str], found: dict[str, tuple[list[float
         lines = csv.reader(line for line in file if line.endswith("\n"))  # a run that was killed may end in half a line
         heads = {head: place for place, head in enumerate(next(lines, []))}
         places = [(name, heads[column]) for name, column in columns.items() if column in heads]
-        step = heads.get("step")
-        for line in lines if step is not None else ():
+        if "step" not in heads:
+            return
+        step = heads["step"]
+        for line in lines:
             if len(line) == len(heads):
                 for name, place in places:
                     if line[place]:
