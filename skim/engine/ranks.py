@@ -60,7 +60,8 @@ def share(part: Tensor, whole: Tensor) -> Tensor:
         # in one message, for one of two numbers takes as long as one of one
         both = Summed.apply(torch.cat([part.reshape(-1).double(), whole.reshape(-1).double()]))
         part, whole = both[: part.numel()].view(part.shape).to(kind), both[part.numel() :].view(whole.shape).to(kind)
-    return torch.where(whole > 0, part / whole.clamp_min(1), 1.0)
+    # not clamped: a sum of class weights may be below 1
+    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1), 1.0)
 
 
 def mean(values: Tensor) -> Tensor:
@@ -78,4 +79,5 @@ def weighed(value: Tensor, count: Callable[[], int | Tensor]) -> Tensor:
     if not _JOINED.get():
         return value
     things = torch.as_tensor(count(), device=value.device)
-    return share(value * things.to(value.dtype), things)
+    # a mean of nothing is NaN, and the other processes have something
+    return share(torch.where(things > 0, value * things.to(value.dtype), 0.0), things)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from skim.engine.masked import MaskedOccupancy
 from skim.engine.noise import belonging, exponential
@@ -56,3 +58,19 @@ def test_one_process_asks_for_no_counts_and_divides_as_ever() -> None:
         assert float(share(torch.tensor(0.0), torch.tensor(0))) == 1.0
         assert float(mean(torch.tensor([1.0, 2.0]))) == 1.5
         assert float(weighed(torch.tensor(2.0), lambda: 1 // 0)) == 2.0
+
+
+def test_a_process_without_labels_leaves_the_mean_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own mean is NaN. Class weights are things too, and may sum to less than 1."""
+    told = {name: (lambda *_: True) for name in ("is_available", "is_initialized")}
+    for name, answer in {**told, "get_world_size": lambda *_: 2}.items():
+        monkeypatch.setattr(dist, name, answer)
+    other = torch.tensor([0.5 * 0.25, 0.25], dtype=torch.float64)  # a mean of 0.5, of things that weigh 0.25
+    monkeypatch.setattr(dist, "all_reduce", lambda total: total.add_(other))
+    logits = torch.randn(2, 3, requires_grad=True)
+    with joined():
+        nothing = weighed(torch.nn.functional.cross_entropy(logits, torch.tensor([-100, -100])), lambda: 0)
+        assert float(weighed(torch.tensor(1.0), lambda: torch.tensor(0.25))) == 0.75
+    assert float(nothing.detach()) == 0.5
+    nothing.backward()
+    assert torch.equal(logits.grad, torch.zeros(2, 3))
