@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ PIPELINES = {  # the hub's words, by how transformers' classes end
     "ForMaskedLM": "fill-mask",
     "ForMultipleChoice": "multiple-choice",
 }
+# from the root, the home or a drive, and neither part of a URL nor of a relative path
+PATH = re.compile(r"(?<![\w.:/~<>-])(?:~[\w.-]*/|/(?=[\w.])|[A-Za-z]:[/\\])[^\s'\"`,;\])]*")
 OURS = ("text-classification", "token-classification", "question-answering", "fill-mask")  # that skim.pipeline has
 
 
@@ -62,15 +65,15 @@ def card(folder: Path, results: Results, chosen: str | None = None) -> Any:
         baseline_gflops=f"{results.get('baseline_gflops', 0):.3f}",
         keep_ratio=f"{statistics.fmean(kept):.3f}" if kept else "-",
         others=others,
-        chosen=chosen,
+        chosen=chosen and private(chosen),
         times=latency_rows(results["latency"]) if results.get("latency") else [],
         machine=escaped(", ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())),
         pipeline=data.pipeline_tag if data.pipeline_tag in OURS else None,
         architecture=escaped(architecture),
         data=about_data(results),
         selected="the setting" if chosen else "the checkpoint",
-        notes=[escaped(note) for note in results.get("notes", [])],
-        command=results.get("command", "").replace("~~~", "'''"),
+        notes=[escaped(private(note)) for note in results.get("notes", [])],
+        command=private(results.get("command", "")).replace("~~~", "'''"),
         versions=escaped(", ".join(f"{name} {value}" for name, value in results.get("versions", {}).items())),
     )
 
@@ -135,6 +138,11 @@ def about_data(results: Results) -> str:
     if task.get("max_length"):
         lines.append(f"Texts are cut at {task['max_length']} tokens.")
     return " ".join(lines)
+
+
+def private(text: str) -> str:
+    """Leave only the last name of each absolute path, and ``...`` before it: a card is published, a disk is not."""
+    return PATH.sub(lambda found: ".../" + re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
 
 
 def escaped(text: object) -> str:

@@ -69,7 +69,11 @@ def runs(tmp_path: Path) -> Path:
         *(results("dense", seed, 0.90 + 0.01 * seed, 1.0) for seed in (1, 2)),
         *(results("ltp", seed, 0.892 + 0.01 * seed + 0.002 * (seed == 2), 0.5) for seed in (1, 2)),
         results("ltp", 1, 0.85, 0.3),
-        results("topk", 1, 0.909, 0.7, notes=["<script>alert(1)</script> | `x`"]),
+        results(
+            *("topk", 1, 0.909, 0.7),
+            notes=["<script>alert(1)</script> | `x`", "init_from=/home/me/dense: other layers"],
+            command="python /home/me/train.py 'task.files.train=[~/secret/a.csv,/data/b.csv]' resume=runs/x C:\\me\\y",
+        ),
     )
     return folder
 
@@ -85,8 +89,10 @@ def test_the_cheapest_within_a_bound_is_exported_with_its_card(
     half.mkdir()
     (half / "results.json").write_text('{"task": ')
     failed = results("act", 1, 0.99, 0.1, status="failed")
-    (runs / "other").mkdir()
-    (runs / "other" / "results.json").write_text(json.dumps(failed))
+    diverged = results("act", 1, float("nan"), 0.1)
+    for name, run in (("other", failed), ("diverged", diverged)):
+        (runs / name).mkdir()
+        (runs / name / "results.json").write_text(json.dumps(run))
     look(f"runs={runs}", "max_drop=1.0")
     said = capsys.readouterr().out
     # dense is 0.91 and 0.92, ltp 0.902 and 0.914: 0.8 and 0.6 points below at equal seeds
@@ -96,6 +102,7 @@ def test_the_cheapest_within_a_bound_is_exported_with_its_card(
     assert "half/results.json" in said
     assert "may be half-written" in said
     assert "other: its status is failed" in said
+    assert "diverged: it has no accuracy that is a number" in said
     assert "seed 2, the best of 2" in said
     card = (runs / "chosen" / "README.md").read_text()
     _, head, text = card.split("---\n", 2)
@@ -132,6 +139,11 @@ def test_by_cost_alone_the_best_is_chosen_and_few_seeds_are_told(
     card = (runs / "chosen" / "README.md").read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt; \\| \\`x\\`" in card
     assert "<script>" not in card
+    # a card is published: of folders outside the project only the last name is left
+    assert "python .../train.py 'task.files.train=[.../a.csv,.../b.csv]' resume=runs/x .../y\n" in card
+    assert "init_from=.../dense: other layers" in card
+    assert "relative FLOPs 0.700, time 0.70 of padded" in card
+    assert str(runs.parent) not in card
 
 
 def test_nobody_is_within(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +179,7 @@ def test_the_uncertainty_is_of_equal_seeds() -> None:
         (["runs={runs}", "max_drop=1", "what=metrics"], "is for what=choose"),
         (["runs={runs}/none", "max_drop=1"], "There is no folder"),
         (["runs={runs}", "max_drop=1", "folder={runs}/ltp-0.5-1"], "holds something else than a model"),
+        (["runs={runs}", "max_drop=1", "folder={runs}/ltp-0.3-1/model"], "is the model of a run"),
         (["runs={runs}", "max_drop=1", "push_to_hub=a//b"], "cannot be a repository's name"),
         (["runs=[{runs}/ltp-0.5-1,{runs}/ltp-0.3-1]", "max_drop=1"], "None of these runs is dense"),
         (["runs={runs}/dense-1.0-1", "max_drop=1"], "All of these runs are dense"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,8 @@ def look(cfg: DictConfig, console: Console) -> None:
     )
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / DESCRIBED).is_file())):
         raise SkimError(f"folder={target} holds something else than a model of skim; name another one.")
+    if target.name == "model" and (target.parent / "results.json").is_file():
+        raise SkimError(f"folder={target} is the model of a run; name another one.")
     dense, candidates = among(folders, cfg, bounds, console)
     chosen: Candidate | None = None
     try:
@@ -62,11 +65,13 @@ def among(folders: list[Path], cfg: DictConfig, bounds: Bounds, console: Console
     for run in found.runs:
         if run["status"] != "done":
             left_out[Path(run[FOLDER])] = f"its status is {run['status']}"
+        elif not math.isfinite(run["metrics"].get(run["monitor"], math.nan)):  # it would be within any bound
+            left_out[Path(run[FOLDER])] = f"it has no {run['monitor']} that is a number"
     for path, why in left_out.items():
         console.print(f"left out: {path}: {why}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     settings = [
         setting
-        for setting in aggregate(found.runs)
+        for setting in aggregate([run for run in found.runs if Path(run[FOLDER]) not in left_out])
         if all(cfg.get(part) is None or getattr(setting, part) == cfg[part].name for part in ("task", "backbone"))
     ]
     if not settings:
