@@ -29,7 +29,7 @@ from skim.errors import SkimError, first_line, message
 from skim.pipelines.rows import rows_of
 
 FIELDS = {"question-answering": ("question", "context")}  # of a row, by task; elsewhere a text, and maybe its pair
-FLUSHED = 64  # rows between two flushes of the output
+SHOWN = 64  # rows between two changes of the bar
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,10 +114,12 @@ def predict(options: argparse.Namespace, console: Console) -> None:
             for answer in pipe(texts()):
                 write(json.dumps(answer, ensure_ascii=False, default=float) + "\n")
                 count += 1
-                if count % FLUSHED == 0:
+                if count % SHOWN == 0:
                     bar.update(shown, rows=count)
         except SkimError:
             raise
+        except OSError as error:  # a full disk, a pipe that was closed: no row is to blame
+            raise SkimError(f"{options.input} to {options.output}: stopped after row {count:,}: {error}.") from error
         except Exception as error:  # of transformers and torch, about a row
             window = f"{count + 1} to {taken}" if taken > count + 1 else f"{taken}"
             raise SkimError(f"{options.input}, row {window}: cannot be answered: {first_line(error)}.") from error
@@ -192,7 +194,7 @@ def output(name: str, about: dict[str, Any], console: Console) -> Iterator[tuple
     part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
     done = 0
     if part.is_file():
-        if not said.is_file() or json.loads(said.read_text()) != about:
+        if not said.is_file() or said.read_text() != json.dumps(about):
             raise SkimError(f"{part} is of another command, which did not end.\nDelete it, or write elsewhere.")
         with part.open("r+b") as file:
             done = whole_lines(file)

@@ -43,7 +43,7 @@ def test_a_file_of_every_kind(model: str, tmp_path: Path, capsys: pytest.Capture
     expected = skim.pipeline(TASK, model, device="cpu", truncation=True)(texts)
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts))
-    with (tmp_path / "a.csv").open("w", newline="") as file:
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8-sig") as file:  # as spreadsheets do
         csv.writer(file).writerows([["id", "text"], *([n, text] for n, text in enumerate(texts))])
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     for ending in ("txt", "jsonl", "csv", "parquet"):
@@ -136,7 +136,7 @@ def test_what_cannot_be_answered(
     assert main([model, str(tmp_path / file), str(tmp_path / "out.jsonl"), "--device", "cpu", *options]) == 2
     error = capsys.readouterr().err
     assert said in error
-    assert len(error.splitlines()) <= 3
+    assert len(error[error.index("error: ") :].splitlines()) <= 3  # before it, a bar of transformers may stand
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -145,6 +145,20 @@ def test_an_output_that_cannot_be_written(model: str, tmp_path: Path, capsys: py
     for name, said in (("out.csv", "must end in .jsonl"), ("none/out.jsonl", "There is no folder")):
         assert main([model, str(tmp_path / "a.txt"), str(tmp_path / name), "--device", "cpu"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_full_disk_is_no_fault_of_a_row(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, line: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.txt").write_text("a film")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Full())
+        assert main([model, str(tmp_path / "a.txt"), "-", "--device", "cpu"]) == 2
+    assert "stopped after row 0: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_a_row_that_the_pipeline_refuses_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

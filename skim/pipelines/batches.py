@@ -58,6 +58,8 @@ class Batched(Pipeline):
 
     def __call__(self, inputs: Any, *args: Any, **options: Any) -> Any:
         """Answer, as transformers' pipeline of the task does; nothing to an empty list, at which that stumbles."""
+        if isinstance(inputs, Iterator):  # a file, a map: it knows only generators, and takes others for one text
+            inputs = (text for text in inputs)
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **options)
 
     def get_iterator(

@@ -43,7 +43,9 @@ def lines(path: Path) -> Iterator[tuple[float, str]]:
         with path.open("rb") as file:
             for raw in file:
                 read += len(raw)
-                yield read / size, raw.decode("utf-8").rstrip("\r\n")
+                # spreadsheets put a mark in front of the first line
+                text = raw.decode("utf-8-sig" if read == len(raw) else "utf-8")
+                yield read / size, text.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise SkimError(f"{path} is not UTF-8 after byte {read}: {error.reason}.") from error
 

@@ -66,6 +66,7 @@ def test_answers_are_transformers(task: str, options: dict[str, Any]) -> None:
     pipe = ours(task, window=5, batch_tokens=64)
     assert near(pipe(inputs, **options), expected)
     assert near(list(pipe((text for text in inputs), **options)), expected)
+    assert near(list(pipe(map(lambda text: text, inputs), **options)), expected)  # which is no generator
     assert near(ours(task, **options)(inputs[0]), theirs(task, **options)(inputs[0]))
     assert near(pipe(inputs[:3], batch_size=2, **options), expected[:3])
 
