@@ -71,8 +71,8 @@ def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> 
     if cfg.sweep.resume is not False:
         folder = resumed(cfg.sweep.resume, Path(cfg.hydra.sweep.dir), typed)
         hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
-        said = {key_of(override) for override in typed}
-        typed = [*(one for one in Sweep(folder).about["overrides"] if key_of(one) not in said), *typed]
+        anew = {key_of(override) for override in typed}
+        typed = [*(one for one in Sweep(folder).about["overrides"] if key_of(one) not in anew), *typed]
         cfg = asked([*typed, *beside], hydra, name, search)
     jobs = [override for override in (*typed, *beside) if not SWEEP.match(override)]
     if cfg.sweep.jobs > 1:
