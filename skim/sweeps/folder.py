@@ -185,16 +185,22 @@ class Sweep:
         return about if isinstance(about, dict) else {}
 
     @contextlib.contextmanager
-    def claimed(self, command: str, overrides: Sequence[str]) -> Iterator[Sweep]:
+    def claimed(self, command: str, overrides: Sequence[str], resumed: bool = True) -> Iterator[Sweep]:
         """Hold the folder while a sweep is at work on it; a claim ends with its process, however that ends.
 
         Args:
             command: as typed.
             overrides: as typed.
+            resumed: whether it goes on with what is in the folder; else there may be no sweep in it.
 
         Raises:
-            SkimError: another sweep is at work there, or the folder is of another version.
+            SkimError: another sweep is at work there, or was, or the folder is of another version.
         """
+        if self.about and not resumed:
+            raise SkimError(
+                f"{self.folder} has a sweep in it: {self.about.get('command')}\n"
+                f"Go on with it by sweep.resume={self.folder}, or choose another hydra.sweep.dir."
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / CLAIM)
         try:

@@ -52,13 +52,8 @@ class Grid(BasicSweeper):
         assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
         sweep = Sweep(folder)
-        if sweep.about and not self.plan.resumed:
-            raise SkimError(
-                f"{folder} has a sweep in it: {sweep.about.get('command')}\n"
-                f"Go on with it by sweep.resume={folder}, or choose another hydra.sweep.dir."
-            )
         console = Console()
-        with sweep.claimed(self.command, self.plan.typed):
+        with sweep.claimed(self.command, self.plan.typed, self.plan.resumed):
             asked = [Asked(tuple(one), self.composed(one)) for grid in self.plan.grids for one in self.combined(grid)]
             jobs = sweep.enlist(asked, swept=differing([one.config for one in asked]))
             try:

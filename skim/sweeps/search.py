@@ -65,13 +65,8 @@ class Search(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         space, fixed = self.space(arguments)
         sweep = Sweep(folder)
-        if sweep.about and not self.plan.resumed:
-            raise SkimError(
-                f"{folder} has a sweep in it: {sweep.about.get('command')}\n"
-                f"Go on with it by sweep.resume={folder}, or choose another hydra.sweep.dir."
-            )
         console = Console()
-        with sweep.claimed(self.command, self.plan.typed):
+        with sweep.claimed(self.command, self.plan.typed, self.plan.resumed):
             study = optuna.create_study(
                 storage=f"sqlite:///{folder.resolve() / STUDY}",
                 study_name="search",

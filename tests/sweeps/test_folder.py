@@ -150,6 +150,11 @@ def test_a_folder_has_one_sweep_and_a_dead_one_holds_nothing(tmp_path):
     assert len(str(refused.value).splitlines()) == 2
     os.kill(other.pid, signal.SIGKILL)
     other.communicate()
+    with (
+        pytest.raises(SkimError, match=r"has a sweep in it: python train\.py -m seed=1,2\n.*sweep\.resume="),
+        Sweep(tmp_path).claimed("python train.py -m seed=3", ["seed=3"], resumed=False),
+    ):
+        raise AssertionError("somebody else's folder was taken")
     with Sweep(tmp_path).claimed("python train.py -m seed=1,2 sweep.resume=true", ["seed=1,2"]) as sweep:
         assert sweep.about["command"] == "python train.py -m seed=1,2"
         assert sweep.about["claimed"]["process"] == os.getpid()
