@@ -23,7 +23,17 @@ from skim.errors import SkimError, shortened
 from skim.methods import METHODS, Method, Spec, method_class
 from skim.methods.base import check_free
 
-__all__ = ["accepted", "compress", "decompress", "execution", "standing_in", "twin", "uncompressed", "walk_of"]
+__all__ = [
+    "accepted",
+    "compress",
+    "decompress",
+    "execution",
+    "keeping_states",
+    "standing_in",
+    "twin",
+    "uncompressed",
+    "walk_of",
+]
 
 
 def compress(model: nn.Module, method: Method | str | Sequence[Method | str], execution: str = "auto") -> nn.Module:
@@ -172,6 +182,24 @@ def execution(
         yield model
     finally:
         walk.execution, walk.static, walk.graphs = before
+
+
+@contextlib.contextmanager
+def keeping_states(model: nn.Module, wanted: bool = True) -> Iterator[nn.Module]:
+    """Let the traces of a compressed model keep the rows behind each layer, for the length of a ``with``.
+
+    They are in ``model.trace.states``, in the form of the execution; of a layer that does not run, those before it.
+
+    Args:
+        model: a compressed model.
+        wanted: False leaves it as it is.
+    """
+    walk = walk_of(model)
+    before, walk.keeps_states = walk.keeps_states, wanted or walk.keeps_states
+    try:
+        yield model
+    finally:
+        walk.keeps_states = before
 
 
 @contextlib.contextmanager

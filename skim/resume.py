@@ -96,7 +96,8 @@ def changes(cfg: DictConfig) -> list[str]:
     folder = path.parent.parent
     old, new = flat(recorded(folder)), flat(cfg)
     differ = [key for key in {**new, **old} if old.get(key) != new.get(key)]
-    teaches = new.get("train.distill") and new.get("train.distill_from", "init") == "init"
+    weights = (new.get("train.distill"), new.get("train.distill_hidden"))
+    teaches = any(weights) and new.get("train.distill_from", "init") == "init"
     fixed = [key for key in differ if not FREE.fullmatch(key) and (key != "init_from" or teaches)]
     if fixed:
         said = ", ".join(f"{key} (was {shown(old.get(key))}, now {shown(new.get(key))})" for key in fixed[:4])

@@ -147,7 +147,7 @@ class PackedOccupancy(Occupancy):
         return self.shared(alive)
 
     def rows(self, values: Tensor) -> Tensor:
-        return values.reshape(1, -1)[:, self.index]
+        return values.flatten(0, 1).index_select(0, self.index)[None]
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         return into.reshape(-1).index_copy(0, self.index, values[0].to(into.dtype)).view_as(into)

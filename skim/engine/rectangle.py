@@ -40,7 +40,11 @@ class Rectangle(Occupancy):
         return self.shared(spread[:, :positions]) & self.sequences.real
 
     def rows(self, values: Tensor) -> Tensor:
-        return values if self.whole else F.pad(values, (0, 1)).gather(1, self.position)
+        if self.whole:
+            return values
+        rest = values.shape[2:]
+        index = self.position.view(*self.position.shape, *[1] * len(rest)).expand(*self.position.shape, *rest)
+        return F.pad(values, (*[0, 0] * len(rest), 0, 1)).gather(1, index)
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         if self.whole:

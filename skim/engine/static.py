@@ -153,7 +153,8 @@ class StaticOccupancy(PackedOccupancy):
     def rows(self, values: Tensor) -> Tensor:
         if values is self.sequences.protected:  # what most methods ask for, in every layer
             return self.sequences.stay.index_select(0, self.index)[None]
-        return F.pad(values.reshape(-1), (0, 1)).index_select(0, self.index)[None]
+        flat = values.flatten(0, 1)
+        return F.pad(flat, (*[0, 0] * (flat.dim() - 1), 0, 1)).index_select(0, self.index)[None]
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         places = F.pad(into.reshape(-1), (0, 1)).index_copy(0, self.index, values[0].to(into.dtype))

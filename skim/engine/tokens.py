@@ -107,7 +107,7 @@ class Occupancy:
         raise NotImplementedError
 
     def rows(self, values: Tensor) -> Tensor:
-        """Select values of input positions, ``(B, N)``, at the present rows: ``(B, N)``, ``(1, T)`` or ``(B, K)``."""
+        """Select values of input positions, ``(B, N, ...)``, at the present rows: ``(B, K, ...)``, ``(1, T, ...)``."""
         raise NotImplementedError
 
     def put(self, values: Tensor, into: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from skim.engine.adapters import whole_of
 from skim.engine.masked import MaskedOccupancy
 from skim.engine.ranks import share
-from skim.engine.tokens import Charge, Nobody, Occupancy, Sequences
+from skim.engine.tokens import Charge, Nobody, Occupancy, Sequences, TokenBatch
 from skim.flops import LayerCost, precise
 
 
@@ -103,12 +103,15 @@ class Trace:
         layers: one entry per layer; one that did not run has no tokens.
         carry: what the method handed from layer to layer, at the end.
         execution: ``"masked"``, ``"packed"`` or ``"narrowed"``.
+        states: the rows behind each layer, where somebody has asked for them; see
+            :func:`skim.compression.keeping_states`.
     """
 
     sequences: Sequences
     execution: str
     layers: list[LayerTrace] = field(default_factory=list)
     carry: Any = None
+    states: list[TokenBatch] = field(default_factory=list)
 
     @property
     def lengths(self) -> Tensor:

@@ -54,6 +54,7 @@ class Walk:
     Attributes:
         static: whether packed execution runs on static rows, see :mod:`skim.engine.static`; ``None``: on a GPU, where
             no gradients are wanted.
+        keeps_states: whether a trace keeps the rows behind each layer.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Walk:
         self.execution = execution
         self.static: bool | None = None
         self.graphs: bool | None = None  # whether static rows run by graphs; None: on a GPU
+        self.keeps_states = False
         self.graphed = Graphed()
         self.forms = FORMS
         self.head = head
@@ -172,7 +174,7 @@ class Walk:
         if learns:
             self._watch.look(self.model, method)
         form = self.form()
-        if not (learns or wants_states) and self._by_graphs(form, inputs.device):
+        if not (learns or wants_states or self.keeps_states) and self._by_graphs(form, inputs.device):
             done = self.graphed.forward(self, inputs)
             if done is not None:
                 output, self._last.value = done
@@ -198,6 +200,8 @@ class Walk:
             tokens = step.enter(i, tokens).between(len(layers) - 1 - i)
             tokens, ran = step(i, layer, tokens)
             trace.layers.append(ran)
+            if self.keeps_states:
+                trace.states.append(tokens)
         trace.carry = tokens.carry
         hidden = method.restore(tokens)
         if inputs.attention_mask is not None and form != "packed":  # there, who has no token has no state either

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
-from skim.lightning.distill import Distiller
+from skim.lightning.distill import Distiller, teaches
 from skim.lightning.hardware import check_strategy, nodes_of
 from skim.lightning.module import SkimModule
 from skim.options.declared import OptionError
@@ -122,7 +122,7 @@ def leave_unused(trainer: pl.Trainer) -> None:
 
 def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
     """The LightningModule of a run."""
-    teaches = cfg.train.distill > 0
+    train = cfg.train
     return SkimModule(
         parts.model,
         parts.task,
@@ -130,7 +130,9 @@ def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
         method_after=cfg.train.method_after or 0.0,
         optimizer=made(cfg, "optimizer", _partial_=True),
         scheduler=made(cfg, "scheduler", _partial_=True),
-        distiller=Distiller(cfg.train.distill, cfg.train.distill_temperature, parts.teacher) if teaches else None,
+        distiller=Distiller(train.distill, train.distill_temperature, parts.teacher, train.distill_hidden)
+        if teaches(train)
+        else None,
         calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,
         formulas=cfg.formulas,
         companion=parts.companion,

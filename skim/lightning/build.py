@@ -23,6 +23,7 @@ from skim.compression import compress
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
+from skim.lightning.distill import check_states, teaches
 from skim.lightning.stages import stages_of
 from skim.lightning.start import (
     Continued,
@@ -139,11 +140,11 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     task.check_model(plain)
     teacher = None
     check_teacher(cfg, method)
-    if cfg.train.distill > 0 and cfg.train.distill_from == "init":
+    if teaches(cfg.train) and cfg.train.distill_from == "init":
         if start is None:
             raise SkimError(
                 "train.distill needs a teacher: set init_from=<folder of a dense run>, train.distill_from=self, or "
-                "train.distill=0."
+                "train.distill=0 (and train.distill_hidden=0)."
             )
         if (start.parent / "config.yaml").is_file() and recorded(start.parent).task.name != cfg.task.name:
             raise SkimError(
@@ -158,6 +159,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     if purpose == "fit":
         with typed("method"):
             method.check_fit()
+        if cfg.train.distill_hidden > 0:
+            check_states(model, method)
     continued = Continued()
     notes: tuple[str, ...] = ()
     if purpose == "fit" and start is not None:
@@ -184,10 +187,11 @@ def check_begin(method: Method, stages: Sequence[Stage], continued: Continued) -
 
 def check_teacher(cfg: DictConfig, method: Method) -> None:
     """Refuse a teacher that would teach itself."""
-    if cfg.train.distill > 0 and cfg.train.distill_from == "self" and method.name == "dense":
+    if teaches(cfg.train) and cfg.train.distill_from == "self" and method.name == "dense":
         raise SkimError(
             "train.distill_from=self: the dense model is its own uncompressed self, and learns nothing from it.\n"
-            "Set init_from=<folder of another dense run> and train.distill_from=init, or train.distill=0."
+            "Set init_from=<folder of another dense run> and train.distill_from=init, or train.distill=0 (and "
+            "train.distill_hidden=0)."
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from skim.calibration import Batches
-from skim.compression import accepted, uncompressed, walk_of
+from skim.compression import accepted, keeping_states, uncompressed, walk_of
 from skim.engine.noise import belonging
 from skim.engine.ranks import joined, weighed
 from skim.engine.trace import Trace
@@ -164,13 +164,15 @@ class SkimModule(pl.LightningModule):
         """The loss of one batch."""
         begun = self.begun
         batch, added = self._corrupted(batch)
-        taught = None if self.distiller is None else self.distiller.teach(self.model, batch, begun)
-        with nullcontext() if begun else uncompressed(self.model):
+        lesson = None if self.distiller is None else self.distiller.teach(self.model, batch, begun)
+        states = lesson is not None and len(lesson.states) > 0
+        with nullcontext() if begun else uncompressed(self.model), keeping_states(self.model, states):
             out = self(batch)
         trace = self.trace
         own = loss = self._of_task(out, batch)
-        if self.distiller is not None and taught is not None:
-            loss = self.distiller.mix(loss, self.task, out, taught, batch)
+        distances: dict[str, Tensor] = {}
+        if self.distiller is not None and lesson is not None:
+            loss, distances = self.distiller.mix(loss, self.task, out, trace, lesson, batch)
         if added is not None:
             loss = loss + added
         # what a stage does not train needs a gradient all the same: DDP waits for everyone's
@@ -181,6 +183,7 @@ class SkimModule(pl.LightningModule):
             loss = loss + self._penalties(trace)
         if self.written:
             self.log("train/loss", self.loss, prog_bar=True)
+            self.log_dict({f"train/{name}": distance for name, distance in distances.items()})
             self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
             with torch.no_grad():
                 self.log("train/keep", trace.keep_ratio().mean())

@@ -98,6 +98,9 @@ class Training(Schedule):
     evaluated are never smoothed"""
     distill: Fraction = 0.0
     """weight of the distance to the teacher's logits; the task's loss weighs the rest"""
+    distill_hidden: NotNegative = 0.0
+    """weight of the distance to the teacher's hidden states, layer by layer, of the tokens that the student still
+    computes there; beside the rest of the loss"""
     distill_from: Literal["init", "self"] = "init"
     """the teacher: init is the dense model that init_from names (of a run in which some layers did not run, those that
     did, on all tokens); self is the model itself, run uncompressed on each batch"""

@@ -1,4 +1,4 @@
-"""``train.distill_from=self``: the uncompressed model teaches the compressed one, with the same weights."""
+"""Learning from a teacher: its logits, its hidden states; the model's own uncompressed self, or a dense model."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 import skim
+from skim.compression import keeping_states
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
-from skim.lightning.distill import Distiller
+from skim.lightning.distill import Distiller, check_states, states_distance
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
+from tests import families
+from tests.ragged import Scripted
 from tests.runs import small
 
 
@@ -53,9 +56,10 @@ class Noted(Distiller):
     """Notes the logits that it taught."""
 
     def teach(self, student: torch.nn.Module, batch: dict[str, Tensor], begun: bool) -> Any:
-        taught = super().teach(student, batch, begun)
-        self.target = taught.logits
-        return taught
+        lesson = super().teach(student, batch, begun)
+        assert lesson is not None
+        self.target = lesson.output.logits
+        return lesson
 
 
 def one_step(precision: Any = "32-true", *overrides: str, **options: Any) -> tuple[Pupil, Watch, dict[str, Tensor]]:
@@ -100,12 +104,24 @@ def test_gradients_are_the_students_in_mixed_precision_too() -> None:
     assert all(bool(found[name].any()) == bool(grad.any()) for name, grad in wanted.items())
 
 
+def test_states_teach_the_backbone_and_leave_the_head_alone() -> None:
+    """The head stands behind all states that are compared; no gradient but the task's reaches it."""
+    found, wanted = (one_step(distiller=distiller)[1].grads for distiller in (Distiller(0.0, hidden=1.0), None))
+    assert set(found) == set(wanted)
+    # a key's bias changes no softmax, so it has no gradient but rounding
+    same = {n for n, grad in wanted.items() if "key.bias" not in n and torch.allclose(found[n], grad, atol=1e-7)}
+    assert same == {"classifier.weight", "classifier.bias", *(n for n in wanted if "pooler" in n)}
+
+
 def test_a_run_that_teaches_itself_needs_no_other(tmp_path: Path) -> None:
     """It learns other weights than without a teacher, and saves no more than without."""
     overrides = ["method=transkimmer", "method.margin=0", "train.max_steps=2"]
-    one = train(small(*overrides, "train.distill=0.5", "train.distill_from=self"), tmp_path / "one", "")
+    taught = ["train.distill=0.5", "train.distill_hidden=2", "train.distill_from=self"]
+    one = train(small(*overrides, *taught, "callbacks.log_every=1"), tmp_path / "one", "")
     train(small(*overrides), tmp_path / "other", "")
     assert one.results.status == "done"
+    logged = (tmp_path / "one" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"train/distill", "train/distill_hidden"} <= set(logged)
     taught, alone = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "other")
@@ -115,12 +131,60 @@ def test_a_run_that_teaches_itself_needs_no_other(tmp_path: Path) -> None:
     assert not torch.equal(taught[name], alone[name])
 
 
+def states_of(method: skim.Method, form: str) -> tuple[Any, list[Tensor]]:
+    """The trace of a model in a form, with its states; and those of the dense model with the same weights."""
+    model, batch = families.plain("bert", num_hidden_layers=4), families.batch_of("bert")
+    with torch.no_grad():
+        taught = model(**batch, output_hidden_states=True).hidden_states[1:]
+        with skim.execution(skim.compress(model, method), form), keeping_states(model):
+            model(**batch)
+        trace = model.trace
+        model(**batch)
+    assert not model.trace.states, "they are kept where somebody asks for them"
+    return trace, list(taught)
+
+
+@pytest.mark.parametrize("form", ["masked", "packed", "narrowed"])
+def test_states_are_compared_of_the_tokens_that_a_layer_computes(form: str) -> None:
+    """By hand: the mean cosine over who is alive behind each layer, and then over layers; whatever the form."""
+    stay = torch.rand(4, 4, 13, generator=torch.Generator().manual_seed(1)) > 0.2
+    stay[0] = True
+    trace, taught = states_of(Scripted(stay), form)
+    wanted = []
+    for layer, tokens, teacher in zip(trace.layers, trace.states, taught, strict=True):
+        apart = 1 - torch.nn.functional.cosine_similarity(tokens.restore(), teacher, dim=-1)
+        wanted.append(apart[layer.feeding.alive()].mean())
+    assert wanted[0] == pytest.approx(0, abs=1e-6), "nobody has left yet"
+    assert min(wanted[1:]) > 1e-3
+    assert float(states_distance(trace, taught)) == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pairs"),
+    [
+        ((0, 2), [(0, 1), (2, 3)]),
+        ((0, 1), [(0, 0), (1, 3)]),
+        ((1, 3), [(1, 2), (3, 3)]),
+        (4, [(i, i) for i in range(4)]),
+    ],
+)
+def test_a_layer_imitates_what_enters_the_layer_that_runs_next(layers: Any, pairs: list[tuple[int, int]]) -> None:
+    trace, taught = states_of(skim.LayerDrop(layers), "packed")
+    wanted = []
+    for own, teachers in pairs:
+        cosine = torch.nn.functional.cosine_similarity(trace.states[own].restore(), taught[teachers], dim=-1)
+        wanted.append((1 - cosine)[trace.sequences.real].mean())
+    assert float(states_distance(trace, taught)) == pytest.approx(float(torch.stack(wanted).mean()), abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
         (["method=transkimmer", "train.distill=0.5", "train.distill_from=slef"], "'self'"),
         (["method=dense", "train.distill=0.5", "train.distill_from=self"], "its own uncompressed self"),
         (["method=transkimmer", "train.distill=0.5"], "train.distill_from=self"),
+        (["method=transkimmer", "train.distill_hidden=1"], "train.distill_from=self"),
+        (["method=funnel", "train.distill_hidden=1", "train.distill_from=self"], "method=funnel merges tokens"),
     ],
 )
 def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:
@@ -128,3 +192,8 @@ def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:
         train(small(*overrides), tmp_path / "run", "")
     assert says in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_family_that_shortens_its_sequences_has_no_states_to_compare() -> None:
+    with pytest.raises(SkimError, match="FunnelForSequenceClassification merges tokens on the way"):
+        check_states(skim.compress(families.plain("funnel"), "dense"), skim.Dense())

@@ -90,7 +90,7 @@ def load(cfg: DictConfig) -> Loaded:
         names = json.loads((exported / "config.json").read_text()).get("id2label", {})
         task["label_names"] = [names[str(i)] for i in range(len(names))] or None
     source = str(exported) if complete else None
-    start: dict[str, Any] = {"init_from": source, "resume": None, "train": {"distill": 0.0}}
+    start: dict[str, Any] = {"init_from": source, "resume": None, "train": {"distill": 0.0, "distill_hidden": 0.0}}
     run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
     if checkpoint is None and not complete:
