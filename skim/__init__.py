@@ -35,11 +35,14 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.methods.funnel import Funnel as Funnel
     from skim.methods.layer_drop import LayerDrop as LayerDrop
     from skim.methods.ltp import LTP as LTP
+    from skim.methods.random_tokens import RandomTokens as RandomTokens
+    from skim.methods.stop_words import StopWords as StopWords
     from skim.methods.threshold import Manual as Manual
     from skim.methods.threshold import Relative as Relative
     from skim.methods.threshold import Rising as Rising
     from skim.methods.topk import TopK as TopK
     from skim.methods.transkimmer import Transkimmer as Transkimmer
+    from skim.methods.truncate import Truncate as Truncate
     from skim.pipelines.making import pipeline as pipeline
     from skim.saving import save_pretrained as save_pretrained
 
@@ -61,11 +64,14 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "Funnel": "skim.methods.funnel",
     "LayerDrop": "skim.methods.layer_drop",
     "LTP": "skim.methods.ltp",
+    "RandomTokens": "skim.methods.random_tokens",
+    "StopWords": "skim.methods.stop_words",
     "Manual": "skim.methods.threshold",
     "Relative": "skim.methods.threshold",
     "Rising": "skim.methods.threshold",
     "TopK": "skim.methods.topk",
     "Transkimmer": "skim.methods.transkimmer",
+    "Truncate": "skim.methods.truncate",
     "pipeline": "skim.pipelines.making",
     "save_pretrained": "skim.saving",
 }

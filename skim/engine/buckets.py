@@ -64,7 +64,13 @@ class _Trimming:
     def __init__(self, sequences: Sequences, batch: int, length: int) -> None:
         self.batch, self.length = batch, length
         self.before = (sequences.real.shape[0], sequences.real.shape[1])
-        self.sequences = replace(sequences, real=self.cut(sequences.real), protected=self.cut(sequences.protected))
+        ids = sequences.input_ids
+        self.sequences = replace(
+            sequences,
+            real=self.cut(sequences.real),
+            protected=self.cut(sequences.protected),
+            input_ids=None if ids is None else self.cut(ids),
+        )
         self.made: dict[int, Any] = {}
 
     def cut(self, values: Tensor) -> Tensor:

@@ -149,7 +149,8 @@ def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], T
         hidden = backbone.embed(walk.base, inputs)
         real = inputs.real(hidden)
         protected = method.protected(real, inputs.input_ids, walk.head.place)
-        sequences = Sequences(real, protected, method.covers, False, walk.head.place)
+        place = walk.head.place
+        sequences = Sequences(real, protected, method.covers, False, place, input_ids=inputs.input_ids)
         _ = sequences.lengths, sequences.read, sequences.stay  # once, and not in every layer
         return hidden, sequences, inputs, walk.told(real, inputs.attention_mask is None)
 

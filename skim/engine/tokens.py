@@ -42,6 +42,7 @@ class Sequences:
             last token: what the published LTP code does. Masked execution only.
         place: ``first`` or ``last``: the real token that the head reads as [CLS].
         total: real tokens of the batch, where the host knows.
+        input_ids: ``(B, N)``, for a method that decides by them; ``None`` when the caller passed embeddings.
     """
 
     real: Tensor
@@ -50,6 +51,7 @@ class Sequences:
     run_on: bool = False
     place: str = "first"
     total: int | None = None
+    input_ids: Tensor | None = None
     derived: ClassVar[tuple[str, ...]] = ("lengths", "read", "stay")  # what is computed once, and goes along
 
     @cached_property

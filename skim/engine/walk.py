@@ -185,7 +185,7 @@ class Walk:
         total = self._tell(real, form, inputs.attention_mask is None, static)
         protected = method.protected(real, inputs.input_ids, self.head.place)
         run_on = form == "masked" and method.retired_run_on
-        sequences = Sequences(real, protected, method.covers, run_on, self.head.place, total)
+        sequences = Sequences(real, protected, method.covers, run_on, self.head.place, total, inputs.input_ids)
         tokens: TokenBatch = (StaticTokens if static else self.forms[form]).start(hidden, sequences)
         if not tokens.hidden.numel():  # packed, and every text is empty: no layer takes zero rows
             form, tokens = "masked", MaskedTokens.start(hidden, sequences)

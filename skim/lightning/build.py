@@ -153,6 +153,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
             )
         teacher = compress(copy.deepcopy(plain), fewer_layers(start)).eval()
     with typed("method"):
+        method.read(tokenizer)
         model = compress(plain, method, cfg.execution)
     # a head that reads the first position must find a token there, whatever the tokenizer's config says
     tokenizer.padding_side = "left" if walk_of(model).head.place == "last" else "right"

@@ -23,8 +23,11 @@ METHODS = {
     "ltp_manual": "skim.methods.threshold.Manual",
     "ltp_relative": "skim.methods.threshold.Relative",
     "ltp_rising": "skim.methods.threshold.Rising",
+    "random_tokens": "skim.methods.random_tokens.RandomTokens",
+    "stop_words": "skim.methods.stop_words.StopWords",
     "topk": "skim.methods.topk.TopK",
     "transkimmer": "skim.methods.transkimmer.Transkimmer",
+    "truncate": "skim.methods.truncate.Truncate",
 }
 REGISTERED: dict[str, str | type[Method]] = {}  # methods from outside the package, by name
 M = TypeVar("M", bound=Method)

@@ -120,6 +120,15 @@ class Method(Hooks):
                 protect=self.protect,
             )
 
+    def read(self, tokenizer: Any) -> None:
+        """Learn from the model's tokenizer what it has to know of the input's ids; by default nothing.
+
+        A run calls it before training and saves what was learned with the method; in Python it is yours to call.
+
+        Args:
+            tokenizer: of transformers.
+        """
+
     def build_for(self, spec: Spec) -> None:
         """Call :meth:`build`, unless it was called for a backbone like this: then what was learned stays."""
         before = self.built_for

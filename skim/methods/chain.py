@@ -108,6 +108,10 @@ class Chain(Method):
         """The members by their labels."""
         return dict(zip(self.labels, self._each(), strict=True)) if "members" in self._modules else {}
 
+    def read(self, tokenizer: Any) -> None:
+        for member in self._each():
+            member.read(tokenizer)
+
     def build(self, spec: Spec) -> None:
         super().build(spec)
         check(self._each())

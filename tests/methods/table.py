@@ -25,10 +25,13 @@ from skim.methods.early_exit import EarlyExit, entropy
 from skim.methods.funnel import Funnel
 from skim.methods.layer_drop import LayerDrop
 from skim.methods.ltp import LTP
+from skim.methods.random_tokens import RandomTokens
+from skim.methods.stop_words import StopWords, codes_of
 from skim.methods.threshold import Manual, Relative, Rising
 from skim.methods.topk import TopK
 from skim.methods.transkimmer import Transkimmer
-from tests.families import enliven
+from skim.methods.truncate import Truncate
+from tests.families import VOCAB, enliven
 from tests.ragged import entering, is_ragged
 
 QUERIES = re.compile(r"(query|query_proj|q_proj|q_lin|Wqkv|attn\.q)(\.weight)?$")  # XLNet's are long enough
@@ -278,6 +281,29 @@ def be_patient(method: Any) -> None:
     method.patience = 99
 
 
+# --- retired by the input alone ---------------------------------------------------------------------------------------
+
+
+def draw_more(model: nn.Module, batch: dict[str, Tensor], attempt: int) -> None:
+    """Let more tokens enter with each attempt, so that some sequences are short enough to lose none."""
+    method: Any = model.method
+    method.shift.fill_(0.1 * attempt)
+
+
+def draw_words(model: nn.Module, batch: dict[str, Tensor], attempt: int) -> None:
+    """Draw how ids make words, and which of the batch's words are stop words."""
+    method: Any = model.method
+    generator = torch.Generator().manual_seed(attempt)
+    method.kinds = torch.randint(0, 3, (VOCAB,), generator=generator, dtype=torch.int8)
+    codes = codes_of(batch["input_ids"], batch["attention_mask"].bool(), method.kinds, method.mixers).unique()
+    method.codes = codes[torch.rand(len(codes), generator=generator) < 0.5]
+
+
+def know_no_word(method: Any) -> None:
+    """Take no word for a stop word."""
+    method.codes = method.codes[:0]
+
+
 # --- layers that do not run, and chains -------------------------------------------------------------------------------
 
 
@@ -358,6 +384,9 @@ METHODS: dict[str, Row] = {
     "exit_patience": exiting(lambda: EarlyExit("patience", patience=1), be_patient),
     "exit_entropy": exiting(lambda: EarlyExit("entropy", threshold=0.7), shift(200.0)),
     "exit_pondernet": exiting(lambda: EarlyExit("pondernet"), shift(200.0)),
+    "truncate": Row(lambda: Truncate(tokens=4), draw_more, thins, drop_nothing=shift(200.0)),
+    "random_tokens": Row(lambda: RandomTokens(share=0.6), is_ragged=thins, drop_nothing=shift(200.0)),
+    "stop_words": Row(StopWords, draw_words, thins, know_no_word),
     "layer_drop": Row(lambda: LayerDrop(every=2), is_ragged=lambda trace: True, drop_nothing=run_all),
     "layer_drop_subset": Row(lambda: LayerDrop([1]), is_ragged=lambda trace: True, drop_nothing=run_all),
 }
@@ -371,6 +400,7 @@ METHODS |= {
     "layer_drop+transkimmer": chained("layer_drop", "transkimmer", is_ragged=thins, drop_nothing=None),
     "layer_drop+ltp": chained("layer_drop", "ltp", is_ragged=thins, drop_nothing=None),
     "funnel+ltp": chained("funnel", "ltp"),
+    "truncate+topk": chained("truncate", "topk"),
     "funnel+topk": chained("funnel", "topk"),
     "transkimmer+exit": chained("transkimmer", "exit_pondernet", is_ragged=leaves),
     "ltp+exit": chained("ltp", "exit_pondernet", is_ragged=leaves),

@@ -1,0 +1,67 @@
+r"""Truncation: the first tokens of a text, and nothing else. What practitioners do with long texts, and hard to beat.
+
+Kept are the tokens that a tokenizer's ``truncation="longest_first"`` keeps: special ones, and of each segment the
+first, such that the longest are cut to one length. So ``tokens=128`` gives what a plain model gives with
+``task.max_length=128``, but for one thing: a token keeps the position that it had, the last [SEP] as well.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skim.engine.tokens import Sequences
+from skim.methods.base import Spec
+from skim.methods.entering import Entering, ranked
+from skim.methods.options import Count, Share
+
+SHIFTS = 30.0  # beyond them nothing more leaves or stays
+
+
+class Truncate(Entering):
+    """Keeps the first tokens of each input; the rest is gone before the first layer.
+
+    Args:
+        tokens: the most that an input keeps, special ones among them; of a pair as many of each text, if both are long.
+        target: relative FLOPs that the number is scaled to meet, before training and after; ``None`` leaves it.
+    """
+
+    name = "truncate"
+    defining = ()
+
+    def __init__(self, tokens: Count = 128, target: Share | None = None) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.target = target
+        self.shift = torch.zeros((), dtype=torch.float32)
+
+    def build(self, spec: Spec) -> None:
+        super().build(spec)
+        self.separator = spec.sep_token_id
+
+    def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
+        special = sequences.protected
+        if self.separator is not None:
+            special = special | (ids == self.separator) & sequences.real
+        most = self.tokens * self.shift.clamp(-SHIFTS, SHIFTS).exp()  # type: ignore[union-attr, operator]  # a buffer
+        return special | (truncation_order(sequences.real, special) + 1 <= most)
+
+
+def truncation_order(real: Tensor, special: Tensor) -> Tensor:
+    """Number the tokens in the order in which longest-first truncation would keep them, ``(B, N)`` from 0.
+
+    Special ones come first; then the first token of each segment, then the second of each. Where there is room for one
+    more token of some of the segments, the longest one has it, and of those alike the last.
+
+    Args:
+        real: ``(B, N)`` bool.
+        special: ``(B, N)`` bool; these end a segment.
+    """
+    text = real & ~special
+    seen = text.cumsum(1)  # tokens of text up to here
+    before = (seen * special).cummax(1).values  # and up to where this segment begins
+    ends = torch.where(special, seen, seen[:, -1:]).flip(1).cummin(1).values.flip(1)
+    longest = real.shape[1] + 1
+    place, shorter = seen - before - 1, longest - (ends - before)
+    key = (place * longest + shorter) * longest + (longest - special.cumsum(1))
+    return ranked(torch.where(text, key, torch.where(special, -1, longest**3)))
