@@ -44,7 +44,10 @@ ROWS = ["task=builtin", "task.train_rows=43"]
 RUNS: dict[str, list[str]] = {
     "dense": [*ROWS, "method=dense"],
     "dense, accumulated": [*ROWS, "method=dense", "train.accumulate=2", "train.max_steps=3"],
-    "transkimmer": [*ROWS, "method=transkimmer", "method.target=0.6", "method.margin=1"],
+    "transkimmer, taught states": [
+        *(*ROWS, "method=transkimmer", "method.target=0.6", "method.margin=1"),
+        *("train.distill_hidden=1", "train.distill_from=self"),
+    ],
     "ltp, soft and hard": [*ROWS, "method=ltp", "method.target=0.7"],
     "act": [*ROWS, "method=act", "method.target=0.7"],
     "funnel": [*ROWS, "method=funnel"],

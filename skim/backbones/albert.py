@@ -18,6 +18,7 @@ class Albert(Backbone):
     """A layer of skim's is one run of an ``AlbertLayer``: ``num_hidden_layers * inner_group_num`` of them."""
 
     model_types = ("albert",)
+    embedding_parts = ("embeddings", "encoder.embedding_hidden_mapping_in")
     exports = True
     feed_forward_parts = ("ffn", "ffn_output")
     key_parts = ("attention.key", "attention.value")

@@ -18,6 +18,7 @@ class DebertaV2(Narrowed):
     """Every layer projects the distance table anew: work that does not shrink when tokens leave."""
 
     model_types = ("deberta-v2",)
+    embedding_parts = ("embeddings", "encoder.rel_embeddings", "encoder.LayerNorm")
     output = BaseModelOutput
 
     def refuses(self, config: Any) -> str | None:

@@ -13,6 +13,7 @@ class Electra(Backbone):
     """Only the way into the first layer differs."""
 
     model_types = ("electra",)
+    embedding_parts = ("embeddings", "embeddings_project")
     exports = True
     output = BaseModelOutputWithPastAndCrossAttentions
 

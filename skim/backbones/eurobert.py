@@ -17,6 +17,7 @@ class EuroBert(Backbone):
     """Norms before the halves, rotary positions, grouped queries."""
 
     model_types = ("eurobert",)
+    embedding_parts = ("embed_tokens",)
     feed_forward_parts = ("mlp",)
     key_parts = ("self_attn.k_proj", "self_attn.v_proj")
     output = BaseModelOutput

@@ -15,6 +15,7 @@ class MPNet(Narrowed):
     """The bias is looked up by input positions, once for every set of rows."""
 
     model_types = ("mpnet",)
+    embedding_parts = ("embeddings", "encoder.relative_attention_bias")
     positions_after_padding = True
     output = BaseModelOutputWithPooling
     always_pooled = True

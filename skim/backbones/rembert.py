@@ -12,6 +12,7 @@ class RemBert(Narrowed):
     """Only the way into the first layer differs."""
 
     model_types = ("rembert",)
+    embedding_parts = ("embeddings", "encoder.embedding_hidden_mapping_in")
     always_pooled = True
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:

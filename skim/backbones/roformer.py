@@ -16,6 +16,7 @@ class RoFormer(Narrowed):
     """It takes no position ids: a token is turned by where it came in."""
 
     model_types = ("roformer",)
+    embedding_parts = ("embeddings", "embeddings_project")
     output = BaseModelOutputWithPastAndCrossAttentions
 
     def embed(self, base: Module, inputs: Inputs) -> Tensor:

@@ -55,6 +55,7 @@ class XLNet(Narrowed):
     """No memory, no permutation: what the task heads use. The segment products of its tokenizer's input are counted."""
 
     model_types = ("xlnet",)
+    embedding_parts = ("word_embedding",)
     head_reads = "last"
     feed_forward_parts = ("ff",)
 

@@ -29,6 +29,8 @@ class Backbone:
         positions_after_padding: whether position ids start at ``pad_token_id + 1``, as RoBERTa's do.
         feed_forward_parts: names of a layer's modules that make up its feed-forward half; for FLOPs.
         key_parts: names of a layer's modules that make keys and values; for FLOPs.
+        embedding_parts: names of the base model's modules that make the first layer's input, and of those that all
+            layers share, such as a table of relative positions; not every model has all of them.
         looks_apart: whether rows can look at other rows than themselves, by the two functions that say so.
         shortens: whether the architecture itself changes its rows on the way, in :meth:`before_layer`; it then takes no
             method that does so as well.
@@ -43,6 +45,7 @@ class Backbone:
     positions_after_padding: ClassVar[bool] = False
     feed_forward_parts: ClassVar[tuple[str, ...]] = ("intermediate", "output")
     key_parts: ClassVar[tuple[str, ...]] = ("attention.self.key", "attention.self.value")
+    embedding_parts: ClassVar[tuple[str, ...]] = ("embeddings",)
     looks_apart: ClassVar[bool] = True
     shortens: ClassVar[bool] = False
     exports: ClassVar[bool] = False
@@ -87,6 +90,11 @@ class Backbone:
             position_ids=inputs.position_ids,
             inputs_embeds=inputs.inputs_embeds,
         )
+
+    def embeddings(self, base: Module) -> list[Module]:
+        """The modules below the first layer, see :attr:`embedding_parts`."""
+        named = dict(base.named_modules())
+        return [named[name] for name in self.embedding_parts if name in named]
 
     def before_layer(self, base: Module, i: int, tokens: TokenBatch) -> TokenBatch:
         """Change rows before layer ``i`` as the architecture itself does, ahead of the method."""

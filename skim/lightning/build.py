@@ -24,6 +24,7 @@ from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.lightning.check import check, method_of
 from skim.lightning.distill import check_states, teaches
+from skim.lightning.optim import freeze
 from skim.lightning.stages import stages_of
 from skim.lightning.start import (
     Continued,
@@ -162,6 +163,8 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
             method.check_fit()
         if cfg.train.distill_hidden > 0:
             check_states(model, method)
+        if cfg.train.freeze is not None:
+            freeze(model, cfg.train.freeze)
     continued = Continued()
     notes: tuple[str, ...] = ()
     if purpose == "fit" and start is not None:

@@ -6,18 +6,43 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from skim.engine.walk import walk_of
 from skim.errors import SkimError
 from skim.methods import Method
 from skim.stages import Plan, Stage, kind_of
 
 Optimizer: TypeAlias = Callable[..., torch.optim.Optimizer]
 Scheduler: TypeAlias = Callable[..., LRScheduler]
+
+
+def freeze(model: nn.Module, what: int | Literal["embeddings"]) -> None:
+    """Let the lower end of a compressed model's backbone be as it is: it needs no gradient.
+
+    Args:
+        model: of any family.
+        what: the embeddings, or the number of lower layers that are frozen with them.
+
+    Raises:
+        SkimError: there are fewer layers, or a frozen one runs again further up.
+    """
+    walk = walk_of(model)
+    layers = walk.backbone.layers(walk.base)
+    count = 0 if isinstance(what, str) else what
+    if count > len(layers):
+        raise SkimError(f"train.freeze={what}: this backbone has {len(layers)} layers.")
+    if shared := {id(layer) for layer in layers[:count]} & {id(layer) for layer in layers[count:]}:
+        raise SkimError(
+            f"train.freeze={what}: layers of {type(walk.base).__name__} share their weights, {len(shared)} of these "
+            f"with layers above.\nUse train.freeze=embeddings, or {len(layers)} for all of them."
+        )
+    for part in (*walk.backbone.embeddings(walk.base), *layers[:count]):
+        part.requires_grad_(False)
 
 
 def grouped(parameters: Iterable[nn.Parameter], method: Method, stage: Stage) -> list[dict[str, Any]]:

@@ -93,6 +93,9 @@ class Training(Schedule):
     method_after: Part | None = 0.0
     """share of training that trains (and validates) the plain dense backbone before the method begins; with stages, a
     part of the first one; null is 0"""
+    freeze: Literal["embeddings"] | Count | None = None
+    """what of the backbone stays as it is, and needs no gradient: embeddings, or a number of lower layers with them;
+    null: all of it learns"""
     label_smoothing: Part = 0.0
     """share of each label's probability that training gives to all classes alike; 0 is off. The losses that are
     evaluated are never smoothed"""

@@ -10,6 +10,11 @@ import transformers
 
 import skim
 from skim import backbones
+from skim.compression import keeping_states
+from skim.engine.inputs import Inputs
+from skim.engine.walk import walk_of
+from skim.errors import SkimError
+from skim.lightning.optim import freeze
 from skim.methods.transkimmer import Transkimmer
 from tests.families import FAMILIES, batch_of, config_of, plain
 from tests.methods.table import METHODS
@@ -27,6 +32,30 @@ def assert_like_transformers(family: str, inputs: dict, mask: torch.Tensor) -> N
         for execution in FAMILIES[family].executions:
             with skim.execution(compressed, execution):
                 assert_same(compressed(**inputs).logits, wanted, mask, what=execution)
+
+
+@families
+def test_what_is_frozen_of_a_family_needs_no_gradient(family: str) -> None:
+    """Nothing that enters the layers, and nothing up to the last frozen layer; all above learns."""
+    model = skim.compress(plain(family, "tokens"), "dense").train()
+    walk = walk_of(model)
+    freeze(model, "embeddings")
+    assert not walk.backbone.embed(walk.base, Inputs(**batch_of(family))).requires_grad
+    if family == "albert-shared":  # see the next test
+        return
+    freeze(model, 2)
+    with keeping_states(model):
+        model(**batch_of(family))
+    assert [tokens.hidden.requires_grad for tokens in model.trace.states][:3] == [False, False, True]
+    assert all(parameter.requires_grad for parameter in walk.backbone.layers(walk.base)[2].parameters())
+
+
+@pytest.mark.parametrize(("layers", "says"), [(4, "this backbone has 3 layers"), (1, "1 of these with layers above")])
+def test_layers_that_cannot_be_frozen_are_refused(layers: int, says: str) -> None:
+    model = skim.compress(plain("albert", num_hidden_groups=1, inner_group_num=1, num_hidden_layers=3), "dense")
+    with pytest.raises(SkimError, match=says):
+        freeze(model, layers)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 # --- inputs by other doors --------------------------------------------------------------------------------------------
