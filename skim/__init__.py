@@ -18,6 +18,7 @@ from skim.lazy import on_first_use
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test holds the two together
+    from skim.budgets import set_budget as set_budget
     from skim.calibration import calibrate as calibrate
     from skim.compression import compress as compress
     from skim.compression import decompress as decompress
@@ -47,6 +48,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.saving import save_pretrained as save_pretrained
 
 _PUBLIC = {  # public names, and the modules that they are loaded from on first use
+    "set_budget": "skim.budgets",
     "calibrate": "skim.calibration",
     "compress": "skim.compression",
     "decompress": "skim.compression",

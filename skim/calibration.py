@@ -15,6 +15,10 @@ from skim.compression import walk_of
 from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
 from skim.errors import SkimError
+from skim.methods.base import Method
+from skim.methods.table import ANCHORS
+from skim.options.words import budgets
+from skim.tabulation import tabulate
 
 Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
@@ -23,6 +27,7 @@ HALVINGS = 16  # of the interval in which a calibration looks for a shift
 HOLDS = 10  # times per stage with hard decisions that the budget is looked after, and steps at least in between
 LANDED = 2e-4  # a difference that no halving more is worth: a fifth of what results are told to
 CLOSE = 0.005  # a difference in relative FLOPs that is not worth a calibration
+HELD = 5  # of the anchors of a table, each so many-th is held; the others move with those
 
 
 @torch.no_grad()
@@ -59,19 +64,20 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     target = method.target
     if target is None or method.shift is None:
         return
+    lowest, highest = target if isinstance(target, tuple) else (target, target)
     before = method.shift.clone()
     method.shift.fill_(-EXTREME)
     floor = spend(model, batches)
     method.shift.fill_(EXTREME)
     most = spend(model, batches)
     method.shift.copy_(before)
-    if target > most + TOLERANCE:
+    if highest > most + TOLERANCE:
         raise method.refusal(
             f"cannot be reached: the rest of the chain leaves no more than {most:.3f} to be spent on these inputs.\n"
             "Use a target below that, or let more layers run.",
             target=target,
         )
-    if target < floor:
+    if lowest < floor:
         raise method.refusal(
             f"cannot be reached: with every token gone that it may retire, this method on these inputs still spends "
             f"{floor:.3f}.\nUse a target above that, or let it retire more: cheaper predictors (bottleneck=32 of "
@@ -152,7 +158,8 @@ def calibrate(
     """
     whole = walk_of(model).method
     method = whole.adapting
-    target = method.target if target is None else target
+    ranges = target is None and method.table is not None
+    target = method.asked if target is None else target
     if method.shift is None:
         raise SkimError(f"method={whole.name} has no one number that moves its decisions, so it is not calibrated.")
     if target is None:
@@ -167,6 +174,9 @@ def calibrate(
             f"skim.calibrate takes several batches, each a mapping of names to tensors, and got a "
             f"{type(strange[0]).__name__} among them. A single one: skim.calibrate(model, [batch])."
         )
+    if ranges:
+        tabulate(method, lambda: spend(model, batches), each=each)
+        return spend(model, batches)
     low, high = around - reach, around + reach
     tried: list[tuple[float, float, float]] = []  # how far from the target, with which shift, and what it spends
     for _ in range(steps):
@@ -181,6 +191,11 @@ def calibrate(
     _, shift, spent = min(reversed(tried), key=lambda one: one[0])  # of those alike, the last
     method.shift.fill_(shift)
     return spent
+
+
+def passes(method: Method) -> int:
+    """How often a calibration calls ``each``, at most: for each halving, or each anchor of a table."""
+    return HALVINGS if method.table is None else ANCHORS
 
 
 def look_after(
@@ -206,7 +221,7 @@ def look_after(
         return
     relaxed = method.trains_masked
     if step == 0 and (not relaxed or (method.starts_at_target and starts)):
-        tell(f"calibration to {method.target:g}")
+        tell(f"calibration to {budgets(method.target)}")
         calibrate(model, batches)
     elif step > 0 and not relaxed and step % max(steps // HOLDS, HOLDS) == 0:
         hold(model, batches)
@@ -216,5 +231,7 @@ def hold(model: nn.Module, batches: Batches) -> None:
     """Bring a calibrated model back to its target if training has moved it away: on a quarter of the inputs, nearby."""
     method = walk_of(model).method.adapting
     few = batches[: max(len(batches) // 4, 1)]
-    if abs(spend(model, few) - method.target) > CLOSE:
+    if method.table is not None:
+        tabulate(method, lambda: spend(model, few), range(0, ANCHORS, HELD), CLOSE)
+    elif abs(spend(model, few) - method.target) > CLOSE:
         calibrate(model, few, steps=7, reach=0.4, around=method.shift.item())

@@ -13,6 +13,7 @@ from torch import nn
 
 from skim import backbones
 from skim.beside import keep_method
+from skim.budgets import SetBudget
 from skim.engine.adapters import unwrapped, whole_of
 from skim.engine.forward import HeadForward
 from skim.engine.head import Head
@@ -40,7 +41,8 @@ def compress(model: nn.Module, method: Method | str | Sequence[Method | str], ex
     """Let ``method`` decide what ``model`` computes. Works in place and returns the same object.
 
     The class, the parameter names and every head stay Hugging Face's. What is added: ``model.method`` (the method, with
-    its parameters under ``method.``) and, after a forward, ``model.trace`` (what was computed).
+    its parameters under ``method.``), ``model.budget`` (what it is asked to spend; it can be set, of a method that was
+    trained for a range) and, after a forward, ``model.trace`` (what was computed).
 
     Args:
         model: any supported ``AutoModel...`` of transformers, with or without a head, or what is around one: a PEFT
@@ -94,8 +96,9 @@ def compress(model: nn.Module, method: Method | str | Sequence[Method | str], ex
     if whole is not base:
         whole.forward = HeadForward(walk)
     for part in {whole, unwrapped(model)}:
-        if not hasattr(type(part), "trace"):
-            type(part).trace = LastTrace()
+        for name, shown in (("trace", LastTrace), ("budget", SetBudget)):
+            if not hasattr(type(part), name):
+                setattr(type(part), name, shown())
         keep_method(part)
     return model
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from skim import hub
+from skim.budgets import set_budget
 from skim.checkpoint import LEARNED, allowed, described, parsed, read_method, restore
 from skim.compression import compress
 from skim.engine.dtype import fastest
@@ -29,6 +30,7 @@ def from_pretrained(
     *,
     base: nn.Module | None = None,
     execution: str = "auto",
+    budget: float | None = None,
     method: type[Method] | None = None,
     model_class: type[nn.Module] | None = None,
     trust_modules: Sequence[str] = (),
@@ -44,6 +46,7 @@ def from_pretrained(
         base: the plain model to compress, such as a ``SentenceTransformer`` of that folder, or the one under a PEFT
             adapter; ``None``: loaded from the folder, or from where ``adapter_config.json`` says.
         execution: see :func:`skim.execution`.
+        budget: relative FLOPs that a model for a range of them shall spend; ``None``: those that it was saved with.
         method: the class of the method, if it is none of skim's.
         model_class: the class of the model, if it is none of transformers'.
         trust_modules: modules that such classes may be imported from instead, with those in them: ``("mine",)``.
@@ -55,7 +58,8 @@ def from_pretrained(
             :func:`skim.engine.dtype.fastest`, which the log ``skim`` tells.
 
     Raises:
-        SkimError: the model was found nowhere, is damaged, or is of a class that the caller did not allow to import.
+        SkimError: the model was found nowhere, is damaged, is of a class that the caller did not allow to import, or
+            knows no such budget.
     """
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
@@ -67,7 +71,7 @@ def from_pretrained(
     if base is not None and "adapters" not in about:
         compress(base, made, execution)
         restore(made, state, folder / LEARNED)
-        return base.eval()
+        return ready(base, budget)
     if not (model_class is None or hasattr(model_class, "from_pretrained")):
         raise SkimError(
             f"model_class={model_class!r} is not a model's class; name the class, such as model_class=Mine."
@@ -77,7 +81,8 @@ def from_pretrained(
         if "adapters" in about:
             from skim.integrations import peft
 
-            return peft.load(folder, about["adapters"], made, state, base, kind, execution, options)
+            loaded = peft.load(folder, about["adapters"], made, state, base, kind, execution, options)
+            return ready(loaded, budget)
         model, found = kind.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[attr-defined]
     except (*BROKEN, SafetensorError) as error:
         raise SkimError(f"{folder} cannot be loaded as {kind.__name__}: {first_line(error)}") from error
@@ -91,6 +96,13 @@ def from_pretrained(
         raise SkimError("skim runs a model on one device, and device_map spreads this one over several: name one.")
     compress(model, made, execution)
     restore(made, state, folder / LEARNED)
+    return ready(model, budget)
+
+
+def ready(model: nn.Module, budget: float | None) -> nn.Module:
+    """The model in evaluation mode, at a budget if one is given."""
+    if budget is not None:
+        set_budget(model, budget)
     return model.eval()
 
 

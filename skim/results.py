@@ -25,6 +25,8 @@ class Results:
     """The results of one run, as ``results.json`` holds them.
 
     Attributes:
+        target: relative FLOPs that were asked for: a number, the smallest and the largest of a range, or ``None``; of a
+            range, all numbers here are of the budget that was set.
         metrics: the task's, on the evaluation split, as the model will run.
         classes: the same class by class: ``positive`` is the one that f1 is of, ``confusion`` by label and prediction,
             or, of several labels, for each by whether it is given and said. ``None`` for a task without classes.
@@ -62,7 +64,7 @@ class Results:
     method: str
     backbone: str
     seed: int
-    target: float | None
+    target: float | list[float] | None
     command: str
     config: dict[str, Any]
     status: str = "failed"
@@ -110,7 +112,7 @@ class Results:
             method=method_name(cfg.method._target_),
             backbone=cfg.backbone.name,
             seed=cfg.seed,
-            target=cfg.method.get("target"),
+            target=config["method"].get("target"),
             command=command,
             config=config,
             versions=versions(),

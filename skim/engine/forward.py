@@ -24,7 +24,7 @@ class HeadForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         walk = self.walk
-        model, method = walk.model, walk.method
+        model, method = walk.model, walk.deciding
         arguments = self.__signature__.bind(*args, **kwargs).arguments
         check_labels(arguments, walk.head.per_token)
         labels = arguments.get("labels")

@@ -90,7 +90,7 @@ class Graphed:
 
     def _changed(self, walk: Walk) -> bool:
         """Look at the model anew if it is no longer as graphs have recorded it."""
-        method = walk.method
+        method = walk.deciding
         if self._baked is not None and not self._baked.changed(method):
             return False
         self._baked = Baked(walk.model, method, called=(walk.model, walk.base))
@@ -120,7 +120,7 @@ def roomy(walk: Walk, inputs: Inputs) -> Inputs:
     rows, places = bucket(batch), bucket(length, 8)
     config = walk.base.config
     longest = walk.backbone.longest_input(config)
-    read = walk.method.reads_padding or walk.head.reads in ("last", "every")
+    read = walk.deciding.reads_padding or walk.head.reads in ("last", "every")
     alike = places in (config.hidden_size, config.num_labels)  # nobody could tell positions from those when cutting
     if read or alike or (longest is not None and places > longest):
         places = length
@@ -137,7 +137,7 @@ def narrow(output: Any, shape: tuple[int, int], size: tuple[int, int]) -> Any:
 
 def run(walk: Walk, graphs: Graphs, inputs: Inputs) -> tuple[Any, Callable[[], Trace]] | None:
     """Run one forward, see the module's docstring; ``None`` for a batch without any token."""
-    method, backbone = walk.method, walk.backbone
+    method, backbone = walk.deciding, walk.backbone
     layers = backbone.layers(walk.base)
     keeps = len({id(layer) for layer in layers}) < len(layers)  # keys, where layers share their weights
     costs = [backbone.charged(cost, inputs) for cost in walk.costs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ class Hooks(nn.Module):
         needs_pads: computes with the padding, as published; masked execution only.
         reads_padding: decides by how many positions a batch is padded to.
         reads_head: asks for the head's answers behind inner layers, and takes part in the task's loss.
-        target: relative FLOPs at which training shall end, or ``None``.
+        target: what training shall end at, or ``None``.
+        idle: it decides nothing at present: the model runs as its dense self, and no hook is called.
         stepped: its schedules have been moved on by a training at least once.
         kept_frozen: it was frozen as a whole, by ``requires_grad_``, and so on purpose.
     """
@@ -35,7 +36,8 @@ class Hooks(nn.Module):
     needs_pads = False
     reads_padding = False
     reads_head = False
-    target: float | None
+    target: Any
+    idle = False
     stepped: bool
     kept_frozen: bool
 
@@ -133,3 +135,11 @@ class Hooks(nn.Module):
     def weights(self) -> dict[str, float]:
         """The present weight of each penalty."""
         return {}
+
+
+class Idle(Hooks):
+    """Decides nothing, in the place of a method that is idle."""
+
+    name = "idle"
+    target = None
+    stepped = kept_frozen = True

@@ -21,7 +21,7 @@ from skim.engine.adapters import Modules, adapters, apart, serving, whole_of
 from skim.engine.backbone import Backbone
 from skim.engine.graphed import Graphed
 from skim.engine.head import Head
-from skim.engine.hooks import Hooks
+from skim.engine.hooks import Hooks, Idle
 from skim.engine.inputs import INPUTS, Inputs, check_read, misread
 from skim.engine.masked import MaskedTokens
 from skim.engine.narrowed import NarrowedTokens
@@ -37,6 +37,7 @@ from skim.flops import LayerCost, precise
 
 FORMS: dict[str, type[Any]] = {"masked": MaskedTokens, "packed": PackedTokens, "narrowed": NarrowedTokens}
 EXECUTIONS = ("auto", *FORMS)
+IDLE = Idle()
 HOOKS = ("runs", "before_layer", "after_attention", "after_layer", "restore")  # that change layers, rows or states
 
 
@@ -105,6 +106,12 @@ class Walk:
         """The method; of PEFT's copies of it the active one, or whoever stands in for it."""
         return self._present() if self.stand_in is None else self.stand_in
 
+    @property
+    def deciding(self) -> Any:
+        """Whose hooks the next forward calls: the method's, unless it is idle."""
+        method = self.method
+        return IDLE if method.idle else method
+
     def _present(self) -> Hooks:
         return serving(self.model._modules.get("method", self._method))
 
@@ -157,7 +164,7 @@ class Walk:
 
     def form(self) -> str:
         """The execution of the next forward."""
-        method = self.method
+        method = self.deciding
         if self.model.training and method.trains_masked:
             return "masked"  # whatever was asked for: tokens that are gone have no gradient to learn from
         if self._execution != "auto":
@@ -169,7 +176,7 @@ class Walk:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         inputs, wants_states, wants_tuple = self._read(args, kwargs)
         self._check_attention()
-        base, backbone, method = self.base, self.backbone, self.method
+        base, backbone, method = self.base, self.backbone, self.deciding
         learns = self.model.training and torch.is_grad_enabled()
         if learns:
             self._watch.look(self.model, method)
@@ -231,13 +238,14 @@ class Walk:
             return self.hear(self.told(real, whole), real, whole)
         if self.head.reads is not None and not whole:
             check_read(real, self.head.reads, form)
-        if (asks := self.method.asks()) is not None:
-            self.method.answered(asks.tolist())
+        method = self.deciding
+        if (asks := method.asks()) is not None:
+            method.answered(asks.tolist())
         return None
 
     def told(self, real: Tensor, whole: bool) -> Tensor | None:
         """Put together all that the host has to know of a static forward: real tokens, whether they fit, answers."""
-        reads, asks = self.head.reads, self.method.asks()
+        reads, asks = self.head.reads, self.deciding.asks()
         if whole:
             return asks
         wrong = real.new_zeros(1) if reads is None else misread(real, reads)
@@ -251,7 +259,7 @@ class Walk:
         if self.head.reads is not None and wrong:
             check_read(real, self.head.reads, "packed")
         if answers:
-            self.method.answered(answers)
+            self.deciding.answered(answers)
         return total
 
     def _on_static_rows(self, form: str, device: torch.device) -> bool:

@@ -140,7 +140,7 @@ class SkimCallback(TrainerCallback):
             if self._forward is not None:
                 whole["forward"] = self._forward
         if self.method.target is not None and self.method.shift is not None and self._batches():
-            target, spent = self.method.target, calibrate(self.walk.model, self._batches())
+            target, spent = self.method.asked, calibrate(self.walk.model, self._batches())
             self._agree()
             if abs(spent - target) > TOLERANCE:
                 warnings.warn(

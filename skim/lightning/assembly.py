@@ -137,6 +137,7 @@ def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
         formulas=cfg.formulas,
         companion=parts.companion,
         loss=parts.task.training_loss(cfg.train.label_smoothing),
+        between=cfg.train.between,
     )
 
 

@@ -9,12 +9,13 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from skim.calibration import HALVINGS, Batches, calibrate, spend
+from skim.calibration import Batches, calibrate, passes, spend
 from skim.compression import execution, walk_of
 from skim.lightning.assembly import part_of
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation, LastCheckpoint
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.module import SkimModule
+from skim.options.words import budgets
 from skim.results import Results
 from tasks.base import Task
 
@@ -84,7 +85,7 @@ def land(
     if calibration is not None and trainer.is_global_zero:
         torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
     found = landed("best", best.best.step, trainer, module, calibration)
-    target = module.method.target
+    target = module.method.asked
     # the best is better, or training ends where it ended
     if last.evaluation.beats(found.evaluation, target) or not found.evaluation.beats(last.evaluation, target):
         module.load_state_dict(kept)
@@ -113,8 +114,8 @@ def calibrated(
         return None
     if not trainer.is_global_zero:
         console = Console(quiet=True)
-    what = f"calibration to {method.target:g}"
-    with trainer.precision_plugin.forward_context(), counted(console, what, HALVINGS) as count:
+    what = f"calibration to {budgets(method.target)}"
+    with trainer.precision_plugin.forward_context(), counted(console, what, passes(method.adapting)) as count:
         module.to(trainer.strategy.root_device)  # Lightning takes it off the device after each of its loops
         before = spend(model, inputs)
         after = calibrate(model, inputs, each=count)

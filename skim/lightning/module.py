@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from skim.budgets import spending
 from skim.calibration import Batches
 from skim.compression import accepted, keeping_states, uncompressed, walk_of
 from skim.engine.noise import belonging
@@ -26,8 +27,9 @@ from skim.lightning.callbacks.budget import Budget
 from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.callbacks.signals import EndsOnSignal
 from skim.lightning.callbacks.stages import Stages, optimizer_of
-from skim.lightning.distill import Distiller
+from skim.lightning.distill import Distiller, Lesson
 from skim.lightning.optim import Optimizer, Scheduler, grouped, linear, optimized, own_kinds, scheduled
+from skim.lightning.sandwich import INPLACE, PLACES, drawn, taught
 from skim.lightning.scores import Scores
 from skim.stages import Plan, Stage, of_method
 from tasks.base import Task
@@ -50,6 +52,7 @@ class SkimModule(pl.LightningModule):
         formulas: names of published FLOPs formulas to report beside the true count, see :data:`skim.flops.FORMULAS`.
         companion: from ``task.companion``, trained beside the model.
         loss: from ``task.training_loss``, in place of the loss that the model computes.
+        between: budgets that each step draws between the smallest and the largest, of a method that has a range.
 
     Attributes:
         stage: the present one; ``None`` before training.
@@ -69,6 +72,7 @@ class SkimModule(pl.LightningModule):
         formulas: Sequence[str] = (),
         companion: nn.Module | None = None,
         loss: Loss | None = None,
+        between: int = 1,
     ) -> None:
         super().__init__()
         self.model, self.task, self.companion = model, task, companion
@@ -76,7 +80,7 @@ class SkimModule(pl.LightningModule):
         self.stage: Stage | None = None
         self.loss: Tensor | None = None
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.distiller = distiller
+        self.distiller, self.between = distiller, between
         self.scores = Scores(task, walk_of(model), formulas)
         self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages()]
         if calibrate_on is not None:
@@ -158,37 +162,68 @@ class SkimModule(pl.LightningModule):
         # of the step as a whole, however many processes share it
         place = (self.task.seed, self.current_epoch, batch_idx)
         with joined(), belonging(batch.get("row"), *place):
-            return self._trained(batch)
+            return self._trained(batch, batch_idx)
 
-    def _trained(self, batch: dict[str, Tensor]) -> Tensor:
+    def _trained(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch."""
         begun = self.begun
         batch, added = self._corrupted(batch)
-        lesson = None if self.distiller is None else self.distiller.teach(self.model, batch, begun)
-        states = lesson is not None and len(lesson.states) > 0
+        method, teacher = self.method, self.distiller
+        sandwiched = begun and method.table is not None and not method.trains_dense
+        states = teacher is not None and teacher.hidden > 0
         with nullcontext() if begun else uncompressed(self.model), keeping_states(self.model, states):
-            out = self(batch)
+            if sandwiched:
+                loss = self._sandwiched(batch, batch_idx)
+            else:
+                lesson = None if teacher is None else teacher.teach(self.model, batch, begun)
+                loss, _ = self._passed(batch, lesson)
+        if added is not None:
+            loss = loss + added
+        # what a stage, or a forward, does not train needs a gradient all the same: DDP waits for everyone's
+        if method.stages or sandwiched or not begun:
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in method.parameters())
+        if self.written:
+            self.log("train/loss", self.loss, prog_bar=True)
+            self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
+        return loss
+
+    def _passed(self, batch: dict[str, Tensor], lesson: Lesson | None, place: str = "") -> tuple[Tensor, Any]:
+        """One forward: its loss, penalties included, and its output.
+
+        Args:
+            batch: of the step.
+            lesson: a teacher's, if there is one.
+            place: of the forward among those of a step, for the log; empty for the only one.
+        """
+        out = self(batch)
         trace = self.trace
         own = loss = self._of_task(out, batch)
         distances: dict[str, Tensor] = {}
-        if self.distiller is not None and lesson is not None:
-            loss, distances = self.distiller.mix(loss, self.task, out, trace, lesson, batch)
-        if added is not None:
-            loss = loss + added
-        # what a stage does not train needs a gradient all the same: DDP waits for everyone's
-        if self.method.stages or not begun:
-            loss = loss + 0.0 * sum(parameter.sum() for parameter in self.method.parameters())
+        if lesson is not None:
+            loss, distances = (self.distiller or INPLACE).mix(loss, self.task, out, trace, lesson, batch)
         self.loss = own.detach()
-        if begun:
+        if self.begun and not self.method.idle:
             loss = loss + self._penalties(trace)
         if self.written:
-            self.log("train/loss", self.loss, prog_bar=True)
-            self.log_dict({f"train/{name}": distance for name, distance in distances.items()})
-            self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
+            self.log_dict({f"train/{name}{place}": distance for name, distance in distances.items()})
             with torch.no_grad():
-                self.log("train/keep", trace.keep_ratio().mean())
-                self.log("train/flops", trace.relative_flops().float())
-        return loss
+                self.log(f"train/keep{place}", trace.keep_ratio().mean())
+                self.log(f"train/flops{place}", trace.relative_flops().float())
+        return loss, out
+
+    def _sandwiched(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The mean loss of a batch at the budgets of this step, see :mod:`skim.lightning.sandwich`."""
+        method, teacher = self.method, self.distiller
+        lesson = teacher.teach(self.model, batch, True) if teacher is not None and teacher.teacher is not None else None
+        table, losses = method.table, []
+        budgets = drawn(table.low, table.high, self.between, self.task.seed, self.current_epoch, batch_idx)
+        with spending(method):
+            for k, budget in enumerate(budgets):
+                method.meet(budget)
+                loss, out = self._passed(batch, lesson, PLACES[min(k, 2)])
+                lesson = taught(out, self.trace) if lesson is None else lesson
+                losses.append(loss)
+        return torch.stack(losses).mean()
 
     def _of_task(self, out: Any, batch: dict[str, Tensor]) -> Tensor:
         """The task's loss: the mean over all labels of the step."""

@@ -123,7 +123,8 @@ def take_over(part: Method, label: str, before: Method, state: dict[str, torch.T
             f"init_from={run} was trained with other options of method={part.name}, such that its parameters do not "
             f"fit:\n{str(error).splitlines()[1].strip()[:200]}"
         ) from None
-    if other := report.unexpected_keys + [name for name in report.missing_keys if not of_a_budget(name)]:
+    differ = [*report.unexpected_keys, *report.missing_keys]
+    if other := [name for name in differ if not of_a_budget(name) and name not in part.by_budget]:
         raise SkimError(
             f"init_from={run} was trained with other options of method={part.name}: {other[0]} is in one and not in "
             "the other."
@@ -154,8 +155,8 @@ def part_of(state: dict[str, torch.Tensor], method: Method, part: Method) -> dic
 
 
 def of_a_budget(name: str) -> bool:
-    """Tell whether a tensor of a method's state is of its budget."""
-    return name.startswith("budget.")
+    """Tell whether a tensor of a method's state is of its budget, or of its table of them."""
+    return name.startswith(("budget.", "table."))
 
 
 def backbone_config(cfg: DictConfig, tokenizer: Any, source: str | Path | None) -> Any:

@@ -29,9 +29,9 @@ from skim.engine.ranks import mean, share
 from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Method, Spec
-from skim.methods.budget import Budget
-from skim.methods.options import Between, Fraction, NotNegative, Positive, Share
+from skim.methods.options import Between, Fraction, NotNegative, Positive, Target
 from skim.methods.precision import Precise
+from skim.methods.steering import steered
 from skim.published.act import from_published as from_published
 
 # updates that the published models take at most, and the weight of their ponder cost
@@ -98,8 +98,8 @@ class ACT(Precise, Method):
     Args:
         preset: ``default``, or ``tiny``, ``small``, ``base``: the published models of 6, 12 and 24 updates (backbone
             albert_act_tiny, ...).
-        target: relative FLOPs at which training shall end: the weight of the ponder cost is steered there; ``None``
-            uses ``tau`` as it is.
+        target: relative FLOPs at which training shall end: the weight of the ponder cost is steered there; a range of
+            them for a model that takes any; ``None`` uses ``tau`` as it is.
         tau: weight of the ponder cost, which is updates plus remainder per token, when there is no target; ``None`` is
             the preset's (default 1e-2; tiny 1e-3, small 5e-4, base 2.5e-4).
         warmup: share of training over which tau (or, with ``gate``, the target) sets in; ``None`` is the preset's
@@ -125,7 +125,7 @@ class ACT(Precise, Method):
     def __init__(
         self,
         preset: Literal["default", "tiny", "small", "base"] = "default",
-        target: Share | None = None,
+        target: Target | None = None,
         tau: NotNegative | None = None,
         warmup: Fraction | None = None,
         mix: Literal["act", "gate"] | None = None,
@@ -148,10 +148,10 @@ class ACT(Precise, Method):
         self.final_remainder = (published is None) if final_remainder is None else final_remainder
         self.bias_init = 0.0 if bias_init is None and published else bias_init
         self.share_head = share_head
-        self.target = target
+        self.aim(target)
         # act trains with hard decisions, which are held at the target from the start: a goal that is still on its way
         # there would reward pondering
-        self.budget = None if target is None else Budget(target, self.warmup if self.mix == "gate" else 0.0)
+        self.budget = steered(target, self.table, self.warmup if self.mix == "gate" else 0.0)
         self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:

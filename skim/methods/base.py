@@ -14,7 +14,10 @@ from skim.engine.tokens import at_place
 from skim.engine.trace import Trace
 from skim.errors import SkimError, unknown
 from skim.methods.budget import Budget
-from skim.methods.options import OptionError, Special, arguments, checked
+from skim.methods.options import OptionError, Special, Target, arguments, checked
+from skim.methods.table import Table
+
+ROUNDED = 1e-6  # by which a budget may miss the end of a range
 
 MEANS = {  # by which methods compute less, and what else a chain has to know of its members
     "skips": "some layers do not run",
@@ -61,14 +64,18 @@ class Method(Hooks):
     Attributes:
         stages: names of the ways to train, in their order; empty for a method that has one.
         stage: the present one.
+        target: relative FLOPs at which training shall end, or a range ``(low, high)`` of them; ``None``: no goal.
+        table: its shifts by budget, of a method whose target is a range; ``None``: it has one budget, or none.
         starts_at_target: a target is met before training through decisions as well, by moving ``shift``.
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
         does: by which means it computes less, of :data:`MEANS`; a chain refuses pairs that cannot be.
+        by_budget: names of its parameters that only a method for a range of budgets has.
         defining: options without which what was learned means something else: a run that goes on from another has the
             same.
         learning_rates: peak ones of its own parameters, by stage, where a trainer is not told another.
         budget: what steers training there; ``None``: the penalties have the weights that the options give them.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
+        conditioned: decisions have the budget as an input, beside the shift.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
         chained: its label in the chain that it is a member of; empty for one that is none.
@@ -82,6 +89,8 @@ class Method(Hooks):
     stages: ClassVar[tuple[str, ...]] = ()
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-3}
     starts_at_target = False
+    conditioned = False
+    by_budget: ClassVar[tuple[str, ...]] = ()
     defining: ClassVar[tuple[str, ...]] = ("preset", "protect")
     does: ClassVar[frozenset[str]] = frozenset({"retires"})
     trains_dense = False
@@ -106,9 +115,63 @@ class Method(Hooks):
         self.built_for: Spec | None = None
         self.serves = False
         self.chained = ""
-        self.target: float | None = None
+        self.target: Target | None = None
+        self.table: Table | None = None
         self.budget: Budget | None = None
         self.register_buffer("shift", None)
+
+    def aim(self, target: Target | None) -> None:
+        """Take the target of a constructor: of a range, with a table of its budgets.
+
+        Raises:
+            SkimError: the range goes nowhere.
+        """
+        self.target = target
+        if not isinstance(target, tuple):
+            return
+        low, high = target
+        if low >= high:
+            raise self.refusal(
+                "is no range: it goes from the smallest budget to the largest, such as [0.25, 1.0].",
+                target=list(target),
+            )
+        self.table = Table(low, high)
+
+    @property
+    def asked(self) -> float | None:
+        """Relative FLOPs asked of it at present: its target, or of a range the budget that is set."""
+        if self.table is not None:
+            return self.table.now
+        return None if isinstance(self.target, tuple) else self.target
+
+    def meet(self, budget: float) -> None:
+        """Spend a budget of the range that it was trained for, from now on.
+
+        Raises:
+            SkimError: it was trained for one budget, or for another range.
+        """
+        if self.table is None or self.shift is None:
+            trained = "no budget" if self.target is None else f"one budget, {self.target:g},"
+            raise SkimError(
+                f"budget={budget!r} is asked of method={self.name}, which was trained for {trained} and takes no other."
+                "\nTrain it for a range, method.target=[0.25,1.0], or move its decisions untrained: "
+                "skim.calibrate(model, batches, budget)."
+            )
+        low, high = self.table.low, self.table.high
+        number = isinstance(budget, (int, float)) and not isinstance(budget, bool)
+        if not number or not low - ROUNDED <= budget <= high + ROUNDED:
+            raise SkimError(
+                f"budget={budget!r} is not among those that method={self.name} was trained for: {low:g} to {high:g} "
+                f"of the FLOPs.\nUse a number in that range, or train for a wider one (method.target)."
+            )
+        self.table.choose(budget)
+        self.shift.copy_(self.table.shift())
+        if self.budget is not None:
+            self.budget.choose(self.table.now)
+
+    @property
+    def idle(self) -> bool:
+        return self.table is not None and self.table.now >= 1
 
     def build(self, spec: Spec) -> None:
         """Create the parameters for a backbone. Called once, by ``compress``."""

@@ -51,15 +51,23 @@ class Budget(Precise):
         done = min(progress / self.warmup, 1.0) if self.warmup > 0 else 1.0
         return 1.0 - (1.0 - self.target) * done
 
-    @torch.no_grad()
-    def step(self, progress: float, relative_flops: Tensor) -> None:
-        """Move the coefficient; ``relative_flops`` is this step's, a scalar."""
+    def choose(self, budget: float) -> None:
+        """Steer towards another budget from now on."""
+        self.target = budget
+
+    def agreed(self, relative_flops: Tensor) -> Tensor:
+        """What all ranks have spent in the mean, detached."""
         relative_flops = relative_flops.detach().to(self.multiplier)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             relative_flops = relative_flops.clone()
             torch.distributed.all_reduce(relative_flops)
             relative_flops /= torch.distributed.get_world_size()
-        error = relative_flops - self.goal(progress)
+        return relative_flops
+
+    @torch.no_grad()
+    def step(self, progress: float, relative_flops: Tensor) -> None:
+        """Move the coefficient; ``relative_flops`` is this step's, a scalar."""
+        error = self.agreed(relative_flops) - self.goal(progress)
         # on the device: nobody waits for a step's number
         self.multiplier += GAIN * error.clamp(-REACH, REACH) * (progress - self.last).clamp_min(0.0)
         self.coefficient.copy_(self.multiplier + STIFFNESS * error)

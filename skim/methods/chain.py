@@ -33,7 +33,8 @@ from skim.engine.trace import Trace
 from skim.errors import SkimError, shortened
 from skim.methods import has_its_name, method_class, path_of
 from skim.methods.base import Method, Spec, check_free
-from skim.methods.options import OptionError
+from skim.methods.options import OptionError, Target
+from skim.methods.table import Table
 from skim.options.members import numbered
 
 CLASHES = {  # what one member does, what another does, and why both cannot be
@@ -325,13 +326,28 @@ class Chain(Method):
         self.progress = self._progress  # of stages of these lengths
 
     @property
-    def target(self) -> float | None:  # type: ignore[override]
+    def target(self) -> Target | None:  # type: ignore[override]
         return self.adapting.target if self._each() else None
 
     @target.setter
-    def target(self, value: float | None) -> None:
+    def target(self, value: Target | None) -> None:
         if self._each():
             self.adapting.target = value
+
+    @property
+    def table(self) -> Table | None:  # type: ignore[override]
+        return self.adapting.table if self._each() else None
+
+    @table.setter
+    def table(self, value: None) -> None:
+        """Nothing: each member has its own."""
+
+    @property
+    def conditioned(self) -> bool:  # type: ignore[override]
+        return self.adapting.conditioned
+
+    def meet(self, budget: float) -> None:
+        self.adapting.meet(budget)
 
     @property
     def shift(self) -> Tensor | None:  # type: ignore[override]

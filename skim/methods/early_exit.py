@@ -31,7 +31,7 @@ from skim.engine.tokens import TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Method, Spec
-from skim.methods.options import Between, Count, NotNegative, Positive, Share
+from skim.methods.options import Between, Count, NotNegative, Positive, Target
 from skim.methods.precision import Precise
 
 Halting: TypeAlias = Literal["patience", "entropy", "pondernet"]
@@ -103,8 +103,8 @@ class EarlyExit(Precise, Method):
         threshold: ``entropy``: below this, in nats, a sequence leaves; ln C is the most there is with C classes.
         prior: ``pondernet``: share of those still running that leaves at each layer, if nothing is known.
         beta: ``pondernet``: weight of the distance to that.
-        target: relative FLOPs on which the trained model's decisions are set, for ``entropy`` and ``pondernet``;
-            ``None`` leaves them.
+        target: relative FLOPs on which the trained model's decisions are set, for ``entropy`` and ``pondernet``, or a
+            range of them for a model that takes any; ``None`` leaves them.
     """
 
     name = "early_exit"
@@ -120,7 +120,7 @@ class EarlyExit(Precise, Method):
         threshold: Positive = 0.1,
         prior: Between = 0.1,
         beta: NotNegative = 0.5,
-        target: Share | None = None,
+        target: Target | None = None,
     ) -> None:
         super().__init__()
         if target is not None and halting == "patience":
@@ -135,7 +135,7 @@ class EarlyExit(Precise, Method):
         self.threshold = threshold
         self.prior = prior
         self.beta = beta
-        self.target = target
+        self.aim(target)
         if halting != "patience":
             self.shift = torch.zeros((), dtype=torch.float32)
 

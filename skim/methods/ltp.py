@@ -24,9 +24,9 @@ from skim.engine.threads import PerThread
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Spec
-from skim.methods.budget import Budget
-from skim.methods.options import Fraction, NotNegative, Positive, Preset, Share, Special, Threshold
+from skim.methods.options import Fraction, NotNegative, Positive, Preset, Special, Target, Threshold
 from skim.methods.pruning import Pruner, ScoreNorm
+from skim.methods.steering import steered
 from skim.published.ltp import from_published as from_published
 
 LOWEST = 1e-5  # a hard threshold is at least this: what receives no attention at all leaves
@@ -70,8 +70,8 @@ class LTP(Pruner):
         preset: ``default``, or ``paper`` for parity with the published code: scores divided by the padded length,
             nothing protected, soft masks on the output with their regulariser and temperature, no annealing.
         target: relative FLOPs at which training shall end: the ramp is scaled to it before training, the soft stage's
-            coefficient is steered to stay there, and so are the frozen thresholds in the hard stage; ``None`` uses
-            ``coefficient`` as it is.
+            coefficient is steered to stay there, and so are the frozen thresholds in the hard stage; a range of them
+            for a model that takes any; ``None`` uses ``coefficient`` as it is.
         coefficient: weight of the kept share in the soft stage when there is no target (the paper's lambda; it searched
             0.01 to 0.2).
         warmup: share of the soft stage over which the coefficient sets in, if there is no target; ``None`` is the
@@ -95,7 +95,7 @@ class LTP(Pruner):
     def __init__(
         self,
         preset: Preset = "default",
-        target: Share | None = None,
+        target: Target | None = None,
         coefficient: NotNegative = 0.1,
         warmup: Fraction | None = None,
         final_token_threshold: Threshold = 0.01,
@@ -124,7 +124,7 @@ class LTP(Pruner):
         self.final_token_threshold = final_token_threshold
         self.temperature = temperature
         self.temperature_start = start
-        self.budget = None if target is None else Budget(target, warmup=0.0)
+        self.budget = steered(target, self.table, warmup=0.0)
         self._deciding = PerThread()  # by layer: whether its hard decisions retire anyone, in this forward
 
     def build(self, spec: Spec) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.methods.base import Method
-from skim.methods.options import Preset, Share, Special
+from skim.methods.options import Preset, Special, Target
 from skim.methods.precision import Precise
 
 PUBLISHED_LENGTH = 128  # to which LTP's published runs pad every input
@@ -39,7 +39,8 @@ class Pruner(Precise, Method):
             length, as in the published runs, which pad to that), ``length`` (real tokens: the mean is 1 / length, so
             longer inputs are pruned harder), ``alive`` (tokens alive in this layer) or ``padded`` (positions of the
             batch: a score then changes with the padding); ``None`` is the preset's (default fixed, paper padded).
-        target: relative FLOPs that decisions are moved to meet, before training and after; ``None`` leaves them.
+        target: relative FLOPs that decisions are moved to meet, before training and after, or a range of them; ``None``
+            leaves them.
         protect: special tokens that never retire: ``cls`` (what the head reads), ``sep``; ``None`` is the preset's
             (default [cls], paper none).
     """
@@ -51,7 +52,7 @@ class Pruner(Precise, Method):
         self,
         preset: Preset = "default",
         score_norm: ScoreNorm | None = None,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         paper = preset == "paper"
@@ -60,7 +61,7 @@ class Pruner(Precise, Method):
         published: ScoreNorm = "padded" if paper else "fixed"
         self.score_norm = published if score_norm is None else score_norm
         self.retired_run_on = paper
-        self.target = target
+        self.aim(target)
         self.shift = torch.zeros((), dtype=torch.float32)
 
     @property

@@ -7,7 +7,7 @@ from torch import Tensor
 from skim.engine.tokens import Occupancy
 from skim.methods.base import Spec
 from skim.methods.ltp import LOWEST, hard_keep, ramp
-from skim.methods.options import Preset, Share, Special, Threshold
+from skim.methods.options import Preset, Special, Target, Threshold
 from skim.methods.pruning import Pruner, ScoreNorm
 
 
@@ -19,7 +19,8 @@ class Manual(Pruner):
         final_token_threshold: end of the ramp of thresholds, which the last layer misses by one step; in units of the
             score, whose mean is 1/128.
         score_norm: see :class:`~skim.methods.pruning.Pruner`.
-        target: relative FLOPs that the thresholds are scaled to meet, before training and after; ``None`` leaves them.
+        target: relative FLOPs that the thresholds are scaled to meet, before training and after, or a range of them for
+            a model that takes any; ``None`` leaves them.
         protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
@@ -31,7 +32,7 @@ class Manual(Pruner):
         preset: Preset = "default",
         final_token_threshold: Threshold = 0.01,
         score_norm: ScoreNorm | None = None,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, score_norm, target, protect)
@@ -55,7 +56,8 @@ class Relative(Pruner):
         preset: ``default``, or ``paper`` for parity with the published code: nothing protected, retired tokens computed
             on without attention, a sequence may lose all.
         token_threshold: share of the largest score, the same in every layer.
-        target: relative FLOPs that the share is scaled to meet, before training and after; ``None`` leaves it.
+        target: relative FLOPs that the share is scaled to meet, before training and after, or a range of them for a
+            model that takes any; ``None`` leaves it.
         protect: see :class:`~skim.methods.pruning.Pruner`.
     """
 
@@ -65,7 +67,7 @@ class Relative(Pruner):
         self,
         preset: Preset = "default",
         token_threshold: Threshold = 0.2,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, "padded", target, protect)  # a common divisor cancels
@@ -100,7 +102,7 @@ class Rising(Relative):
         self,
         preset: Preset = "default",
         final_token_threshold: Threshold = 0.3,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, final_token_threshold, target, protect)

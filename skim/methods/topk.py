@@ -21,7 +21,7 @@ from torch import Tensor
 from skim.engine.tokens import Occupancy
 from skim.flops import precise
 from skim.methods.base import Spec
-from skim.methods.options import Layer, Preset, Share, Special
+from skim.methods.options import Layer, Preset, Special, Target
 from skim.methods.pruning import Pruner
 
 LEAST = 0.01  # no layer's share falls below this
@@ -36,7 +36,8 @@ class TopK(Pruner):
         token_keep_rate: share of the input's tokens that leaves the last layer; below 0 the schedule falls faster and
             ends at 0.01.
         start: first layer that prunes, from 0; ``None`` is max(3, ceil(0.15 L)), as published.
-        target: relative FLOPs that the rate is moved to meet, before training and after; ``None`` leaves it.
+        target: relative FLOPs that the rate is moved to meet, before training and after, or a range of them for a model
+            that takes any; ``None`` leaves it.
         protect: special tokens that never retire, counted among the k: ``cls`` (what the head reads), ``sep``; ``None``
             is the preset's (default [cls], paper none).
     """
@@ -49,7 +50,7 @@ class TopK(Pruner):
         preset: Preset = "default",
         token_keep_rate: Annotated[float, Field(ge=-1, le=1)] = 0.3,
         start: Layer | None = None,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, "padded", target, protect)  # a common divisor changes no order

@@ -64,8 +64,9 @@ class Look(Options):
     not there is made, and private; null: it stays here"""
     text: str | list[str] | None = None
     """for what=tokens: a sentence, or a list of them"""
-    targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] = (0.3, 0.4, 0.5, 0.6, 0.8)
-    """for what=curve: relative FLOPs to move the model to"""
+    targets: Annotated[tuple[Fraction, ...], Field(min_length=1, examples=[[0.3, 0.5]])] | None = None
+    """for what=curve: relative FLOPs to move the model to; null is 0.3, 0.4, 0.5, 0.6, 0.8, and of a model for a range
+    of budgets six of them, evenly spaced"""
     shifts: Annotated[tuple[Shift, ...], Field(min_length=1, examples=[[-0.5, 0, 0.5]])] | None = None
     """for what=curve, instead of targets: added to the shift that the run was saved with, up keeps more; null is
     targets. The unit is the method's: transkimmer's keep margin (a logit), topk's keep rate, and elsewhere minus the

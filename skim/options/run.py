@@ -109,6 +109,9 @@ class Training(Schedule):
     did, on all tokens); self is the model itself, run uncompressed on each batch"""
     distill_temperature: Positive = 2.0
     """softens both distributions of that distance"""
+    between: Annotated[int, Field(ge=0, le=8)] = 1
+    """budgets that each step draws between the smallest and the largest, where method.target is a range; a step runs
+    its batch once for each, and the largest teaches the others"""
     calibrate: Number = 512
     """inputs of the evaluation split (never labels) on which decisions are shifted to land on method.target: at the
     end, and before training with hard decisions; 0 is off"""

@@ -22,6 +22,11 @@ def written(value: Any) -> str:
     return quoted(str(value))
 
 
+def budgets(target: float | Sequence[float]) -> str:
+    """Write a target for people: ``0.4``, and ``0.25-1`` of a range."""
+    return "-".join(f"{one:g}" for one in target) if isinstance(target, Sequence) else f"{target:g}"
+
+
 def shown(value: Any) -> str:
     """Write a value for people, on one line of YAML: ``null``, ``[1, 2]``; texts in quotes where they need them."""
     import yaml

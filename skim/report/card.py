@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from skim.options.words import budgets
 from skim.report.runs import Results
 from skim.report.table import latency_rows
 
@@ -98,7 +99,7 @@ def metadata(results: Results, architecture: str) -> Any:
     name = f"{results['backbone']}-{results['task']}-{results['method']}"
     target = results.get("target")
     return ModelCardData(
-        model_name=name if target is None else f"{name}-{target:g}",
+        model_name=name if target is None else f"{name}-{budgets(target)}",
         base_model=source(config, "backbone"),
         datasets=named,
         library_name="transformers",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skim.errors import SkimError
+from skim.options.words import budgets
 from skim.report.runs import FOLDER, SHIFTED, Results
 from skim.results import SCHEMA
 
@@ -72,7 +73,7 @@ def load_curve(path: Path) -> list[Results]:
     for point in points:
         run = _checked(point, path)
         trained = run["config"].get("method", {}).get("target")
-        marked.append({**run, SHIFTED: "no target" if trained is None else f"{trained:g}"})
+        marked.append({**run, SHIFTED: "no target" if trained is None else budgets(trained)})
     return marked
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from skim.errors import SkimError
+from skim.options.words import budgets
 from skim.report.card import escaped
 from skim.report.curve import styles
 from skim.report.document import render
@@ -83,7 +84,12 @@ def table(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]) -
     writer.writerow(heads)
     for s in settings:
         said = [_plain(name) for name in (s.task, s.method, s.backbone, s.name)]
-        row: list[Any] = [*said, s.target, " ".join(map(str, s.seeds)), s.monitor]
+        row: list[Any] = [
+            *said,
+            None if s.target is None else budgets(s.target),
+            " ".join(map(str, s.seeds)),
+            s.monitor,
+        ]
         for spread in (s.metric, *(cost(s) for cost in costs.values())):
             row += [None, None] if spread is None else [spread.mean, spread.std]
         folders = " ".join(os.path.relpath(run[FOLDER], folder) for run in s.runs)

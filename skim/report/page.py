@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from skim.options.words import budgets
 from skim.report.classes import grids
 from skim.report.classes import notes as class_notes
 from skim.report.depth import rows
@@ -39,7 +40,7 @@ def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:
         results: a ``results.json``.
         texts: examples, skimmed by the model that the run left.
     """
-    target = "" if results["target"] is None else f", target {results['target']:g}"
+    target = "" if results["target"] is None else f", target {budgets(results['target'])}"
     values: dict[str, Any] = {
         "title": f"{results['method']} on {results['task']}, {results['backbone']}",
         "about": [f"seed {results['seed']}{target}", *ending(results)],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from skim.errors import SkimError
+from skim.options.words import budgets
 
 OWN = ("packed", "narrowed", "masked")  # the model that was timed goes by the name of its execution
 BASELINES = {"packed_dense": "dense", "padded_hf": "padded"}  # baselines that were timed beside it, and their names
@@ -76,7 +77,7 @@ class Setting:
     task: str
     method: str
     backbone: str
-    target: float | None
+    target: float | tuple[float, float] | None
     moved: float | None
     variant: str
     line: str
@@ -92,7 +93,7 @@ class Setting:
     @property
     def asked(self) -> str:
         """Method, with its target or shift if it has one: ``transkimmer 0.45``."""
-        name = self.method if self.target is None else f"{self.method} {self.target:g}"
+        name = self.method if self.target is None else f"{self.method} {budgets(self.target)}"
         return name if self.moved is None else f"{name} shift {self.moved:+g}"
 
     @property
@@ -135,7 +136,7 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
     for run in results:
         if run["status"] == "done":
             config = json.dumps(deciding(run["config"]), sort_keys=True)
-            groups.setdefault((*_line(run), run["target"], run.get(MOVED), config), []).append(run)
+            groups.setdefault((*_line(run), target_of(run), run.get(MOVED), config), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
     settings = [_setting(runs, *variant) for runs, variant in zip(groups.values(), variants, strict=True)]
     order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
@@ -145,6 +146,12 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
 def _line(run: Results) -> tuple[Any, ...]:
     """Return the names that runs at several targets share, whatever their configuration."""
     return run["task"], run["method"], run["backbone"], run.get(SHIFTED)
+
+
+def target_of(run: Results) -> float | tuple[float, float] | None:
+    """Return what a run was trained for: relative FLOPs, or the smallest and largest of a range."""
+    target = run["target"]
+    return tuple(target) if isinstance(target, list) else target
 
 
 def deciding(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str, Any]:
@@ -185,7 +192,7 @@ def _variants(runs: list[Results]) -> list[tuple[str, str]]:
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         config = deciding(run["config"])
-        other = first.setdefault((*_line(run), run["target"]), config)
+        other = first.setdefault((*_line(run), target_of(run)), config)
         differ = {key for key in {*config, *other} if config.get(key) != other.get(key)}
         keys.setdefault(_line(run), set()).update(differ)
     variants = []
@@ -221,7 +228,8 @@ def _setting(runs: list[Results], variant: str, line: str) -> Setting:
     metric = [run["metrics"][run["monitor"]] for run in runs if run["monitor"] in run["metrics"]]
     kept = [statistics.fmean(run["keep_ratio"]) for run in runs if run["keep_ratio"]]
     return Setting(
-        **{key: first[key] for key in ("task", "method", "backbone", "target", "monitor")},
+        **{key: first[key] for key in ("task", "method", "backbone", "monitor")},
+        target=target_of(first),
         moved=first.get(MOVED),
         variant=variant,
         line=line,

@@ -37,6 +37,13 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
         ["task=builtin", "method=transkimmer", "method.target=0.6", "task.train_rows=52", "train.evals_per_epoch=2"],
         [3, 7, 9],
     ),
+    "a range of budgets": (
+        [
+            *("task=builtin", "method=transkimmer", "method.target=[0.6,1.0]", "method.bottleneck=8"),
+            *("task.train_rows=52", "train.evals_per_epoch=2"),
+        ],
+        [5],
+    ),
     "accumulated": (
         ["task=builtin", "method=transkimmer", "task.train_rows=52", "train.accumulate=2", "train.evals_per_epoch=2"],
         [5],

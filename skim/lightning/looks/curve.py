@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.text import Text
@@ -15,6 +17,7 @@ from skim.errors import SkimError
 from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import latency
+from skim.methods import Method
 from skim.report.curve import write_curve
 from skim.report.found import CURVE
 from skim.report.runs import MOVED
@@ -23,11 +26,15 @@ from skim.results import write_json
 
 SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
 
+TARGETS = (0.3, 0.4, 0.5, 0.6, 0.8)  # of a model for one budget
+POINTS = 6  # of a range, from its smallest budget to its largest
 SLACK = 0.001  # relative FLOPs within which a floor or a ceiling still is the target
 
 
 def look(cfg: DictConfig, console: Console) -> None:
     """One trained model at several budgets, without training again: its decisions are shifted.
+
+    A model for a range of budgets knows their shifts; what another then spends is found on evaluation inputs.
 
     Writes ``curve.json``, a list of results, and a picture of it, ``curve.png`` and ``curve.svg``.
 
@@ -50,7 +57,7 @@ def look(cfg: DictConfig, console: Console) -> None:
 def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, Any]]:
     """The points of a curve, each as a ``results.json``; the method is left as it was.
 
-    At each target of ``cfg.targets``, or with each of ``cfg.shifts`` added to the shift that the run was saved with.
+    At each target of ``cfg.targets`` (:func:`targets_of`), or with each of ``cfg.shifts`` added to the shift that the run was saved with.
     What comes to the same as an earlier point is left out: at both, the model takes the same decisions.
     """
     model = loaded.parts.model
@@ -60,9 +67,9 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
     inputs = loaded.parts.sampled(cfg.batch_size, SAMPLES)
     shift = method.shift
     assert shift is not None
-    target, saved = method.target, float(shift)
+    saved, standing = float(shift), method.asked
     grid = cfg.shifts is not None
-    values = [float(value) for value in (cfg.shifts if grid else cfg.targets)]
+    values = [float(value) for value in (cfg.shifts if grid else targets_of(cfg, method))]
     points: list[dict[str, Any]] = []
     seen: dict[float, str] = {}  # what was spent, and by which point
     try:
@@ -75,6 +82,8 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
             with console.status(f"{name}, {i} of {len(values)}"), precision():
                 if grid:
                     shift.fill_(saved + value)
+                elif method.table is not None:
+                    method.meet(value)
                 else:
                     note = move(model, inputs, value)
                 spent = spend(model, inputs)
@@ -95,17 +104,26 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
             said = f"{note or name}: relative FLOPs {point.relative_flops:.3f}, {found}"
             console.print(said, highlight=False, soft_wrap=True)
     finally:
-        method.target = target
+        if method.table is not None:
+            method.meet(standing)
         shift.fill_(saved)
     return points
+
+
+def targets_of(cfg: DictConfig, method: Method) -> Sequence[float]:
+    """The targets that were asked for, else the usual ones, of a model for a range evenly spaced ones in it."""
+    if cfg.targets is not None:
+        return list(cfg.targets)
+    if method.table is None:
+        return TARGETS
+    return [float(budget) for budget in np.linspace(method.table.low, method.table.high, POINTS).round(6)]
 
 
 def move(model: nn.Module, inputs: Batches, target: float) -> str | None:
     """Shift the method's decisions to spend ``target``, or as near as they go; returns what is to be said of a miss."""
     method = walk_of(model).method
     assert method.shift is not None
-    method.target = target
-    spent = calibrate(model, inputs)
+    spent = calibrate(model, inputs, target)
     if abs(spent - target) <= SLACK:
         return None
     landed, above = float(method.shift), spent > target

@@ -1,0 +1,73 @@
+"""Budgets of a range, and what moves a method's decisions from one to the other: a table, saved with the method."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from skim.methods.precision import Precise
+
+ANCHORS = 11  # budgets of the table; between two of them it is a straight line
+NEARLY = 0.99  # what stands for all of the FLOPs in the table: decisions that retire nothing have no finite shift
+
+
+class Table(Precise):
+    r"""Shift of a method's hard decisions by budget.
+
+    At anchors :math:`b_0 < \dots < b_{K-1}`, evenly spaced over the range, stand the shifts that spend them; between
+    two of them the shift is a straight line. A budget of 1 needs none: there the method decides nothing.
+
+    Args:
+        low: smallest budget of the range, relative FLOPs.
+        high: largest.
+
+    Attributes:
+        shifts: ``(K,)`` float32, one for each anchor; 0 until they are calibrated.
+        weights: ``(K,)`` float32 of the anchors in the budget that is set: the sum is 1, two at most are above 0.
+    """
+
+    shifts: Tensor
+    chosen: Tensor
+    weights: Tensor
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.register_buffer("shifts", torch.zeros(ANCHORS, dtype=torch.float32))
+        self.register_buffer("chosen", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("weights", torch.zeros(ANCHORS, dtype=torch.float32), persistent=False)
+        self.choose((low + high) / 2)
+        self.register_load_state_dict_post_hook(lambda table, report: table.choose(table.chosen.item()))
+
+    @property
+    def now(self) -> float:
+        """The budget that is set, a number of the host."""
+        return self._now
+
+    @property
+    def anchors(self) -> list[float]:
+        """Budgets at which shifts are known, rising."""
+        step = (self.high - self.low) / (ANCHORS - 1)
+        return [min(self.low + k * step, NEARLY) for k in range(ANCHORS)]
+
+    def choose(self, budget: float) -> None:
+        """Set a budget; one beyond the range by no more than float32 rounds is at its end."""
+        self._now = budget = min(max(budget, self.low), self.high)
+        self.chosen.fill_(budget)
+        self.weights.copy_(hats(budget, self.anchors))
+
+    def shift(self) -> Tensor:
+        """Shift at the budget that is set, a scalar."""
+        return self.shifts @ self.weights
+
+
+def hats(value: float, anchors: list[float]) -> Tensor:
+    """Weights by which a value stands between two anchors, ``(K,)`` float32; beyond the last, it is at the last."""
+    weights = torch.zeros(len(anchors), dtype=torch.float32)
+    above = next((k for k, anchor in enumerate(anchors) if value <= anchor), len(anchors) - 1)
+    if above == 0 or value >= anchors[above]:
+        weights[above] = 1.0
+        return weights
+    share = (value - anchors[above - 1]) / (anchors[above] - anchors[above - 1])
+    weights[above - 1], weights[above] = 1 - share, share
+    return weights
