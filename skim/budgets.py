@@ -37,7 +37,7 @@ def spending(method: Method, budget: float | None = None) -> Iterator[Method]:
         method: with a table.
         budget: at first; ``None``: the one that it has.
     """
-    standing = method.asked
+    standing = method.aims_at
     assert standing is not None
     try:
         if budget is not None:
@@ -54,8 +54,10 @@ class SetBudget:
         if model is None:
             return self
         if "skim_walk" not in vars(whole_of(model)):  # another instance of that class: as if nothing stood here
+            if "budget" in vars(model):
+                return vars(model)["budget"]
             raise AttributeError(f"'{type(model).__name__}' object has no attribute 'budget'")
-        return walk_of(model).method.asked
+        return walk_of(model).method.aims_at
 
     def __set__(self, model: Any, budget: float) -> None:
         if "skim_walk" not in vars(whole_of(model)):

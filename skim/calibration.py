@@ -159,7 +159,7 @@ def calibrate(
     whole = walk_of(model).method
     method = whole.adapting
     ranges = target is None and method.table is not None
-    target = method.asked if target is None else target
+    target = method.aims_at if target is None else target
     if method.shift is None:
         raise SkimError(f"method={whole.name} has no one number that moves its decisions, so it is not calibrated.")
     if target is None:

@@ -11,8 +11,8 @@ from skim.methods.base import Method
 from skim.methods.table import ANCHORS
 
 REACH = 12.0  # largest shift that is tried to either side of 0; the unit is the method's
-STRIDE = 0.25  # first step to where the other side of a budget may be; each further one is twice as long
-TRIES = 8  # passes over the inputs for one anchor, at most
+STRIDE = 0.5  # first step to where the other side of a budget may be; each further one is twice as long
+TRIES = 12  # passes over the inputs for one anchor, at most
 
 Point = tuple[float, float]  # a shift, and what is spent with it
 
@@ -61,7 +61,7 @@ def tabulate(
 
 
 def solve(spent: Callable[[float], float], goal: float, start: float, known: list[Point], within: float) -> float:
-    """Find the shift that spends a goal, or comes nearest: between bounds by false position, every third time halving.
+    """Find the shift that spends a goal, or comes nearest: between bounds false position and halving in turns.
 
     Args:
         spent: what a shift spends; rises with it.
@@ -72,14 +72,15 @@ def solve(spent: Callable[[float], float], goal: float, start: float, known: lis
     """
     stride = STRIDE
     for count in range(TRIES + 1):
-        best = min(known, key=lambda point: abs(point[1] - goal), default=None)
+        # more than dense is never worth it, however near: a budget of 1 is that
+        best = min(known, key=lambda point: (point[1] > 1, abs(point[1] - goal)), default=None)
         below = max((point for point in known if point[1] <= goal), default=None)
         above = min((point for point in known if point[1] > goal), default=None)
         if best is not None and (abs(best[1] - goal) <= within or count == TRIES):
             break
         if below is not None and above is not None:
             share = (goal - below[1]) / (above[1] - below[1])
-            share = 0.5 if count % 3 == 2 else min(max(share, 0.05), 0.95)
+            share = 0.5 if count % 2 else min(max(share, 0.05), 0.95)
             value = below[0] + share * (above[0] - below[0])
         elif below is not None or above is not None:
             value = below[0] + stride if below is not None else above[0] - stride  # type: ignore[index]

@@ -84,6 +84,11 @@ class SkimCallback(TrainerCallback):
         model = unwrapped(kwargs["model"])
         self.walk = walk = walk_of(model)
         self._check(args)
+        if self.method.table is not None:
+            raise SkimError(
+                f"method={self.method.name} has a range of budgets, for which each step takes several forwards.\n"
+                "Train it with train.py, or give it one target here."
+            )
         self.step, self.stage, self.looked_after = state.global_step, "", -1
         self.plan = self._plan(state.max_steps)
         self.rates = {
@@ -140,7 +145,7 @@ class SkimCallback(TrainerCallback):
             if self._forward is not None:
                 whole["forward"] = self._forward
         if self.method.target is not None and self.method.shift is not None and self._batches():
-            target, spent = self.method.asked, calibrate(self.walk.model, self._batches())
+            target, spent = self.method.aims_at, calibrate(self.walk.model, self._batches())
             self._agree()
             if abs(spent - target) > TOLERANCE:
                 warnings.warn(

@@ -85,7 +85,7 @@ def land(
     if calibration is not None and trainer.is_global_zero:
         torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
     found = landed("best", best.best.step, trainer, module, calibration)
-    target = module.method.asked
+    target = module.method.aims_at
     # the best is better, or training ends where it ended
     if last.evaluation.beats(found.evaluation, target) or not found.evaluation.beats(last.evaluation, target):
         module.load_state_dict(kept)

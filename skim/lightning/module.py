@@ -173,10 +173,11 @@ class SkimModule(pl.LightningModule):
         states = teacher is not None and teacher.hidden > 0
         with nullcontext() if begun else uncompressed(self.model), keeping_states(self.model, states):
             if sandwiched:
-                loss = self._sandwiched(batch, batch_idx)
+                loss, own = self._sandwiched(batch, batch_idx)
             else:
                 lesson = None if teacher is None else teacher.teach(self.model, batch, begun)
-                loss, _ = self._passed(batch, lesson)
+                loss, own, _ = self._passed(batch, lesson)
+        self.loss = own
         if added is not None:
             loss = loss + added
         # what a stage, or a forward, does not train needs a gradient all the same: DDP waits for everyone's
@@ -187,8 +188,8 @@ class SkimModule(pl.LightningModule):
             self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
         return loss
 
-    def _passed(self, batch: dict[str, Tensor], lesson: Lesson | None, place: str = "") -> tuple[Tensor, Any]:
-        """One forward: its loss, penalties included, and its output.
+    def _passed(self, batch: dict[str, Tensor], lesson: Lesson | None, place: str = "") -> tuple[Tensor, Tensor, Any]:
+        """One forward: its loss, penalties included; the task's alone, detached; and its output.
 
         Args:
             batch: of the step.
@@ -201,7 +202,6 @@ class SkimModule(pl.LightningModule):
         distances: dict[str, Tensor] = {}
         if lesson is not None:
             loss, distances = (self.distiller or INPLACE).mix(loss, self.task, out, trace, lesson, batch)
-        self.loss = own.detach()
         if self.begun and not self.method.idle:
             loss = loss + self._penalties(trace)
         if self.written:
@@ -209,21 +209,22 @@ class SkimModule(pl.LightningModule):
             with torch.no_grad():
                 self.log(f"train/keep{place}", trace.keep_ratio().mean())
                 self.log(f"train/flops{place}", trace.relative_flops().float())
-        return loss, out
+        return loss, own.detach(), out
 
-    def _sandwiched(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss of a batch at the budgets of this step, see :mod:`skim.lightning.sandwich`."""
+    def _sandwiched(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """The losses of a batch, means over the budgets of this step, see :mod:`skim.lightning.sandwich`."""
         method, teacher = self.method, self.distiller
         lesson = teacher.teach(self.model, batch, True) if teacher is not None and teacher.teacher is not None else None
-        table, losses = method.table, []
+        table, losses, owns = method.table, [], []
         budgets = drawn(table.low, table.high, self.between, self.task.seed, self.current_epoch, batch_idx)
         with spending(method):
             for k, budget in enumerate(budgets):
                 method.meet(budget)
-                loss, out = self._passed(batch, lesson, PLACES[min(k, 2)])
+                loss, own, out = self._passed(batch, lesson, PLACES[min(k, 2)])
                 lesson = taught(out, self.trace) if lesson is None else lesson
                 losses.append(loss)
-        return torch.stack(losses).mean()
+                owns.append(own)
+        return torch.stack(losses).mean(), torch.stack(owns).mean()
 
     def _of_task(self, out: Any, batch: dict[str, Tensor]) -> Tensor:
         """The task's loss: the mean over all labels of the step."""

@@ -25,7 +25,7 @@ def notes_of(results: Results, parts: Parts, inputs: Batches) -> list[str]:
 
 def missed(results: Results, parts: Parts) -> str | None:
     """A target that was not reached."""
-    target = walk_of(parts.model).method.asked
+    target = walk_of(parts.model).method.aims_at
     if target is None or abs(results.relative_flops - target) <= TOLERANCE:
         return None
     return (

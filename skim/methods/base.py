@@ -138,7 +138,7 @@ class Method(Hooks):
         self.table = Table(low, high)
 
     @property
-    def asked(self) -> float | None:
+    def aims_at(self) -> float | None:
         """Relative FLOPs asked of it at present: its target, or of a range the budget that is set."""
         if self.table is not None:
             return self.table.now

@@ -84,7 +84,7 @@ class BestCheckpoint(Callback):
         metric, spent = (float(values[f"val/{name}"]) for name in (module.task.monitor, "relative_flops"))
         self.latest = Evaluation(trainer.global_step, metric, spent)
         # whoever saves waits for all ranks, so they shall be of one mind
-        if trainer.strategy.broadcast(self.latest.beats(self.best, module.method.asked)):
+        if trainer.strategy.broadcast(self.latest.beats(self.best, module.method.aims_at)):
             self.best = self.latest
             trainer.save_checkpoint(self.path, weights_only=True)
 
@@ -148,7 +148,7 @@ class LastStageStopping(Callback):
         latest = self.best.latest
         if latest is self.best.best:
             self.waited = 0
-        elif latest.at_budget(module.method.asked):
+        elif latest.at_budget(module.method.aims_at):
             self.waited += 1
         if self.waited >= self.patience and trainer.global_step < module.plan.steps:  # at the last step, nothing is cut
             self.step, self.of = trainer.global_step, module.plan.steps

@@ -57,7 +57,7 @@ def look(cfg: DictConfig, console: Console) -> None:
 def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, Any]]:
     """The points of a curve, each as a ``results.json``; the method is left as it was.
 
-    At each target of ``cfg.targets`` (:func:`targets_of`), or with each of ``cfg.shifts`` added to the shift that the run was saved with.
+    At each target (:func:`targets_of`), or with each of ``cfg.shifts`` added to the shift that the run was saved with.
     What comes to the same as an earlier point is left out: at both, the model takes the same decisions.
     """
     model = loaded.parts.model
@@ -67,7 +67,7 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
     inputs = loaded.parts.sampled(cfg.batch_size, SAMPLES)
     shift = method.shift
     assert shift is not None
-    saved, standing = float(shift), method.asked
+    saved, standing = float(shift), method.aims_at
     grid = cfg.shifts is not None
     values = [float(value) for value in (cfg.shifts if grid else targets_of(cfg, method))]
     points: list[dict[str, Any]] = []
