@@ -26,9 +26,7 @@ BATCHES = [batch_of("bert", LENGTHS, seed=seed) for seed in range(2)]
 METHODS: dict[str, Callable[[], Method]] = {
     "topk": lambda: skim.TopK(start=0, target=(LOW, 1.0)),
     "ltp": lambda: skim.LTP(target=(LOW, 1.0), score_norm="length", final_token_threshold=0.5),
-    "transkimmer": lambda: skim.Transkimmer(bottleneck=4, target=(LOW, 1.0)),
     "act": lambda: skim.ACT(target=(LOW, 1.0)),
-    "chain": lambda: skim.Chain(["act", skim.Transkimmer(bottleneck=4, target=(LOW, 1.0))]),
 }
 
 
