@@ -35,6 +35,6 @@ def drawn(low: float, high: float, between: int, *step: int) -> list[float]:
 
 
 def taught(output: Any, trace: Trace) -> Lesson:
-    """What a forward has to teach the others: no gradient flows back from them."""
+    """The lesson of a forward for the others, from which no gradient flows back to it."""
     detached = {name: value.detach() for name, value in output.items() if isinstance(value, Tensor)}
     return Lesson(type(output)(**detached), [tokens.restore().detach() for tokens in trace.states])

@@ -56,7 +56,7 @@ class Budget(Precise):
         self.target = budget
 
     def agreed(self, relative_flops: Tensor) -> Tensor:
-        """What all ranks have spent in the mean, detached."""
+        """Mean of what the ranks have spent, detached."""
         relative_flops = relative_flops.detach().to(self.multiplier)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             relative_flops = relative_flops.clone()

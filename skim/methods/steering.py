@@ -62,7 +62,7 @@ class Steering(Budget):
 
 
 def steered(target: Target | None, table: Table | None, warmup: float, apart: bool = False) -> Budget | None:
-    """What steers a method to its target in training: nothing without one."""
+    """Make the steering of a method to its target in training; ``None`` without a target."""
     if table is not None:
         return Steering(table, warmup, apart)
     return None if target is None or isinstance(target, tuple) else Budget(target, warmup)
