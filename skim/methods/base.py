@@ -132,7 +132,7 @@ class Method(Hooks):
         low, high = target
         if low >= high:
             raise self.refusal(
-                "is no range: it goes from the smallest budget to the largest, such as [0.25, 1.0].",
+                "is no range, which goes from the smallest budget to the largest.\nUse two rising numbers, such as [0.25, 1.0].",
                 target=list(target),
             )
         self.table = Table(low, high)
