@@ -132,7 +132,7 @@ class Method(Hooks):
         low, high = target
         if low >= high:
             raise self.refusal(
-                "is no range, which goes from the smallest budget to the largest.\nUse two rising numbers, such as [0.25, 1.0].",
+                "is not a range that goes from a smallest budget to a largest.\nUse two numbers, such as [0.25, 1.0].",
                 target=list(target),
             )
         self.table = Table(low, high)

@@ -93,7 +93,7 @@ def test_a_budget_is_set_as_by_hand(trained: tuple[Run, Forwards]) -> None:
 def test_a_range_that_the_method_cannot_reach_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SkimError, match="cannot be reached"):
         watched_by(Forwards(), small("method=topk", "method.start=3", "method.target=[0.3,1.0]"), tmp_path)
-    with pytest.raises(SkimError, match=r"method.target=\[1.0, 0.3\] is no range"):
+    with pytest.raises(SkimError, match=r"method.target=\[1.0, 0.3\] is not a range"):
         watched_by(Forwards(), small("method=topk", "method.target=[1.0,0.3]"), tmp_path)
 
 
