@@ -8,7 +8,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from skim.engine.masked import MaskedOccupancy
-from skim.engine.noise import belonging, exponential
+from skim.engine.noise import belonging, exponential, uniform
 from skim.engine.ranks import joined, mean, share, weighed
 from skim.engine.tokens import Sequences
 
@@ -50,6 +50,24 @@ def test_noise_differs_by_step_and_layer_and_has_the_distribution_that_it_should
     for quantile in (0.1, 0.5, 0.9, 0.99):
         below = (first < -torch.tensor(1 - quantile).log()).float().mean()
         assert abs(float(below) - quantile) < 0.01
+
+
+def test_noise_of_the_step_is_the_same_on_all_processes_and_another_in_each_step_and_lot() -> None:
+    cpu = torch.device("cpu")
+
+    def of_step(*step: int, lot: int = 0, rows: Tensor | None = None) -> Tensor:
+        with belonging(rows, *step):
+            return uniform(5000, lot, cpu)
+
+    found = of_step(1, 0, 2)
+    assert torch.equal(of_step(1, 0, 2, rows=torch.tensor([7, 8])), found)
+    for other in (of_step(1, 0, 3), of_step(1, 0, 2, lot=1)):
+        assert abs(float(torch.corrcoef(torch.stack([found, other]))[0, 1])) < 0.05
+    assert 0 < found.min() < 0.01
+    assert 0.99 < found.max() < 1
+    assert abs(float(found.mean()) - 0.5) < 0.02
+    torch.manual_seed(0)
+    assert not torch.equal(uniform(3, 0, cpu), uniform(3, 0, cpu))  # outside of a step torch draws
 
 
 def test_one_process_asks_for_no_counts_and_divides_as_ever() -> None:
