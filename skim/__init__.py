@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.methods.early_exit import EarlyExit as EarlyExit
     from skim.methods.funnel import Funnel as Funnel
     from skim.methods.layer_drop import LayerDrop as LayerDrop
+    from skim.methods.length_drop import LengthDrop as LengthDrop
     from skim.methods.ltp import LTP as LTP
     from skim.methods.random_tokens import RandomTokens as RandomTokens
     from skim.methods.stop_words import StopWords as StopWords
@@ -65,6 +66,7 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "EarlyExit": "skim.methods.early_exit",
     "Funnel": "skim.methods.funnel",
     "LayerDrop": "skim.methods.layer_drop",
+    "LengthDrop": "skim.methods.length_drop",
     "LTP": "skim.methods.ltp",
     "RandomTokens": "skim.methods.random_tokens",
     "StopWords": "skim.methods.stop_words",

@@ -19,6 +19,7 @@ METHODS = {
     "early_exit": "skim.methods.early_exit.EarlyExit",
     "funnel": "skim.methods.funnel.Funnel",
     "layer_drop": "skim.methods.layer_drop.LayerDrop",
+    "length_drop": "skim.methods.length_drop.LengthDrop",
     "ltp": "skim.methods.ltp.LTP",
     "ltp_manual": "skim.methods.threshold.Manual",
     "ltp_relative": "skim.methods.threshold.Relative",

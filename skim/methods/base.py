@@ -76,6 +76,8 @@ class Method(Hooks):
         budget: what steers training there; ``None``: the penalties have the weights that the options give them.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
         conditioned: decisions have the budget as an input, beside the shift.
+        path: ``(C, L)`` a setting of each layer in each of the configurations that ``shift`` moves along, which a
+            search may replace (:meth:`skim.LengthDrop.take`); ``None``: there is no such path.
         built_for: the backbone that :meth:`build` was called for, by ``compress``.
         serves: whether a model has it.
         chained: its label in the chain that it is a member of; empty for one that is none.
@@ -86,6 +88,7 @@ class Method(Hooks):
     """
 
     shift: Tensor | None
+    path: Tensor | None
     stages: ClassVar[tuple[str, ...]] = ()
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-3}
     starts_at_target = False
@@ -119,6 +122,7 @@ class Method(Hooks):
         self.table: Table | None = None
         self.budget: Budget | None = None
         self.register_buffer("shift", None)
+        self.register_buffer("path", None)
 
     def aim(self, target: Target | None) -> None:
         """Take the target of a constructor: of a range, with a table of its budgets.

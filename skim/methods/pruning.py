@@ -1,4 +1,4 @@
-"""Pruning by attention, of LTP, its baselines and top-k: tokens leave by how much attention they received.
+"""Pruning by attention, of LTP, its baselines, top-k and length drop: tokens leave by how much attention they received.
 
 They leave between attention and feed-forward, so a retired token's last state is the one after that attention. Nothing
 but the score and the rule differs from method to method.
@@ -26,6 +26,12 @@ SCORE_NORMS: dict[ScoreNorm, Callable[[Occupancy], Tensor | int]] = {
     "alive": lambda occupancy: occupancy.spread(occupancy.counts()).clamp_min(1),
     "padded": lambda occupancy: occupancy.sequences.real.shape[1],
 }
+
+
+def most_attended(score: Tensor, occupancy: Occupancy, count: Tensor) -> Tensor:
+    """Keep the rows of the largest scores, ``count`` ``(B,)`` of each sequence, the protected ones first; bool."""
+    first = score.masked_fill(occupancy.rows(occupancy.sequences.protected), torch.inf)
+    return occupancy.rank(first) < occupancy.spread(count)
 
 
 class Pruner(Precise, Method):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from skim.engine.tokens import Occupancy
 from skim.flops import precise
 from skim.methods.base import Spec
 from skim.methods.options import Layer, Preset, Special, Target
-from skim.methods.pruning import Pruner
+from skim.methods.pruning import Pruner, most_attended
 
 LEAST = 0.01  # no layer's share falls below this
 
@@ -77,6 +76,4 @@ class TopK(Pruner):
         return (precise(self.shift) * (done / steps) + published).clamp(LEAST, 1)  # type: ignore[arg-type]  # a buffer
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        count = occupancy.share(self.rate(i))  # half to even, as published
-        first = score.masked_fill(occupancy.rows(occupancy.sequences.protected), torch.inf)
-        return occupancy.rank(first) < occupancy.spread(count)
+        return most_attended(score, occupancy, occupancy.share(self.rate(i)))  # half to even, as published

@@ -162,6 +162,7 @@ LIMITS = {  # dispatched operations / those of padded transformers
     "half kept": (lambda: KeepShare(0.5), 1.5),
     "topk": (lambda: skim.TopK(token_keep_rate=0.2), 2.0),
     "ltp": (lambda: skim.LTP(), 2.0),
+    "length_drop": (lambda: skim.LengthDrop(), 2.0),
 }
 
 

@@ -27,7 +27,8 @@ def pruners() -> dict[str, Pruner]:
 
 
 def test_the_table_has_every_pruner_and_every_way_to_divide_scores() -> None:
-    assert {method.name for method in pruners().values()} == {"ltp", "ltp_manual", "ltp_relative", "ltp_rising", "topk"}
+    names = {"ltp", "ltp_manual", "ltp_relative", "ltp_rising", "topk", "length_drop"}
+    assert {method.name for method in pruners().values()} == names
     assert {method.score_norm for method in pruners().values()} == set(SCORE_NORMS)
 
 

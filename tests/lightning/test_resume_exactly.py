@@ -78,6 +78,10 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
         ],
         [3, 8],
     ),
+    "lengths that are drawn in each step": (
+        ["task=builtin", "method=length_drop", "method.target=0.6", "task.train_rows=52", "train.distill_from=self"],
+        [3],
+    ),
     "a budget of tokens": (
         [
             *("task=builtin", "method=dense", "task.train_rows=52", "task.tokens_per_batch=150", "train.accumulate=2"),

@@ -24,6 +24,7 @@ from skim.methods.dense import Dense
 from skim.methods.early_exit import EarlyExit, entropy
 from skim.methods.funnel import Funnel
 from skim.methods.layer_drop import LayerDrop
+from skim.methods.length_drop import LengthDrop
 from skim.methods.ltp import LTP
 from skim.methods.random_tokens import RandomTokens
 from skim.methods.stop_words import StopWords, codes_of
@@ -172,6 +173,12 @@ def cool(method: Any) -> None:
 def warm(method: Any) -> None:
     """Take LTP's relaxed decisions at a temperature at which every token is in doubt."""
     method.temperature = method.temperature_start = 0.0025
+
+
+def still(method: LengthDrop) -> LengthDrop:
+    """Let training have the lengths of evaluation, not those that each forward draws for itself."""
+    method.draws = False
+    return method
 
 
 # --- halted -----------------------------------------------------------------------------------------------------------
@@ -374,6 +381,7 @@ METHODS: dict[str, Row] = {
     "ltp_relative": pruning(lambda: Relative(token_threshold=0.3)),
     "ltp_rising": pruning(lambda: Rising(final_token_threshold=0.5)),
     "topk": pruning(lambda: TopK(token_keep_rate=0.37, start=1)),
+    "length_drop": pruning(lambda: still(LengthDrop(drop=0.3))),
     "act_gate": halting(lambda: ACT(temperature=0.5), shift(1e4)),
     "act_mix": halting(lambda: ACT(mix="act", share_head=False)),
     "act_published": halting(lambda: ACT(mix="act", final_remainder=False, ponder_reduction="sum", tau=1e-3)),
