@@ -174,7 +174,7 @@ class SkimCallback(TrainerCallback):
 
     def _plan(self, steps: int) -> Plan:
         known = self.method.stages or ("",)
-        asked = dict.fromkeys(known, 1.0) if self.stages is None else dict(self.stages)
+        asked = dict.fromkeys(known, 1.0) | dict(self.method.stage_shares) if self.stages is None else dict(self.stages)
         for name, share in asked.items():
             if name not in known:
                 raise unknown("stage of the method", name, known)

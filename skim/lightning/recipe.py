@@ -82,7 +82,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     prepare(cfg, parts)
-    trainer = trainer_of(cfg, callbacks, epochs=sum(stage.epochs for stage in parts.stages))
+    trainer = trainer_of(cfg, callbacks, epochs=round(sum(stage.epochs for stage in parts.stages)))
     cfg, tested = tuned(cfg, parts, trainer.world_size)
     if not cfg.task.get("global_batch"):
         parts.stages = scaled(parts.stages, trainer.num_nodes * trainer.num_devices, cfg.train.lr_scaling)

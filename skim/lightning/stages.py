@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from skim.errors import SkimError, unknown
 from skim.methods import Method
 from skim.options.members import groups_of
-from skim.options.run import Schedule
+from skim.options.run import Schedule, StageSchedule
 from skim.stages import Stage
 
 OPTIONS = tuple(field.name for field in fields(Schedule))  # of a stage
@@ -20,6 +20,8 @@ OWN = ("method_lr", "method_weight_decay")  # those that are a method's, and of 
 
 def stages_of(cfg: DictConfig, method: Method) -> list[Stage]:
     """The stages that a config asks for: ``method.stages``, each option defaulting to ``train``'s; or just one.
+
+    Stages whose epochs are below 1 divide ``train.epochs`` among themselves.
 
     Those of a chain are its members', ``method.<label>.stages``: what several of them say of one stage has to agree,
     and each says at which rate its own parameters learn. A member without stages learns by ``train`` in all of them.
@@ -44,9 +46,15 @@ def stages_of(cfg: DictConfig, method: Method) -> list[Stage]:
             stages.append(Stage(name, **common | own[""]))
         elif own:
             apart = [label for label, part in method.by_label.items() if part.stages]
-            rates = {label: Schedule(**common | own.get(label, {"method_lr": 0.0})) for label in apart}
+            rates = {label: StageSchedule(**common | own.get(label, {"method_lr": 0.0})) for label in apart}
             stages.append(Stage(name, **common | agreed(name, own), members=rates))
-    return stages
+    return divided(stages, cfg.train.epochs)
+
+
+def divided(stages: Sequence[Stage], epochs: int) -> list[Stage]:
+    """Turn shares into epochs: the stages whose epochs are below 1 take ``epochs`` together, by these shares."""
+    whole = sum(stage.epochs for stage in stages if stage.epochs < 1)
+    return [replace(stage, epochs=stage.epochs / whole * epochs) if stage.epochs < 1 else stage for stage in stages]
 
 
 def listed(part: Method, tree: Mapping[str, Any], group: str) -> dict[str, dict[str, Any]]:
@@ -64,12 +72,14 @@ def listed(part: Method, tree: Mapping[str, Any], group: str) -> dict[str, dict[
     if "stages" in given:
         asked = given["stages"] or {}
     else:  # as in Python: a member that is given with its options alone
-        asked = {name: {"method_lr": part.peak_rate(name)} if group else {} for name in part.stages}
+        rates = part.learning_rates if group else {}
+        own = {"method_lr": rates, "epochs": part.stage_shares}
+        asked = {name: {option: by[name] for option, by in own.items() if name in by} for name in part.stages}
     found = {}
     for name, options in asked.items():
-        if name not in part.stages:
+        if name not in type(part).stages:
             raise unknown(f"stage in {place}", name, part.stages)
-        if options is None:  # left out
+        if options is None or name not in part.stages:  # left out, or a stage that another preset has
             continue
         for option in options:
             if option not in OPTIONS:

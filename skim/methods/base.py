@@ -84,7 +84,8 @@ class Method(Hooks):
         measured_on: name of the backbone in ``conf/backbone`` that options were measured on which it has read from a
             file; ``None``: it has read none.
         progress: share of training done, of the present stage if there are several.
-        stage_shares: of its training that its stages take, by name, as a trainer says; empty: all the same.
+        stage_shares: of its training that its stages take, by name: as a trainer says, before that what the method
+            asks for; empty: all the same.
     """
 
     shift: Tensor | None

@@ -76,6 +76,7 @@ class Chain(Method):
         for label, member in self.by_label.items():
             member.chained = label
         self.stage = self.stages[0] if self.stages else ""
+        self.stage_shares = {stage: share for one in members for stage, share in one.stage_shares.items()}
         targets = [label for label, one in self.by_label.items() if one.target is not None]
         if len(targets) > 1:
             raise SkimError(

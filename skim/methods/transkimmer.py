@@ -6,10 +6,13 @@ Before layer :math:`i`, with :math:`h` the states entering it:
           m_i = m_{i-1} \cdot \mathrm{onehot}(\arg\max(\pi + g))_{keep}
 
 with Gumbel noise :math:`g` in training and none in evaluation, and the gradient of the relaxed decision passed straight
-through. A skimmed token keeps its state and goes to the head with it. What is different from the published code, unless
-``preset="paper"`` asks for it back: the mask acts inside the softmax (the paper's Eq. 4 multiplies after it, and the
-accuracy leaks through the denominator), evaluation is deterministic, pads are not decided on, the penalty is warmed up
-or steered to a budget, and the noise fades out before training ends so that what is trained is what will run.
+through. A skimmed token keeps its state and goes to the head with it.
+
+In the soft stage predictors and weights learn together; in the hard stage predictors are frozen, decisions are set to
+the target, tokens are really gone and weights adapt to that. What is different from the published code, unless
+``preset="paper"`` asks for it back: there is a hard stage, the mask acts inside the softmax (the paper's Eq. 4
+multiplies after it, and the accuracy leaks through the denominator), evaluation is deterministic, pads are not decided
+on, the penalty is warmed up or steered to a budget, and the noise fades out before the soft stage ends.
 """
 
 from __future__ import annotations
@@ -86,14 +89,14 @@ class Transkimmer(Precise, Method):
 
     Args:
         preset: ``default``, or ``paper`` for parity with the published code: mask after the softmax, pads decided on
-            and counted in the loss, noise in evaluation too; it cannot run packed.
-        target: relative FLOPs at which training shall end: the coefficient is steered there; ``None`` uses
-            ``coefficient`` as it is.
-        coefficient: weight of the skim loss when there is no target.
-        warmup: share of training over which the coefficient or the target sets in; ``None`` is the preset's (default
-            0.3, paper 0).
-        noise_until: share of training after which decisions carry no noise, fading from half of it on; ``None`` is the
-            preset's (default 0.7, paper 1: full noise to the end).
+            and counted in the loss, noise in evaluation too, no hard stage; it cannot run packed.
+        target: relative FLOPs at which training shall end: the soft stage's coefficient is steered there, and the
+            frozen decisions are held there in the hard stage; ``None`` uses ``coefficient`` as it is.
+        coefficient: weight of the skim loss in the soft stage when there is no target.
+        warmup: share of the soft stage over which the coefficient or the target sets in; ``None`` is the preset's
+            (default 0.3, paper 0).
+        noise_until: share of the soft stage after which decisions carry no noise, fading from half of it on; ``None``
+            is the preset's (default 0.7, paper 1: full noise to the end).
         eval_noise: draw noise in evaluation too; ``None`` is the preset's (default False, paper True).
         margin: keep minus skim logit at the start; ``None`` is the preset's (default 5, paper 10).
         temperature: temperature of the relaxed decision; lower is sharper.
@@ -104,7 +107,8 @@ class Transkimmer(Precise, Method):
     """
 
     name = "transkimmer"
-    trains_masked = True
+    stages = ("soft", "hard")
+    learning_rates = {"": 1e-3, "hard": 0.0}
 
     def __init__(
         self,
@@ -123,6 +127,10 @@ class Transkimmer(Precise, Method):
         super().__init__(protect)
         paper = preset == "paper"
         self.preset = preset
+        if paper:
+            self.stages = ("soft",)  # type: ignore[misc, assignment]  # the published code has no other
+        else:
+            self.stage_shares = {"soft": 0.67, "hard": 0.33}
         self.inside_softmax = not paper
         self.coefficient = coefficient
         self.warmup = (0.0 if paper else 0.3) if warmup is None else warmup
@@ -144,27 +152,37 @@ class Transkimmer(Precise, Method):
         self.hidden = spec.width if self.bottleneck is None else self.bottleneck
         self.predictors = nn.ModuleDict({str(i): predictor(spec.width, self.hidden, self.margin) for i in layers})
 
+    @property
+    def trains_masked(self) -> bool:  # type: ignore[override]
+        return self.stage == "soft"
+
+    @property
+    def relaxes(self) -> bool:
+        """True if decisions are relaxed at present, so that predictors learn."""
+        return self.training and self.stage == "soft"
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if str(i) not in self.predictors:
             return tokens
         predictor = self.predictors[str(i)]
         tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
         noise = self.noise(i, tokens.occupancy)
-        if noise is None and not self.training:
-            return tokens.retire(difference(predictor, tokens.hidden) > -self.shift)  # type: ignore[arg-type, operator]
-        logits = predictor(tokens.hidden)
-        if self.training:
-            return tokens.retire(gate(logits, noise, self.temperature))
-        if noise is not None:
-            logits = logits.float() + noise
-        return tokens.retire(logits[..., 1] - logits[..., 0] + self.shift > 0)
+        if self.relaxes:
+            return tokens.retire(gate(predictor(tokens.hidden), noise, self.temperature))
+        with torch.no_grad():
+            if noise is None:
+                margin = difference(predictor, tokens.hidden)  # type: ignore[arg-type]
+            else:
+                logits = predictor(tokens.hidden).float() + noise
+                margin = logits[..., 1] - logits[..., 0]
+        return tokens.retire(margin > -self.shift)  # type: ignore[operator]
 
     def noise(self, i: int, occupancy: Occupancy) -> Tensor | None:
         """The noise of the rows' decisions before layer ``i``, ``(..., 2)``, or ``None``.
 
-        It fades out in training, and is absent in evaluation.
+        It fades out in the soft stage; hard decisions are without, as in evaluation.
         """
-        if not self.training:
+        if not self.relaxes:
             return gumbel(occupancy, i) if self.eval_noise else None
         scale = 1.0
         if self.noise_until < 1.0:
@@ -174,7 +192,13 @@ class Transkimmer(Precise, Method):
         return gumbel(occupancy, i) * scale if scale > 0 else None
 
     def penalties(self, trace: Trace) -> dict[str, Tensor]:
+        if self.stage != "soft":
+            return {}
         return {"skim_loss": padded_skim_loss(trace) if self.preset == "paper" else skim_loss(trace)}
 
     def weights(self) -> dict[str, float]:
-        return {"skim_loss": self.coefficient * self.warmed(self.warmup)}
+        return {"skim_loss": self.coefficient * self.warmed(self.warmup)} if self.stage == "soft" else {}
+
+    @property
+    def steers(self) -> bool:
+        return self.budget is not None and self.stage == "soft"

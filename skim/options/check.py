@@ -10,7 +10,7 @@ from skim.errors import SkimError
 from skim.options.agents import Agents
 from skim.options.declared import OptionError, check_options
 from skim.options.look import Look, LookBenchmark, LookDepth, LookExport, LookHardware, LookRedundancy, Tagged
-from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, Schedule, Training
+from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, StageSchedule, Training
 from skim.options.sweep import Sweep
 
 # by primary config: whose options stand where in it; the empty place is the config itself
@@ -81,11 +81,11 @@ def check_places(tree: Mapping[str, Any], name: str) -> None:
 
 
 def check_stages(stages: Any, place: str) -> None:
-    """Refuse a value that the option of a method's stage cannot have: one of :class:`Schedule`, or null for train's."""
+    """Refuse a value that an option of a method's stage, of :class:`StageSchedule`, cannot have; null is train's."""
     if not isinstance(stages or {}, Mapping):
         raise SkimError(f"{place}={stages} must be a group of stages, such as {place}.soft.epochs=2.")
     for name, options in (stages or {}).items():
         if not isinstance(options or {}, Mapping):
             raise SkimError(f"{place}.{name}={options} must be a group of options, or null to leave the stage out.")
         with typed(f"{place}.{name}"):
-            check_options(Schedule, {key: value for key, value in (options or {}).items() if value is not None})
+            check_options(StageSchedule, {key: value for key, value in (options or {}).items() if value is not None})

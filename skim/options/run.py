@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field
 
 from skim.options.declared import check_fields
-from skim.options.kinds import Count, Fraction, NotNegative, Number, Positive
+from skim.options.kinds import Between, Count, Fraction, NotNegative, Number, Positive
 
 Execution: TypeAlias = Literal["auto", "masked", "packed", "narrowed"]
 Folder: TypeAlias = str | int  # a name of digits is read as a number
@@ -71,6 +71,15 @@ class Schedule(Options):
     """weight decay on the method's own parameters"""
     warmup: Fraction = 0.1
     """share of training (of a stage, if the method has several) in which the learning rate rises, before it falls"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSchedule(Schedule):
+    """Options of one stage of a method that has several."""
+
+    epochs: Count | Between = 1  # type: ignore[assignment]
+    """passes over the training data; below 1 it is a share of train.epochs, which the stages with shares divide among
+    themselves"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ def asked(folder: Path, *overrides: str) -> DictConfig:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose predictors disagree about tokens: any budget can be had by moving them."""
     folder = tmp_path_factory.mktemp("runs") / "one"
-    train(small("method=transkimmer", "method.margin=0", "train.max_steps=1", "train.calibrate=0"), folder, "")
+    train(small("method=transkimmer", "method.margin=0", "train.max_steps=2", "train.calibrate=0"), folder, "")
     model = load(asked(folder)).parts.model
     method = walk_of(model).method
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ from tests.runs import small, watched_by
 
 QUIET = ["backbone.overrides.hidden_dropout_prob=0", "callbacks.log_every=1"]
 WEIGHT = "bert.encoder.layer.1.attention.self.query.weight"
+SOFT = ["method=transkimmer", "method.target=0.5", "method.stages.hard=null", "train.warmup=0.2"]
 LTP = ["method=ltp", "method.target=0.6", "method.final_token_threshold=0.005", "method.stages.hard.epochs=2"]
 
 
@@ -79,7 +80,7 @@ def test_later_stages_do_not_know_when_the_first_began() -> None:
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["method=transkimmer", "train.method_after=0.9", "train.max_steps=4"], "step 4 of 4 and so leaves it no step"),
+        (["method=transkimmer", "train.method_after=0.9", "train.max_steps=4"], "step 4 of 4 and so leaves stage soft"),
         (["method=transkimmer", "train.method_after=-0.1"], "must be a number, at least 0 and below 1"),
         (["method=transkimmer", "train.method_after=1"], "must be a number, at least 0 and below 1"),
         ([*LTP, "train.method_after=0.34", "train.max_steps=6"], "leaves stage soft, which ends at step 2, no step"),
@@ -130,8 +131,7 @@ def test_uncompressed_trains_packed_and_leaves_the_method_alone() -> None:
 def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """Transkimmer over 8 steps, of which the first three are dense."""
     folder = tmp_path_factory.mktemp("after") / "late"
-    overrides = ["method=transkimmer", "method.target=0.5", "train.method_after=0.375", "train.warmup=0.2"]
-    return folder, recorded(folder, *overrides)[1]
+    return folder, recorded(folder, *SOFT, "train.method_after=0.375")[1]
 
 
 def test_the_backbone_trains_as_it_would_without_a_method(late: tuple[Path, list], tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_within_the_first_of_several_stages(tmp_path: Path) -> None:
 
 def test_a_resumed_run_may_not_move_the_beginning(late: tuple[Path, list], tmp_path: Path) -> None:
     last = late[0] / "checkpoints" / "last.ckpt"
-    overrides = ["method=transkimmer", "method.target=0.5", "train.warmup=0.2", f"resume={last}", "train.epochs=2"]
+    overrides = [*SOFT, f"resume={last}", "train.epochs=2"]
     with pytest.raises(SkimError, match=r"begins at step 3, this run's at 6\.\nUse train\.method_after=0\.1875"):
         recorded(tmp_path / "moved", *overrides, "train.method_after=0.375")
     _, steps = recorded(tmp_path / "same", *overrides, "train.method_after=0.1875")

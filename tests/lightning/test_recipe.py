@@ -139,7 +139,7 @@ def test_a_text_of_no_tokens_works(folder: Path) -> None:
 
 def test_the_backbone_trains_in_training_mode(dense: Path) -> None:
     """from_pretrained leaves the backbone in eval mode and Lightning keeps it: no dropout, no relaxed decisions."""
-    cfg = small("method=transkimmer", f"init_from={dense}", "train.max_steps=1")
+    cfg = small("method=transkimmer", f"init_from={dense}", "train.max_steps=2")
     parts = build(cfg)
     assert not parts.model.training
     seen: list[bool] = []

@@ -296,8 +296,9 @@ def test_stages_are_the_members_and_reach_those_that_have_them() -> None:
     chain = skim.Chain(["transkimmer", "ltp"])
     assert (chain.stages, chain.stage) == (("soft", "hard"), "soft")
     chain.enter("hard")
-    assert [member.stage for member in chain.members] == ["", "hard"]
-    assert chain.trains_masked  # Transkimmer does
+    assert [member.stage for member in chain.members] == ["hard", "hard"]
+    assert not chain.trains_masked
+    assert chain.stage_shares == {"soft": 0.67, "hard": 0.33}  # Transkimmer asks for them
     assert not skim.Chain(["layer_drop", "topk"]).trains_masked
 
 
@@ -305,6 +306,10 @@ class Staged(skim.Method):
     """Has stages of its own names."""
 
     stages = ("first", "second")
+
+
+class Unstaged(skim.Method):
+    """Has a schedule over the whole of training."""
 
 
 def test_a_later_stage_finds_every_member_at_its_last() -> None:
@@ -321,7 +326,7 @@ def test_members_progress_is_that_of_their_own_training() -> None:
 
     ``chain.progress`` is what a trainer tells and a checkpoint holds: the share of the present stage.
     """
-    chain = skim.Chain(["transkimmer", "ltp", Staged()])
+    chain = skim.Chain([Unstaged(), "ltp", Staged()])
 
     def own() -> list[float]:
         return [round(member.progress, 6) for member in chain.members]
@@ -344,20 +349,28 @@ def test_members_progress_is_that_of_their_own_training() -> None:
 
 
 def test_a_schedule_of_the_whole_training_does_not_begin_again_with_a_stage() -> None:
-    """Transkimmer's noise is gone and its budget is on the target in the stages of others as well."""
-    chain = skim.Chain([skim.Transkimmer(target=0.4, warmup=0.3), skim.LTP()])
-    skimmer = chain.members[0]
+    """ACT's budget is on the target in the stages of others as well."""
+    chain = skim.Chain([skim.ACT(target=0.4, warmup=0.3), Staged()])
+    goals = []
+    for stage in ("first", "second"):
+        chain.enter(stage)
+        for progress in (0.0, 0.5):
+            chain.progress = progress
+            goals.append(round(chain.members[0].budget.goal(chain.members[0].progress), 6))
+    assert goals == [1.0, 0.5, 0.4, 0.4]
+
+
+def test_noise_fades_in_the_soft_stage_and_hard_decisions_have_none() -> None:
+    skimmer = skim.Transkimmer(noise_until=0.6).train()
     real = torch.ones(2, 3, dtype=torch.bool)
     sequences = Sequences(real, ~real)
     rows = MaskedOccupancy(sequences.position, real, sequences)
     found = []
-    for stage in ("soft", "hard"):
-        chain.enter(stage)
-        for progress in (0.0, 0.5):
-            chain.progress = progress
-            draws = skimmer.train().noise(0, rows) is not None
-            found.append((draws, round(skimmer.budget.goal(skimmer.progress), 6)))
-    assert found == [(True, 1.0), (True, 0.5), (True, 0.4), (False, 0.4)]
+    for stage in skimmer.stages:
+        skimmer.enter(stage)
+        for skimmer.progress in (0.0, 0.5, 0.7):
+            found.append(skimmer.noise(0, rows) is not None)
+    assert found == [True, True, False, False, False, False]
 
 
 def test_thresholds_are_read_once_per_forward() -> None:
@@ -388,7 +401,7 @@ def test_a_member_that_asks_for_no_attention_is_told_none() -> None:
 
 
 def test_each_member_has_its_own_learning_rate_in_each_stage() -> None:
-    chain = skim.Chain(["transkimmer", "ltp", Staged()])
+    chain = skim.Chain([Unstaged(), "ltp", Staged()])
     rates = {stage: [member.peak_rate(stage) for member in chain.by_label.values()] for stage in chain.stages}
     assert rates == {
         "soft": [1e-3, 1e-5, 0.0],
