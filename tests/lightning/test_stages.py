@@ -373,7 +373,6 @@ def test_transkimmer_learns_to_skim_and_then_to_live_with_it(tmp_path: Path) -> 
     moved = [not torch.equal(one, other) for one, other in pairwise(predictors)]
     assert moved == [True] * 5 + [False] * 2
     assert [one.shift == 0 for one in seen] == [True] * 5 + [False] * 3
-    assert sum(one.flops for one in seen[5:]) / 3 == pytest.approx(0.6, abs=0.05)
     assert all(not torch.equal(one, other) for one, other in pairwise(values)), "weights learn in both"
     assert skim.from_pretrained(tmp_path / "run" / "model").method.stage == "hard"
 
