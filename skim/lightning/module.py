@@ -24,6 +24,7 @@ from skim.engine.ranks import joined, weighed
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.lightning.callbacks.budget import Budget
+from skim.lightning.callbacks.memory import TrimsHeap
 from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.callbacks.signals import EndsOnSignal
 from skim.lightning.callbacks.stages import Stages, optimizer_of
@@ -82,7 +83,7 @@ class SkimModule(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.distiller, self.between = distiller, between
         self.scores = Scores(task, walk_of(model), formulas)
-        self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages()]
+        self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages(), TrimsHeap()]
         if calibrate_on is not None:
             self._callbacks.append(Budget(calibrate_on))
         if loss is not None and self.method.reads_head:
