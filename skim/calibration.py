@@ -16,7 +16,7 @@ from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Method
-from skim.methods.table import ANCHORS
+from skim.methods.table import NEARLY
 from skim.options.words import budgets
 from skim.tabulation import tabulate
 
@@ -60,16 +60,23 @@ def check_target(model: nn.Module, batches: Batches) -> None:
 
     Or above what it spends when it retires nothing, where other methods of its chain have made the model cheaper.
     """
-    method = walk_of(model).method.adapting
+    whole = walk_of(model).method
+    method = whole.adapting
     target = method.target
     if target is None or method.shift is None:
         return
     lowest, highest = target if isinstance(target, tuple) else (target, target)
-    before = method.shift.clone()
+    before, standing = method.shift.clone(), method.aims_at
+    if method.table is not None:  # where the number of layers follows the budget as well
+        whole.meet(lowest)
     method.shift.fill_(-EXTREME)
     floor = spend(model, batches)
+    if method.table is not None:
+        whole.meet(min(highest, NEARLY))  # at 1 it would not be asked
     method.shift.fill_(EXTREME)
     most = spend(model, batches)
+    if method.table is not None:
+        whole.meet(standing)
     method.shift.copy_(before)
     if highest > most + TOLERANCE:
         raise method.refusal(
@@ -175,7 +182,7 @@ def calibrate(
             f"{type(strange[0]).__name__} among them. A single one: skim.calibrate(model, [batch])."
         )
     if ranges:
-        tabulate(method, lambda: spend(model, batches), each=each)
+        tabulate(whole, lambda: spend(model, batches), each=each)
         return spend(model, batches)
     low, high = around - reach, around + reach
     tried: list[tuple[float, float, float]] = []  # how far from the target, with which shift, and what it spends
@@ -195,7 +202,7 @@ def calibrate(
 
 def passes(method: Method) -> int:
     """How often a calibration calls ``each``, at most: for each halving, or each anchor of a table."""
-    return HALVINGS if method.table is None else ANCHORS
+    return HALVINGS if method.table is None else len(method.table.anchors)
 
 
 def look_after(
@@ -232,6 +239,7 @@ def hold(model: nn.Module, batches: Batches) -> None:
     method = walk_of(model).method.adapting
     few = batches[: max(len(batches) // 4, 1)]
     if method.table is not None:
-        tabulate(method, lambda: spend(model, few), range(0, ANCHORS, HELD), CLOSE)
+        places = range(0, len(method.table.anchors), HELD)
+        tabulate(walk_of(model).method, lambda: spend(model, few), places, CLOSE)
     elif abs(spend(model, few) - method.target) > CLOSE:
         calibrate(model, few, steps=7, reach=0.4, around=method.shift.item())

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from skim.methods.base import Method
-from skim.methods.table import ANCHORS
 
 REACH = 12.0  # largest shift that is tried to either side of 0; the unit is the method's
 STRIDE = 0.5  # first step to where the other side of a budget may be; each further one is twice as long
@@ -20,7 +19,7 @@ Point = tuple[float, float]  # a shift, and what is spent with it
 def tabulate(
     method: Method,
     spend: Callable[[], float],
-    places: Sequence[int] = range(ANCHORS),
+    places: Sequence[int] | None = None,
     within: float = 0.003,
     each: Callable[[], object] = bool,
 ) -> None:
@@ -33,7 +32,7 @@ def tabulate(
     Args:
         method: with a table, on a model in evaluation.
         spend: measures what the model spends as it is now.
-        places: anchors to solve for; the correction of the others is on straight lines between those.
+        places: anchors to solve for, the correction of the others is on straight lines between those; ``None``: all.
         within: of an anchor, in relative FLOPs, is close enough.
         each: called when an anchor is done.
     """
@@ -43,8 +42,8 @@ def tabulate(
     standing, before = table.now, table.shifts.tolist()
     known: list[Point] = []
     solved: dict[int, float] = {}
-    for k in sorted(places, reverse=True):
-        table.choose(table.anchors[k])
+    for k in sorted(range(len(table.anchors)) if places is None else places, reverse=True):
+        method.meet(table.anchors[k])
 
         def spent(value: float) -> float:
             shift.fill_(value)
@@ -54,7 +53,7 @@ def tabulate(
         known = [] if method.conditioned else known
         solved[k] = solve(spent, table.anchors[k], before[k] + correction, known, within)
         each()
-    moved = np.interp(range(ANCHORS), sorted(solved), [solved[k] - before[k] for k in sorted(solved)])
+    moved = np.interp(range(len(before)), sorted(solved), [solved[k] - before[k] for k in sorted(solved)])
     shifts = torch.tensor(np.asarray(before) + moved, dtype=torch.float32)
     table.shifts.copy_(shifts if method.conditioned else shifts.cummax(0).values)
     method.meet(standing)

@@ -13,10 +13,11 @@ import skim
 from skim.budgets import spending
 from skim.calibration import spend
 from skim.methods import Method
+from skim.methods.layer_drop import depth_of
 from skim.methods.steering import Steering
 from skim.methods.table import ANCHORS, Table, hats
 from skim.tabulation import solve
-from tests.families import batch_of, enliven, plain
+from tests.families import LAYERS, batch_of, enliven, plain
 from tests.methods.table import QUERIES
 from tests.ragged import assert_same
 
@@ -26,7 +27,9 @@ BATCHES = [batch_of("bert", LENGTHS, seed=seed) for seed in range(2)]
 METHODS: dict[str, Callable[[], Method]] = {
     "topk": lambda: skim.TopK(start=0, target=(LOW, 1.0)),
     "ltp": lambda: skim.LTP(target=(LOW, 1.0), score_norm="length", final_token_threshold=0.5),
+    "transkimmer": lambda: skim.Transkimmer(bottleneck=4, target=(LOW, 1.0)),
     "act": lambda: skim.ACT(target=(LOW, 1.0)),
+    "chain": lambda: skim.Chain([skim.LayerDrop(depths=(2, LAYERS)), skim.TopK(start=0, target=(0.4, 1.0))]),
 }
 
 
@@ -35,6 +38,8 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     """A model whose table is calibrated, with decisions that vary from token to token."""
     made = skim.compress(plain("bert"), METHODS[request.param]()).eval()
     enliven(made.method, 0)
+    if isinstance(made.method, skim.Transkimmer):
+        made.method.lifts.data = torch.linspace(-0.1, 0.1, ANCHORS).expand_as(made.method.lifts).clone()
     for name, parameter in made.named_parameters():
         if QUERIES.search(name):  # random attention is too flat for a threshold to tell tokens apart
             parameter.data *= 6
@@ -53,12 +58,13 @@ def test_a_full_budget_is_the_dense_model(model: nn.Module) -> None:
     assert float(model.trace.relative_flops()) == 1.0
     with skim.uncompressed(model):
         assert torch.equal(full, outputs(model))
-    model.budget = LOW
+    model.budget = model.method.table.low
     assert not torch.allclose(full, outputs(model), atol=1e-3)
 
 
 def test_what_is_asked_is_spent_and_rises_with_the_budget(model: nn.Module) -> None:
-    budgets = [LOW + k * (1 - LOW) / 25 for k in range(26)]
+    low = model.method.table.low
+    budgets = [low + k * (1 - low) / 25 for k in range(26)]
     spent = []
     for budget in budgets:
         model.budget = budget
@@ -81,13 +87,54 @@ def test_a_saved_model_keeps_its_budget_and_takes_any_other(model: nn.Module, tm
             assert_same(outputs(loaded), outputs(model))
 
 
-@pytest.mark.parametrize("budget", [0.0, LOW - 0.01, 1.01, "half", True, float("nan")])
+@pytest.mark.parametrize("budget", [0.0, 0.39, 1.01, "half", True, float("nan")])
 def test_budgets_out_of_the_range_are_refused(model: nn.Module, budget: float) -> None:
     model.budget = 0.8
-    with pytest.raises(skim.SkimError, match=r"is not among those .* 0.7 to 1") as error:
+    with pytest.raises(skim.SkimError, match=r"is not among those .* 0.[47] to 1") as error:
         model.budget = budget
     assert len(str(error.value).splitlines()) == 2
     assert model.budget == pytest.approx(0.8)
+
+
+def test_the_number_of_layers_follows_the_budget(tmp_path: Path) -> None:
+    model = skim.compress(plain("bert"), METHODS["chain"]())
+    ran = {}
+    for budget in (0.4, 0.444, 0.445, 0.7, 0.99, 1.0):
+        model.budget = budget
+        outputs(model)
+        ran[budget] = sum(layer.ran for layer in model.trace.layers)
+    assert list(ran.values()) == [2, 2, 3, 3, 3, 3]
+    model.budget = 0.4
+    skim.save_pretrained(model, tmp_path)
+    again = skim.from_pretrained(tmp_path)
+    assert_same(outputs(again), outputs(model))
+    with pytest.raises(skim.SkimError, match="chooses layers by the budget"):
+        skim.save_pretrained(model, tmp_path / "merged", merged=True)
+
+
+def test_depth_and_tokens_save_alike() -> None:
+    assert [depth_of(budget, 6) for budget in (0.2, 0.25, 0.251, 4 / 9, 0.5, 25 / 36, 0.7, 1.0)] == [
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+        6,
+        6,
+    ]
+
+
+def test_depths_need_a_range_beside_them() -> None:
+    with pytest.raises(skim.SkimError, match="no method of this chain has a range"):
+        skim.compress(plain("bert"), skim.Chain([skim.LayerDrop(depths=(1, 3)), skim.TopK(start=0, target=0.5)]))
+    with pytest.raises(skim.SkimError, match="needs another method beside it"):
+        skim.compress(plain("bert"), skim.LayerDrop(depths=(1, 3))).method.check_fit()
+    for depths in ((3, 3), (3, 2), (0, 2)):
+        with pytest.raises(skim.SkimError, match=r"LayerDrop\(depths="):
+            skim.LayerDrop(depths=depths)
+    with pytest.raises(skim.SkimError, match="more than the 3 layers"):
+        skim.compress(plain("bert"), skim.LayerDrop(depths=(1, 4)))
 
 
 @pytest.mark.parametrize("method", [skim.TopK(start=0, target=0.6), skim.Transkimmer(), skim.LayerDrop(1)])

@@ -174,6 +174,14 @@ class Method(Hooks):
         if self.budget is not None:
             self.budget.choose(self.table.now)
 
+    def descend(self, budget: float) -> None:
+        """Take part in a budget of a chain, where another member's decisions are shifted to meet it."""
+
+    @property
+    def steps(self) -> list[float]:
+        """Budgets above which it changes in a step, as a member of a chain; by default none."""
+        return []
+
     @property
     def idle(self) -> bool:
         return self.table is not None and self.table.now >= 1

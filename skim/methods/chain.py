@@ -77,6 +77,7 @@ class Chain(Method):
             member.chained = label
         self.stage = self.stages[0] if self.stages else ""
         self.stage_shares = {stage: share for one in members for stage, share in one.stage_shares.items()}
+        self.register_load_state_dict_post_hook(lambda chain, report: chain.table and chain.meet(chain.table.now))
         targets = [label for label, one in self.by_label.items() if one.target is not None]
         if len(targets) > 1:
             raise SkimError(
@@ -123,6 +124,14 @@ class Chain(Method):
         running = [i for i in range(spec.layers) if all(member.runs(i) for member in skips)]
         if not running:
             raise SkimError(f"{' and '.join(member.name for member in skips)} of this chain leave no layer that runs.")
+        if self.table is not None:
+            self.table.lay(self.steps)
+            self.meet(self.table.now)
+        elif self.steps:
+            raise SkimError(
+                "layer_drop.depths lets a budget choose how many layers run, and no method of this chain has a range.\n"
+                "Give one of them a target such as [0.25, 1.0]."
+            )
         self.among = {i: place for place, i in enumerate(running)}  # the layers that run, and how members count them
         for member in self._each():
             if member not in skips:
@@ -133,7 +142,8 @@ class Chain(Method):
             member.check_fit()
 
     def runs(self, i: int) -> bool:
-        return i in self.among
+        # a budget may let fewer run than those among which the others count
+        return i in self.among and all(member.runs(i) for member in self._each() if "skips" in member.does)
 
     def without_layers(self) -> Method | None:
         left = [one for member in self._each() if (one := member.without_layers()) is not None]
@@ -345,10 +355,16 @@ class Chain(Method):
 
     @property
     def conditioned(self) -> bool:  # type: ignore[override]
-        return self.adapting.conditioned
+        return self.adapting.conditioned or bool(self.steps)
+
+    @property
+    def steps(self) -> list[float]:
+        return [step for member in self._each() for step in member.steps]
 
     def meet(self, budget: float) -> None:
         self.adapting.meet(budget)
+        for member in self._each():
+            member.descend(self.table.now)  # type: ignore[union-attr]  # it has met a budget of it
 
     @property
     def shift(self) -> Tensor | None:  # type: ignore[override]

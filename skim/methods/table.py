@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from skim.methods.precision import Precise
 
 ANCHORS = 11  # budgets of the table; between two of them it is a straight line
+EDGE = 1e-6  # how far beyond a step, of another depth, its second anchor is
 NEARLY = 0.99  # what stands for all of the FLOPs in the table: decisions that retire nothing have no finite shift
 
 
@@ -15,13 +18,15 @@ class Table(Precise):
     r"""Shift of a method's hard decisions by budget.
 
     At anchors :math:`b_0 < \dots < b_{K-1}`, evenly spaced over the range, stand the shifts that spend them; between
-    two of them the shift is a straight line. A budget of 1 needs none: there the method decides nothing.
+    two of them the shift is a straight line. A budget of 1 needs none: there the method decides nothing. Where the
+    number of layers changes with the budget, there are anchors on both sides of each step.
 
     Args:
         low: smallest budget of the range, relative FLOPs.
         high: largest.
 
     Attributes:
+        anchors: budgets at which shifts are known, rising.
         shifts: ``(K,)`` float32, one for each anchor; 0 until they are calibrated.
         weights: ``(K,)`` float32 of the anchors in the budget that is set: the sum is 1, two at most are above 0.
     """
@@ -33,10 +38,9 @@ class Table(Precise):
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         self.low, self.high = low, high
-        self.register_buffer("shifts", torch.zeros(ANCHORS, dtype=torch.float32))
         self.register_buffer("chosen", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("weights", torch.zeros(ANCHORS, dtype=torch.float32), persistent=False)
-        self.choose((low + high) / 2)
+        self._now = (low + high) / 2
+        self.lay(())
         self.register_load_state_dict_post_hook(lambda table, report: table.choose(table.chosen.item()))
 
     @property
@@ -44,11 +48,14 @@ class Table(Precise):
         """The budget that is set, a number of the host."""
         return self._now
 
-    @property
-    def anchors(self) -> list[float]:
-        """Budgets at which shifts are known, rising."""
-        step = (self.high - self.low) / (ANCHORS - 1)
-        return [min(self.low + k * step, NEARLY) for k in range(ANCHORS)]
+    def lay(self, steps: Iterable[float]) -> None:
+        """Lay the anchors anew, with one before and one behind each step; their shifts are then to be found."""
+        even = [self.low + k * (self.high - self.low) / (ANCHORS - 1) for k in range(ANCHORS)]
+        both = [edge for step in steps if self.low < step < self.high for edge in (step, step + EDGE)]
+        self.anchors = sorted({min(anchor, NEARLY) for anchor in (*even, *both)})
+        self.register_buffer("shifts", torch.zeros(len(self.anchors), dtype=torch.float32))
+        self.register_buffer("weights", torch.zeros(len(self.anchors), dtype=torch.float32), persistent=False)
+        self.choose(self.now)
 
     def choose(self, budget: float) -> None:
         """Set a budget; one beyond the range by no more than float32 rounds is at its end."""

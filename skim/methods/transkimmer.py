@@ -13,6 +13,11 @@ the target, tokens are really gone and weights adapt to that. What is different 
 ``preset="paper"`` asks for it back: there is a hard stage, the mask acts inside the softmax (the paper's Eq. 4
 multiplies after it, and the accuracy leaks through the denominator), evaluation is deterministic, pads are not decided
 on, the penalty is warmed up or steered to a budget, and the noise fades out before the soft stage ends.
+
+For a range of budgets the keep margin of layer :math:`i` is :math:`\pi_{keep} - \pi_{skim} + \ell_i(b)`, with a learned
+:math:`\ell_i` that is a straight line between the anchors of the method's table: each layer learns how far it goes down
+with the budget, and ranks its tokens alike at all budgets. In the soft stage the spending of each anchor is steered
+(:class:`skim.methods.steering.Steering`); in the hard stage the table's shifts are added.
 """
 
 from __future__ import annotations
@@ -26,10 +31,12 @@ from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.methods.base import Method, Spec
-from skim.methods.budget import Budget
-from skim.methods.options import Count, Fraction, Layer, NotNegative, Positive, Preset, Share, Special
+from skim.methods.options import Count, Fraction, Layer, NotNegative, Positive, Preset, Special, Target
 from skim.methods.precision import Precise
+from skim.methods.steering import steered
 from skim.published.transkimmer import from_published as from_published
+
+LIFT = 20.0  # logits that a unit of a lift is worth: from budget to budget they are far apart, and Adam's steps small
 
 
 def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) -> Tensor:
@@ -47,6 +54,11 @@ def gate(logits: Tensor, noise: Tensor | None = None, temperature: float = 1.0) 
     soft = (logits / temperature).softmax(-1)[..., 1]
     hard = (logits[..., 1] > logits[..., 0]).float()
     return hard + (soft - soft.detach())
+
+
+def lifted(logits: Tensor, lift: Tensor | float) -> Tensor:
+    """The logits ``(..., 2)`` with something added to the one that keeps."""
+    return logits if isinstance(lift, float) else logits + torch.stack([torch.zeros_like(lift), lift])
 
 
 def gumbel(occupancy: Occupancy, layer: int) -> Tensor:
@@ -91,7 +103,8 @@ class Transkimmer(Precise, Method):
         preset: ``default``, or ``paper`` for parity with the published code: mask after the softmax, pads decided on
             and counted in the loss, noise in evaluation too, no hard stage; it cannot run packed.
         target: relative FLOPs at which training shall end: the soft stage's coefficient is steered there, and the
-            frozen decisions are held there in the hard stage; ``None`` uses ``coefficient`` as it is.
+            frozen decisions are held there in the hard stage; a range of them for a model that takes any; ``None`` uses
+            ``coefficient`` as it is.
         coefficient: weight of the skim loss in the soft stage when there is no target.
         warmup: share of the soft stage over which the coefficient or the target sets in; ``None`` is the preset's
             (default 0.3, paper 0).
@@ -107,13 +120,14 @@ class Transkimmer(Precise, Method):
     """
 
     name = "transkimmer"
+    by_budget = ("lifts",)
     stages = ("soft", "hard")
     learning_rates = {"": 1e-3, "hard": 0.0}
 
     def __init__(
         self,
         preset: Preset = "default",
-        target: Share | None = None,
+        target: Target | None = None,
         coefficient: NotNegative = 0.5,
         warmup: Fraction | None = None,
         noise_until: Fraction | None = None,
@@ -140,8 +154,8 @@ class Transkimmer(Precise, Method):
         self.temperature = temperature
         self.bottleneck = bottleneck
         self.layers = layers
-        self.target = target
-        self.budget = None if target is None else Budget(target, self.warmup)
+        self.aim(target)
+        self.budget = steered(target, self.table, self.warmup, apart=True)
         self.shift = torch.zeros((), dtype=torch.float32)
 
     def build(self, spec: Spec) -> None:
@@ -151,6 +165,8 @@ class Transkimmer(Precise, Method):
             raise self.refusal(f"names layers outside 0 to {spec.layers - 1} of this backbone.", layers=layers)
         self.hidden = spec.width if self.bottleneck is None else self.bottleneck
         self.predictors = nn.ModuleDict({str(i): predictor(spec.width, self.hidden, self.margin) for i in layers})
+        if self.table is not None:
+            self.lifts = nn.Parameter(torch.zeros(spec.layers, len(self.table.anchors), dtype=torch.float32))
 
     @property
     def trains_masked(self) -> bool:  # type: ignore[override]
@@ -161,6 +177,15 @@ class Transkimmer(Precise, Method):
         """True if decisions are relaxed at present, so that predictors learn."""
         return self.training and self.stage == "soft"
 
+    @property
+    def conditioned(self) -> bool:  # type: ignore[override]
+        return self.table is not None
+
+    def lift(self, i: int) -> Tensor | float:
+        """What the budget that is set adds to the keep margin of layer ``i``, a scalar: 0 without a range."""
+        # a copy, for the next forward of a step sets another budget before gradients flow back
+        return 0.0 if self.table is None else LIFT * (self.lifts[i] @ self.table.weights.clone())
+
     def before_layer(self, i: int, tokens: TokenBatch) -> TokenBatch:
         if str(i) not in self.predictors:
             return tokens
@@ -168,14 +193,14 @@ class Transkimmer(Precise, Method):
         tokens = tokens.charge(2.0 * self.spec.width * self.hidden + 2.0 * 2 * self.hidden)
         noise = self.noise(i, tokens.occupancy)
         if self.relaxes:
-            return tokens.retire(gate(predictor(tokens.hidden), noise, self.temperature))
+            return tokens.retire(gate(lifted(predictor(tokens.hidden), self.lift(i)), noise, self.temperature))
         with torch.no_grad():
             if noise is None:
                 margin = difference(predictor, tokens.hidden)  # type: ignore[arg-type]
             else:
                 logits = predictor(tokens.hidden).float() + noise
                 margin = logits[..., 1] - logits[..., 0]
-        return tokens.retire(margin > -self.shift)  # type: ignore[operator]
+        return tokens.retire(margin > -(self.shift + self.lift(i)))  # type: ignore[operator]
 
     def noise(self, i: int, occupancy: Occupancy) -> Tensor | None:
         """The noise of the rows' decisions before layer ``i``, ``(..., 2)``, or ``None``.

@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
     ),
     "a range of budgets": (
         [
-            *("task=builtin", "method=ltp", "method.target=[0.6,1.0]"),
+            *("task=builtin", "method=transkimmer", "method.target=[0.6,1.0]", "method.bottleneck=8"),
             *("task.train_rows=52", "train.evals_per_epoch=2"),
         ],
         [5],
