@@ -182,7 +182,7 @@ class Transkimmer(Precise, Method):
         return self.table is not None
 
     def lift(self, i: int) -> Tensor | float:
-        """What the budget that is set adds to the keep margin of layer ``i``, a scalar: 0 without a range."""
+        """The addition of the budget that is set to the keep margin of layer ``i``, a scalar: 0 without a range."""
         # a copy, for the next forward of a step sets another budget before gradients flow back
         return 0.0 if self.table is None else LIFT * (self.lifts[i] @ self.table.weights.clone())
 
