@@ -138,6 +138,7 @@ def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
         companion=parts.companion,
         loss=parts.task.training_loss(cfg.train.label_smoothing),
         between=cfg.train.between,
+        average=train.ema,
     )
 
 

@@ -23,6 +23,7 @@ from skim.engine.noise import belonging
 from skim.engine.ranks import joined, weighed
 from skim.engine.trace import Trace
 from skim.errors import SkimError
+from skim.lightning.callbacks.average import Average
 from skim.lightning.callbacks.budget import Budget
 from skim.lightning.callbacks.memory import TrimsHeap
 from skim.lightning.callbacks.resume import ExactResume
@@ -54,6 +55,8 @@ class SkimModule(pl.LightningModule):
         companion: from ``task.companion``, trained beside the model.
         loss: from ``task.training_loss``, in place of the loss that the model computes.
         between: budgets that each step draws between the smallest and the largest, of a method that has a range.
+        average: decay of a moving average of the weights that is evaluated in their place, and what is left in the end;
+            ``None``: the weights themselves.
 
     Attributes:
         stage: the present one; ``None`` before training.
@@ -74,6 +77,7 @@ class SkimModule(pl.LightningModule):
         companion: nn.Module | None = None,
         loss: Loss | None = None,
         between: int = 1,
+        average: float | None = None,
     ) -> None:
         super().__init__()
         self.model, self.task, self.companion = model, task, companion
@@ -86,6 +90,8 @@ class SkimModule(pl.LightningModule):
         self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages(), TrimsHeap()]
         if calibrate_on is not None:
             self._callbacks.append(Budget(calibrate_on))
+        if average is not None:
+            self._callbacks.append(Average(average))
         if loss is not None and self.method.reads_head:
             raise SkimError(
                 f"method={self.method.name} sums the losses of all its exits, which know no weights and no smoothing.\n"

@@ -82,7 +82,7 @@ def range_test(cfg: DictConfig, parts: Parts) -> Any:
     The method's own parameters, which have a rate of their own, stay as they are, and there is no teacher. Model and
     random numbers are left as they were; the same command finds the same rate. Returns Lightning's finder.
     """
-    alone = {"method_lr": 0.0, "distill": 0.0, "distill_hidden": 0.0, "method_after": 0.0, "calibrate": 0}
+    alone = {"method_lr": 0.0, "distill": 0.0, "distill_hidden": 0.0, "ema": None, "method_after": 0.0, "calibrate": 0}
     trained = cast(DictConfig, OmegaConf.merge(cfg, {"train": alone}))
     first = replace(parts.stages[0], method_lr=0.0, members={})
     with isolate_rng(), tempfile.TemporaryDirectory() as folder:

@@ -105,6 +105,9 @@ class Training(Schedule):
     freeze: Literal["embeddings"] | Count | None = None
     """what of the backbone stays as it is, and needs no gradient: embeddings, or a number of lower layers with them;
     null: all of it learns"""
+    ema: Part | None = None
+    """decay, such as 0.999, of a moving average of the weights, the method's among them, that is evaluated and exported
+    in their place; it begins anew in every stage, with a smaller decay at first; null is off"""
     label_smoothing: Part = 0.0
     """share of each label's probability that training gives to all classes alike; 0 is off. The losses that are
     evaluated are never smoothed"""

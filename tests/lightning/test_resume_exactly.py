@@ -34,7 +34,10 @@ COMMON = [
 # an evaluation, and at the end of an epoch
 RUNS: dict[str, tuple[list[str], list[int]]] = {
     "classification": (
-        ["task=builtin", "method=transkimmer", "method.target=0.6", "task.train_rows=52", "train.evals_per_epoch=2"],
+        [
+            *("task=builtin", "method=transkimmer", "method.target=0.6", "task.train_rows=52"),
+            *("train.evals_per_epoch=2", "train.ema=0.9"),
+        ],
         [3, 7, 9],
     ),
     "a range of budgets": (
@@ -67,7 +70,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
     "two stages of a chain, whose members' decisions depend on their progress": (
         [
             *("task=builtin", "method=chain", "task.train_rows=48"),
-            "method.methods=[transkimmer,{method: ltp, target: 0.8}]",
+            *("method.methods=[transkimmer,{method: ltp, target: 0.8}]", "train.ema=0.9"),
         ],
         [5, 15],
     ),
@@ -155,7 +158,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name: str, tmp_path: P
         saved = torch.load(aside, weights_only=True)
         assert saved["global_step"] == step
         resumed, again = run(tmp_path / f"from_{step}", [*given, f"resume={aside}"], pl.Callback())
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        averaged = ("current_model_state", "averaging_state") if any("ema" in option for option in given) else ()
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", *averaged):
             assert not differences(last[part], again[part], part)
         assert resumed.results.metrics == straight.results.metrics
         assert resumed.results.keep_ratio == straight.results.keep_ratio
