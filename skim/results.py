@@ -39,10 +39,12 @@ class Results:
         gflops: mean GFLOPs per sequence, ``baseline_gflops`` those of the dense backbone.
         keep_ratio: alive real tokens / real tokens entering each layer.
         latency: per batch size and candidate, milliseconds per pass; ``None`` if not measured.
+        timed_on: ``machine`` and ``precision`` that latency is of, and the ``command`` if it was not the run's own;
+            ``None`` if not measured.
         samples, truncated: rows of each part, and how many of them were longer than ``task.max_length``.
         skipped: bad rows of each part that ``task.on_bad_row=skip`` left out.
         left_out: rows of each part that ``task.length_min`` and ``task.length_max`` kept out.
-        machine: device, threads and precision that metrics and latency were taken with.
+        machine: device, threads and precision that metrics were taken with.
         calibration: relative FLOPs as training left them and after it, and the shift that landed on the target.
         formulas: ``relative_flops``, ``gflops`` and ``baseline_gflops`` by each published formula that was asked for.
         readings: the method's state at the end, such as LTP's thresholds.
@@ -79,6 +81,7 @@ class Results:
     baseline_gflops: float = 0.0
     keep_ratio: list[float] = field(default_factory=list)
     latency: dict[str, Any] | None = None
+    timed_on: dict[str, str] | None = None
     samples: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)

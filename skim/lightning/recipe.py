@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from safetensors.torch import save_file
 
-from skim.benchmark import compare
+from skim.benchmark import compare, machine
 from skim.calibration import check_survivors, check_target
 from skim.errors import SkimError
 from skim.lightning.assembly import callbacks_of, leave_unused, module_of, part_of, trainer_of
@@ -119,6 +119,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
                     sentences.show(trainer, module)
                 if cfg.benchmark.enabled:
                     results.latency = latency(parts, cfg.benchmark, console)
+                    results.timed_on = timed_on(trainer, parts.model)
             export(parts, folder / "model")
             results.wall_seconds = time.time() - started
             results.status = "done"
@@ -229,6 +230,11 @@ def examples(parts: Parts) -> list[SkimmedText]:
     """A few evaluation texts, as the model reads them."""
     task = parts.task
     return read(parts.model, parts.tokenizer, task.example_texts(EXAMPLES), task.label_names, task.single_texts)
+
+
+def timed_on(trainer: pl.Trainer, model: Any) -> dict[str, str]:
+    """The machine and precision that a model is timed on."""
+    return {"machine": machine(next(model.parameters()).device), "precision": str(trainer.precision)}
 
 
 def latency(parts: Parts, settings: DictConfig, console: Console | None = None) -> dict[str, Any]:

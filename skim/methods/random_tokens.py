@@ -15,7 +15,7 @@ from torch import Tensor
 from skim.engine.tokens import Sequences
 from skim.flops import precise
 from skim.methods.entering import Entering, ranked
-from skim.methods.options import Share, Special
+from skim.methods.options import Special, Target
 
 PRIME = 2**31 - 1  # so that squares fit into 64 bits
 FACTORS = (48271, 69621, 16807)
@@ -26,7 +26,8 @@ class RandomTokens(Entering):
 
     Args:
         share: share of an input's tokens that stays.
-        target: relative FLOPs that the share is moved to meet, before training and after; ``None`` leaves it.
+        target: relative FLOPs that the share is moved to meet, before training and after, or a range of them for
+            a model that takes any; ``None`` leaves it.
         protect: special tokens that never retire, counted among those that stay: ``cls`` (what the head reads),
             ``sep``.
     """
@@ -36,13 +37,13 @@ class RandomTokens(Entering):
     def __init__(
         self,
         share: Annotated[float, Field(gt=0, le=1)] = 0.5,
-        target: Share | None = None,
+        target: Target | None = None,
         protect: tuple[Special, ...] = ("cls",),
     ) -> None:
         super().__init__(protect)
         self.share = share
-        self.target = target
         self.shift = torch.zeros((), dtype=torch.float32)
+        self.aim(target)
 
     def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
         real, lot = sequences.real, lots(ids, sequences.real)

@@ -13,7 +13,7 @@ from torch import Tensor
 from skim.engine.tokens import Sequences
 from skim.methods.base import Spec
 from skim.methods.entering import Entering, ranked
-from skim.methods.options import Count, Share
+from skim.methods.options import Count, Target
 
 SHIFTS = 30.0  # beyond them nothing more leaves or stays
 
@@ -23,17 +23,18 @@ class Truncate(Entering):
 
     Args:
         tokens: the most that an input keeps, special ones among them; of a pair as many of each text, if both are long.
-        target: relative FLOPs that the number is scaled to meet, before training and after; ``None`` leaves it.
+        target: relative FLOPs that the number is scaled to meet, before training and after, or a range of them for
+            a model that takes any; ``None`` leaves it.
     """
 
     name = "truncate"
     defining = ()
 
-    def __init__(self, tokens: Count = 128, target: Share | None = None) -> None:
+    def __init__(self, tokens: Count = 128, target: Target | None = None) -> None:
         super().__init__()
         self.tokens = tokens
-        self.target = target
         self.shift = torch.zeros((), dtype=torch.float32)
+        self.aim(target)
 
     def build(self, spec: Spec) -> None:
         super().build(spec)

@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="where the files go; the folder around those that are searched if not given"
     )
+    parser.add_argument(
+        "--docs", type=Path, help="write the frontier of each task, <task>.md and .svg, here: parts of a page beside it"
+    )
     parser.add_argument("--curves", action="store_true", help="with curve.json too: trained models at shifted budgets")
     options = parser.parse_args(arguments)
     console = Console()
@@ -38,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(Text(f"left out: {reason}", style="yellow"), soft_wrap=True)
         if all(run["status"] != "done" for run in found.runs):
             raise SkimError(f"All {len(found.runs)} runs failed; there is nothing to compare.")
+        if options.docs is not None:
+            from skim.report.frontier import write_frontiers
+
+            written = write_frontiers(found.runs, options.docs)
+            if options.out is None:
+                for path in written:
+                    console.print(Text(str(path)), soft_wrap=True)
+                return 0
         from skim.report.curve import write_curves
         from skim.report.overview import bundling, made, write_overview
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skim.report.found import load_curve
-from skim.report.pareto import axes, front
+from skim.report.pareto import Axis, axes, front
 from skim.report.picture import write_picture
 from skim.report.runs import Results, Setting, Spread, aggregate
 
@@ -56,8 +56,10 @@ def write_curve(path: Path) -> list[Path]:
     return write_picture(draw(aggregate(load_curve(path))), path.parent, path.stem)
 
 
-def draw(settings: Sequence[Setting]) -> Any:
+def draw(settings: Sequence[Setting], costs: Sequence[Axis] = ()) -> Any:
     """Draw the settings of one task: a panel for each kind of cost, relative FLOPs first, two to a row.
+
+    The costs are those given, or else all that are known, times over packed dense.
 
     Points of one line (see :class:`skim.report.runs.Setting`) and backbone are joined in the order of their cost; bars
     are standard deviations over seeds. The dense model is a star with a dashed line at its height, and grey as the
@@ -67,7 +69,7 @@ def draw(settings: Sequence[Setting]) -> Any:
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot: no backend is chosen, and nothing is left open
 
-    found = axes(settings, ("packed_dense",))
+    found = costs or axes(settings, ("packed_dense",))
     lines = sorted({_line(s) for s in settings}, key=lambda line: (line[0] != "dense", line))
     labels = _labels(lines)
     texts = sum(label.count("\n") + 1 for label in labels) + 1

@@ -20,6 +20,7 @@ MOVED = (
     "moved"  # in points of a curve.json over a grid of shifts: what was added to the shift that the run was saved with
 )
 FOLDER = "folder"  # set on what was loaded: where its file lies
+OPTIONS = "options"  # set on what is aggregated: the options of its configuration that make a setting, by dotted path
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
     *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config"),
@@ -133,19 +134,42 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
         By task and backbone, dense first, then by method and falling cost.
     """
     groups: dict[tuple[Any, ...], list[Results]] = {}
-    for run in results:
-        if run["status"] == "done":
-            config = json.dumps(deciding(run["config"]), sort_keys=True)
-            groups.setdefault((*_line(run), target_of(run), run.get(MOVED), config), []).append(run)
+    done = _alike([{**run, OPTIONS: deciding(run["config"])} for run in results if run["status"] == "done"])
+    for run in done:
+        config = json.dumps(run[OPTIONS], sort_keys=True)
+        groups.setdefault((*_line(run), target_of(run), run.get(MOVED), config), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
     settings = [_setting(runs, *variant) for runs, variant in zip(groups.values(), variants, strict=True)]
     order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
     return sorted(settings, key=order)
 
 
+def _alike(runs: list[Results]) -> list[Results]:
+    """Give all runs that are compared the same options: one of an earlier version has the default of a later one."""
+    lines: dict[tuple[Any, ...], list[Results]] = {}
+    for run in runs:
+        lines.setdefault(_line(run), []).append(run)
+    for some in lines.values():
+        if len({frozenset(run[OPTIONS]) for run in some}) > 1:
+            from skim.report.defaults import filled  # which knows all methods
+
+            flats = filled([run[OPTIONS] for run in some], [run["config"] for run in some])
+            for run, flat in zip(some, flats, strict=True):
+                run[OPTIONS] = flat
+    return runs
+
+
 def _line(run: Results) -> tuple[Any, ...]:
     """Return the names that runs at several targets share, whatever their configuration."""
-    return run["task"], run["method"], run["backbone"], run.get(SHIFTED)
+    return run["task"], method_of(run), run["backbone"], run.get(SHIFTED)
+
+
+def method_of(run: Results) -> str:
+    """Name a run's method, a chain by its members: ``layer_drop+ltp``."""
+    members = run["config"].get("method", {}).get("methods") if run["method"] == "chain" else None
+    if not members:
+        return str(run["method"])
+    return "+".join(str(one["method"] if isinstance(one, Mapping) else one) for one in members)
 
 
 def target_of(run: Results) -> float | tuple[float, float] | None:
@@ -168,6 +192,8 @@ def deciding(config: Mapping[str, Any], also: Collection[str] = ()) -> dict[str,
         for key, value in values.items():
             if isinstance(value, dict):
                 walk(f"{prefix}{key}.", value)
+            elif prefix + key == "method.methods" and isinstance(value, list):  # members of a chain
+                walk(f"{prefix}{key}.", {str(place): member for place, member in enumerate(value)})
             elif (prefix + key).partition(".")[0] not in INCIDENTAL or prefix + key in counted:
                 flat[prefix + key] = value
 
@@ -191,7 +217,7 @@ def _variants(runs: list[Results]) -> list[tuple[str, str]]:
     keys: dict[tuple[Any, ...], set[str]] = {}
     first: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
-        config = deciding(run["config"])
+        config = run[OPTIONS]
         other = first.setdefault((*_line(run), target_of(run)), config)
         differ = {key for key in {*config, *other} if config.get(key) != other.get(key)}
         keys.setdefault(_line(run), set()).update(differ)
@@ -199,7 +225,7 @@ def _variants(runs: list[Results]) -> list[tuple[str, str]]:
     for run in runs:
         named = sorted(keys[_line(run)])
         last = [key.removesuffix("._target_").rpartition(".")[2] for key in named]
-        config = deciding(run["config"])
+        config = run[OPTIONS]
         parts = [f"shifted from {run[SHIFTED]}"] if SHIFTED in run else []
         line = [*parts]
         own = [key for key in named if key.startswith("method.")]
@@ -228,7 +254,8 @@ def _setting(runs: list[Results], variant: str, line: str) -> Setting:
     metric = [run["metrics"][run["monitor"]] for run in runs if run["monitor"] in run["metrics"]]
     kept = [statistics.fmean(run["keep_ratio"]) for run in runs if run["keep_ratio"]]
     return Setting(
-        **{key: first[key] for key in ("task", "method", "backbone", "monitor")},
+        **{key: first[key] for key in ("task", "backbone", "monitor")},
+        method=method_of(first),
         target=target_of(first),
         moved=first.get(MOVED),
         variant=variant,

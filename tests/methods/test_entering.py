@@ -181,6 +181,8 @@ def test_a_word_that_is_none_is_refused() -> None:
 
 
 def test_the_english_ones_are_those_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"):
+        monkeypatch.setenv(name, "True")  # which scikit-learn sets
     text = pytest.importorskip("sklearn.feature_extraction.text")
     method = skim.StopWords()
     method.read(tokenizer_of("wordpiece"))

@@ -167,4 +167,4 @@ def test_a_run_that_diverged_and_curves_that_cannot_be_read_harm_no_other_run(tm
 def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path) -> None:
     run = {**results(task="=HYPERLINK(1)", command="@SUM(1)", target=-1.0), "folder": str(tmp_path)}
     (row,) = csv.DictReader(table(aggregate([run]), tmp_path, {}).splitlines())
-    assert (row["task"], row["command"], row["target"]) == ("'=HYPERLINK(1)", "'@SUM(1)", "-1.0")
+    assert (row["task"], row["command"], row["target"]) == ("'=HYPERLINK(1)", "'@SUM(1)", "-1")

@@ -19,8 +19,12 @@ def latency(cfg: DictConfig, console: Console) -> None:
     """Measure latency; writes it into the run's ``results.json``."""
     loaded = load(cfg)
     results = finished(loaded.folder)
-    with trainer_of(loaded, console).precision_plugin.forward_context():
+    trainer = trainer_of(loaded, console)
+    with trainer.precision_plugin.forward_context():
         results["latency"] = recipe.latency(loaded.parts, cfg.benchmark)
+    options = f"benchmark.samples={cfg.benchmark.samples} benchmark.repeats={cfg.benchmark.repeats}"
+    command = f"python evaluate.py ckpt={cfg.ckpt} what=latency {options}"
+    results["timed_on"] = recipe.timed_on(trainer, loaded.parts.model) | {"command": command}
     for_report(loaded, results)
     print_run(results, loaded.folder, console)
 
