@@ -61,9 +61,8 @@ def skim_attention(
         context, received = F.dropout(weights, dropout) @ value, attention_mask.received
     else:
         alive: Tensor = occupancy.weights  # type: ignore[attr-defined]  # of the padded and the narrowed form
-        context, received = attention(
-            query, key, value, attention_mask, scaling, dropout, attention_mask.visible(), alive
-        )
+        seen, bias = attention_mask.visible(), attention_mask.bias
+        context, received = attention(query, key, value, attention_mask, scaling, dropout, seen, alive, bias)
     attention_mask.received = received
     return context.transpose(1, 2), None
 

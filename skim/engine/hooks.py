@@ -66,6 +66,18 @@ class Hooks(nn.Module):
         """Ask layer ``i`` to tell :meth:`after_attention` how much attention each row received; that costs a bit."""
         return False
 
+    def key_bias(self, i: int, looked_at: TokenBatch) -> Tensor | None:
+        """Give numbers that layer ``i``'s attention adds to the scores of the rows that it looks at; by default none.
+
+        Args:
+            i: the layer.
+            looked_at: those rows: as a rule the ones that enter, or those that these look at.
+
+        Returns:
+            One number per row, ``looked_at.hidden.shape[:-1]``, or ``None``.
+        """
+        return None
+
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         """Decide between layer ``i``'s attention and its feed-forward.
 

@@ -33,6 +33,7 @@ class AttentionMask:
         wants_received: whether the method asks for ``received``.
         blanks: retired queries get a context of zero, as in the published LTP; masked execution only.
         memory: the rows that are looked at, where they are not the rows that look.
+        bias: added to the scores of each row that is looked at, one number per row; ``None``: nothing.
         used: set by the attention function; a layer that leaves it False has ignored its mask.
         received: the attention that each row receives, summed over the alive queries and averaged over heads, before
             dropout; float32, one value per row of the batch. Carries gradients in masked training only.
@@ -44,6 +45,7 @@ class AttentionMask:
     wants_received: bool = False
     blanks: bool = False
     memory: Occupancy | None = None
+    bias: Tensor | None = None
     used: bool = field(default=False, init=False)
     received: Tensor | None = field(default=None, init=False)
 
@@ -93,6 +95,8 @@ class AttentionMask:
     def softmax(self, scores: Tensor) -> Tensor:
         """Attention probabilities from the scores of a padded batch, ``(B, H, N, N)``."""
         self.used = True
+        if self.bias is not None:
+            scores = scores + self.bias[:, None, None, :].to(scores.dtype)
         if self.weighs:
             keys = self.keys
             assert isinstance(keys, MaskedOccupancy)

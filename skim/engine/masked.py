@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skim.engine.rectangle import Rectangle, windows
+from skim.engine.rectangle import Merged, Rectangle, joined, windows
 from skim.engine.tokens import Charge, Sequences, TokenBatch, last_tokens
 from skim.errors import SkimError
 
@@ -96,9 +96,17 @@ class MaskedTokens(TokenBatch):
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> MaskedTokens:
         if self.memory is not None:
             raise SkimError("Halted tokens cannot be merged; pool first.")
-        rows, kept = self.occupancy, self.occupancy.kept
-        left = None if kept is None and rows.whole else rows.restored(self._last(), self.left)
-        made = windows(self.hidden, rows, kept, stride, alone, kind, pads)
+        return self._merged(windows(self.hidden, self.occupancy, self.occupancy.kept, stride, alone, kind, pads))
+
+    def join(self, joins: Tensor, into: Tensor) -> MaskedTokens:
+        if self.memory is not None:
+            raise SkimError("Halted tokens cannot be merged; join first.")
+        return self._merged(joined(self.hidden, self.occupancy, self.occupancy.kept, joins, into))
+
+    def _merged(self, made: Merged) -> MaskedTokens:
+        """The batch of merged rows; those that had left before are among them no longer."""
+        rows = self.occupancy
+        left = None if rows.kept is None and rows.whole else rows.restored(self._last(), self.left)
         occupancy = MaskedOccupancy(made.position, made.there, self.sequences, made.kept, merged=made.merged)
         return replace(self, hidden=made.hidden, occupancy=occupancy, settled=None, left=left)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skim.engine.rectangle import Rectangle, windows
+from skim.engine.rectangle import Merged, Rectangle, joined, windows
 from skim.engine.tokens import Charge, Sequences, TokenBatch, last_tokens
 from skim.errors import SkimError
 
@@ -83,7 +83,13 @@ class NarrowedTokens(TokenBatch):
         raise SkimError("Halted tokens are still looked at, so no rectangle gets narrower; use execution=packed.")
 
     def pool(self, stride: int, alone: Tensor, kind: str = "mean", pads: bool = False) -> NarrowedTokens:
-        made = windows(self.hidden, self.occupancy, None, stride, alone, kind, pads)
+        return self._merged(windows(self.hidden, self.occupancy, None, stride, alone, kind, pads))
+
+    def join(self, joins: Tensor, into: Tensor) -> NarrowedTokens:
+        return self._merged(joined(self.hidden, self.occupancy, None, joins, into))
+
+    def _merged(self, made: Merged) -> NarrowedTokens:
+        """The batch of merged rows."""
         occupancy = NarrowedOccupancy(made.position, made.there, self.sequences, made.merged)
         return replace(self, hidden=made.hidden, occupancy=occupancy)
 

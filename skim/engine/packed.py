@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -97,6 +98,28 @@ class PackedOccupancy(Occupancy):
         positions = self.sequences.real.shape[1]
         taken = torch.arange(positions, device=self.index.device) < self.bounds.diff()[:, None]
         return self.sequence * positions + self.place, taken
+
+    def in_rectangle(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        """As :meth:`by_sequence`, in one rectangle ``(B, N)``: no shape depends on who is alive."""
+        batch, positions = self.sequences.real.shape
+        slots = (self.sequence * positions + self.place).clamp_max(batch * positions)  # the last is filler's
+
+        def spread(rows: Tensor) -> Tensor:
+            places = rows.new_zeros(batch * positions + 1, *rows.shape[2:]).index_copy(0, slots, rows[0])
+            return places[:-1].unflatten(0, (batch, positions))
+
+        return tuple(F.pad(found.flatten(), (0, 1))[slots][None] for found in function(*map(spread, values)))
+
+    def by_sequence(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        if self.index.is_cuda:  # to know the lengths would be to wait
+            return self.in_rectangle(function, *values)
+        rows, back, _, groups = self.blocks(1)
+        parts = [value[0].index_select(0, rows) for value in values]
+        made, end = [], 0
+        for many, length, _ in groups or [Group(0, 1, True)]:
+            begin, end = end, end + many * length
+            made.append(function(*(part[begin:end].unflatten(0, (many, length)) for part in parts)))
+        return tuple(torch.cat([one.flatten() for one in found])[back][None] for found in zip(*made, strict=True))
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -307,6 +330,20 @@ class PackedTokens(TokenBatch):
         occupancy = PackedOccupancy(index[opens], torch.searchsorted(opens, bounds), self.sequences, merged)
         return replace(self, hidden=hidden, occupancy=occupancy)
 
+    def join(self, joins: Tensor, into: Tensor) -> PackedTokens:
+        if self.memory is not None:
+            raise SkimError("Halted tokens cannot be merged; join first.")
+        rows, stays = self.occupancy, ~joins.view(-1)
+        kept = stays.nonzero().squeeze(1)  # the one host sync, as in retire
+        if len(kept) == len(stays):
+            return self
+        states, row = shares(self.hidden[0], rows, joins, into)
+        gone = joins.view(-1).nonzero().squeeze(1)
+        place = (stays.cumsum(0) - 1)[row[gone]]
+        hidden = states.index_select(0, kept).index_add(0, place, states.index_select(0, gone))
+        merged = merge(rows, rows.index, rows.index[row])
+        return replace(self, hidden=hidden[None], occupancy=replace(rows.only(kept), merged=merged))
+
     def _put_back(self) -> Tensor:
         """The buffer of last states with the current states written into it.
 
@@ -331,3 +368,22 @@ class PackedTokens(TokenBatch):
     @property
     def _full(self) -> bool:
         return len(self.occupancy.index) == self.sequences.real.numel()
+
+
+def shares(hidden: Tensor, rows: PackedOccupancy, joins: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Find what each row adds to the one that it becomes one with.
+
+    Args:
+        hidden: ``(T, D)``.
+        rows: of the states.
+        joins: ``(1, T)`` bool, as in :meth:`TokenBatch.join`.
+        into: ``(1, T)`` int64, likewise.
+
+    Returns:
+        Its part of the mean, ``(T, D)``, and the number of that row, ``(T,)``: its own if it stays.
+    """
+    line = torch.arange(len(rows.index), device=rows.index.device)
+    row = torch.where(joins.view(-1), rows.bounds[rows.sequence] + into.view(-1), line)
+    sizes = rows.sizes[0].to(torch.promote_types(hidden.dtype, torch.float32))
+    total = torch.zeros_like(sizes).index_add(0, row, sizes)
+    return hidden * (sizes / total[row])[:, None].to(hidden.dtype), row

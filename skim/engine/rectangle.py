@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,6 +60,17 @@ class Rectangle(Occupancy):
         index = rows.view(*rows.shape, *[1] * (values.dim() - 2)).expand(*rows.shape, *values.shape[2:])
         return values.gather(1, index)
 
+    def by_sequence(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        alive = self.weights > 0.5
+        order = self.falling(alive.to(torch.int8))  # alive rows at the front
+
+        def moved(value: Tensor) -> Tensor:
+            tail = [1] * (value.dim() - 2)
+            value = value.masked_fill(~alive.view(*alive.shape, *tail), 0)
+            return value.gather(1, order.view(*order.shape, *tail).expand_as(value))
+
+        return tuple(torch.empty_like(found).scatter(1, order, found) for found in function(*map(moved, values)))
+
     def restored(self, states: Tensor, left: Tensor | None) -> Tensor:
         """States of the rows at their input positions, among the last states of all that left.
 
@@ -76,19 +88,19 @@ class Rectangle(Occupancy):
         return left.scatter(1, index, states.to(left.dtype))
 
 
-class Windows(NamedTuple):
+class Merged(NamedTuple):
     """Merged rows of a rectangle, each sequence's side by side at its front."""
 
     hidden: Tensor  # (B, K, D)
-    position: Tensor  # (B, K) of each window's first row; N on filler
+    position: Tensor  # (B, K) of the row whose place each took; N on filler
     there: Tensor  # (B, K) bool
     merged: Tensor  # (B, N) the input position at which each token's row sits
-    kept: Tensor | None  # (B, K) the mean weight of each window's rows, if they had any
+    kept: Tensor | None  # (B, K) the mean weight of the rows that became one, if they had any
 
 
 def windows(
     hidden: Tensor, rows: Rectangle, kept: Tensor | None, stride: int, alone: Tensor, kind: str, pads: bool
-) -> Windows:
+) -> Merged:
     """Merge each ``stride`` neighbouring alive rows.
 
     Args:
@@ -130,4 +142,42 @@ def windows(
     if weight is not None:
         weight = pooled(weight[:, None], opens, size, "mean", stride).squeeze(1)
         weight = weight.new_zeros(batch * width).index_copy(0, place, weight).view(shape)
-    return Windows(packed.view(*shape, -1), position.view(shape), taken.view(shape), merged, weight)
+    return Merged(packed.view(*shape, -1), position.view(shape), taken.view(shape), merged, weight)
+
+
+def joined(hidden: Tensor, rows: Rectangle, kept: Tensor | None, joins: Tensor, into: Tensor) -> Merged:
+    """Merge alive rows with those that they join.
+
+    Args:
+        hidden: ``(B, K, D)``.
+        rows: the rectangle.
+        kept: ``(B, K)`` as in :func:`windows`.
+        joins: ``(B, K)`` bool, as in :meth:`~skim.engine.tokens.TokenBatch.join`.
+        into: ``(B, K)`` int64, likewise.
+    """
+    alive = rows.weights > 0.5
+    joins = joins & alive
+    line = torch.arange(alive.shape[1], device=alive.device).expand_as(alive)
+    order = rows.falling(alive.to(torch.int8))  # the row at each place
+    row = torch.where(joins, order.gather(1, torch.where(joins, into, 0)), line)  # that each becomes one with
+    sizes = rows.sizes.to(torch.promote_types(hidden.dtype, torch.float32)) * alive
+    weight = sizes if kept is None else sizes * kept
+    states = hidden * share_of(weight, row)[..., None].to(hidden.dtype)
+    states = torch.zeros_like(hidden).scatter_add(1, row[..., None].expand_as(hidden), states)
+    stays = alive & ~joins
+    front = rows.falling(stays.to(torch.int8))[:, : max(int(stays.sum(1).max()), 1)]
+    there = stays.gather(1, front)
+    batch, positions = rows.sequences.real.shape
+    place = torch.arange(batch, device=alive.device)[:, None] * positions + rows.position
+    merged = merge(rows, place[alive], place.gather(1, row)[alive])
+    if kept is not None:
+        kept = torch.zeros_like(weight).scatter_add(1, row, kept * share_of(sizes, row)).gather(1, front)
+    states = states.gather(1, front[..., None].expand(-1, -1, hidden.shape[-1]))
+    position = torch.where(there, rows.position.gather(1, front), positions)
+    return Merged(states, position, there, merged, kept)
+
+
+def share_of(weight: Tensor, row: Tensor) -> Tensor:
+    """Each row's share in the weight of all that become one with the same ``row``; both are ``(B, K)``."""
+    total = torch.zeros_like(weight).scatter_add(1, row, weight).gather(1, row)
+    return weight / total.clamp_min(torch.finfo(weight.dtype).tiny)

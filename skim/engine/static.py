@@ -11,6 +11,7 @@ Shapes as everywhere, and C for the capacity; filler has the input position ``B 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from skim.engine.kernels.static import compact, retire_rows
-from skim.engine.packed import PackedOccupancy
+from skim.engine.packed import PackedOccupancy, shares
 from skim.engine.pooling import openings, pooled
 from skim.engine.tokens import Charge, Sequences, TokenBatch, merge
 from skim.errors import SkimError
@@ -123,6 +124,9 @@ class StaticOccupancy(PackedOccupancy):
     @cached_property
     def rectangle(self) -> tuple[Tensor, Tensor]:
         raise NotImplementedError("static rows have no rectangle of their own; see kernels/static.py")
+
+    def by_sequence(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        return self.in_rectangle(function, *values)
 
     def only(self, rows: Tensor) -> PackedOccupancy:
         raise NotImplementedError("which rows are left is the device's to know; see compacted")
@@ -316,6 +320,17 @@ class StaticTokens(TokenBatch):
         hidden = pooled(self.hidden[0], opens, size.clamp_min(1), kind, stride)[None]
         window = (opening.cumsum(0) - 1).clamp_min(0)
         merged = merge(rows, index, occupancy.index[window])
+        return replace(self, hidden=hidden, occupancy=replace(occupancy, merged=merged))
+
+    def join(self, joins: Tensor, into: Tensor) -> StaticTokens:
+        if self.memory is not None:
+            raise SkimError("Halted tokens cannot be merged; join first.")
+        rows = self.occupancy
+        joins = joins & rows.weights
+        states, row = shares(self.hidden[0], rows, joins, into)
+        kept, occupancy = rows.compacted(~joins[0])
+        hidden = torch.zeros_like(states).index_add(0, row, states).index_select(0, kept)[None]
+        merged = merge(rows, rows.index, rows.index[row])
         return replace(self, hidden=hidden, occupancy=replace(occupancy, merged=merged))
 
     def standing(self) -> tuple[Tensor, Tensor]:

@@ -89,8 +89,9 @@ class Steps:
             self.places, self.seen = attending.places, looked_at
             self.geometry = backbone.geometry(self.base, tokens, self.inputs)
         asked = method.wants_received(i) and looked_at is None  # else nobody looks at these rows
+        bias = method.key_bias(i, tokens if tokens.others is None else tokens.others)
         mask = AttentionMask(
-            attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at
+            attending, backbone.window(layer), method.inside_softmax, asked, asked and sequences.run_on, looked_at, bias
         )
         projected = self.key_values.projected(layer, tokens)
         if tokens.source is None and (looked_at is None or isinstance(tokens, MaskedTokens)):

@@ -12,13 +12,14 @@ A :class:`TokenBatch` comes in three forms that share one set of operations, so 
   cannot be handed a function and so needs a rectangle.
 
 All three are immutable: an operation returns a new batch. A token can leave the rows in three ways: *retired*, it is
-gone; *halted*, it is computed no further but still looked at; *merged*, its window goes on as one row.
+gone; *halted*, it is computed no further but still looked at; *merged*, it goes on with others as one row.
 ``restore()`` puts every token's last state back at its input position. Attention looks at the rows themselves unless
 the batch has other rows for it: its ``memory``, once rows have halted, or its ``source``, in a layer that merges.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -84,7 +85,7 @@ def at_place(real: Tensor, place: str) -> Tensor:
 class Occupancy:
     """The rows: which are alive, and where each came in. Shared by all states between two retirements."""
 
-    position: Tensor  # input position of each row, of its first token if it merges several: (B, N), (B, K) or (1, T)
+    position: Tensor  # input position of each row, of one of its tokens if it merges several: (B, N), (B, K) or (1, T)
     weights: Tensor  # how much each row counts as a key, in the same shape
     sequences: Sequences
     merged: Tensor | None = None  # (B, N) the input position at which each token's row sits; None: at its own
@@ -139,6 +140,27 @@ class Occupancy:
             return values
         where = self.merged.view(*self.merged.shape, *[1] * (values.dim() - 2))
         return values.gather(1, where.expand(*self.merged.shape, *values.shape[2:]))
+
+    @property
+    def sizes(self) -> Tensor:
+        """Tokens that each row stands for, float32: 1, more of one that others were merged with; 1 on filler."""
+        real = self.sequences.real.float()
+        if self.merged is not None:
+            real = torch.zeros_like(real).scatter_add(1, self.merged, real)
+        return self.rows(real).clamp_min(1.0)
+
+    def by_sequence(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        """Run a function over whole sequences side by side, for what compares the rows of each among themselves.
+
+        Args:
+            function: takes rectangles ``(G, n, ...)`` of ``values``, one sequence's alive rows in their order at the
+                front of each line, and zeros behind; gives rectangles ``(G, n)``. Several calls may serve the batch.
+            values: one, or one vector, per row; finite on all but filler.
+
+        Returns:
+            What the function gave, one number per alive row; anything on others.
+        """
+        raise NotImplementedError
 
     def spread(self, values: Tensor) -> Tensor:
         """Repeat values given per sequence, ``(B,)``, for (or broadcastable to) its rows: ``(B, 1)`` or ``(1, T)``."""
@@ -275,6 +297,19 @@ class TokenBatch:
             alone: bool, one per row: these stay rows of their own.
             kind: ``mean`` or ``max``.
             pads: windows are laid over pads as well, as published (a result then changes with the padding).
+        """
+        raise NotImplementedError
+
+    def join(self, joins: Tensor, into: Tensor) -> TokenBatch:
+        """Merge rows with others of their sequence, wherever those are: a row that joins another is one with it.
+
+        What becomes of them is the mean of their states, weighed by the tokens that each stands for
+        (:attr:`Occupancy.sizes`), at the place of the row that was joined.
+
+        Args:
+            joins: bool, one per row: these join another.
+            into: int64, one per row: the place, among its sequence's alive rows, of a row that does not join itself;
+                anything for a row that stays.
         """
         raise NotImplementedError
 

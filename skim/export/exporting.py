@@ -35,7 +35,7 @@ CANNOT = {  # what methods do that no graph can
     "halts": "halted tokens are looked at without being computed, which the graph has no form for",
     "exits": "a graph runs to its end, so no sequence can leave before the last layer",
 }
-CANNOT_TOGETHER = {"merges": "windows of neighbours in a batch have no form in a graph"}
+CANNOT_TOGETHER = {"merges": "merged rows of a batch have no form in a graph"}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Both run in torch as well, with the same outputs as the forms that they stand fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from skim.engine.kernels.padded import added
 from skim.engine.mask import AttentionMask, column_sums
 from skim.engine.narrowed import NarrowedOccupancy, NarrowedTokens
 from skim.engine.pooling import pooled
@@ -58,6 +60,8 @@ def attention(
     alone = isinstance(mask.keys, AloneOccupancy)
     if mask.wants_received:
         scores = query * float(scale) @ key.transpose(2, 3)
+        if mask.bias is not None:
+            scores = scores + mask.bias[:, None, None, :]
         if not alone or mask.window is not None:
             scores = scores.masked_fill(~mask.visible(), torch.finfo(scores.dtype).min)
         probabilities = scores.softmax(-1)
@@ -66,12 +70,12 @@ def attention(
         else:
             received = column_sums(probabilities, mask.occupancy.weights)
         return probabilities @ value, received
-    if FUSED.get() and mask.window is None:
+    if FUSED.get() and mask.window is None and mask.bias is None:
         there = None if alone else mask.keys.weights.int()
         shape = int(query.shape[1]), int(query.shape[3])
         context = FusedAttention.apply(query, key, value, there, shape, float(scale))  # type: ignore[no-untyped-call]
         return context.unflatten(-1, shape).transpose(1, 2), None
-    seen = None if alone and mask.window is None else mask.visible()
+    seen = added(None if alone and mask.window is None else mask.visible(), mask.bias, query.dtype)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale), None
 
 
@@ -131,6 +135,9 @@ class AloneOccupancy(Occupancy):
     def put(self, values: Tensor, into: Tensor) -> Tensor:
         return into.scatter(1, self.index[None], values.to(into.dtype))
 
+    def by_sequence(self, function: Callable[..., tuple[Tensor, ...]], *values: Tensor) -> tuple[Tensor, ...]:
+        return function(*values)
+
     def follow(self, values: Tensor, later: AloneOccupancy) -> Tensor:  # type: ignore[override]
         if later.index is self.index:
             return values
@@ -184,6 +191,19 @@ class Alone(TokenBatch):
         firsts = index.index_select(0, opens)
         merged = merge(self.occupancy, index, firsts.index_select(0, opening.long().cumsum(0) - 1))
         return replace(self, hidden=hidden, occupancy=AloneOccupancy(firsts, self.sequences, merged))
+
+    def join(self, joins: Tensor, into: Tensor) -> Alone:
+        rows, joins = self.occupancy, joins.reshape(-1)
+        line = torch.arange(joins.shape[0], device=joins.device)
+        row = torch.where(joins, into.reshape(-1), line)
+        sizes = rows.sizes[0]
+        share = sizes / torch.zeros_like(sizes).scatter_add(0, row, sizes).index_select(0, row)
+        where = row[:, None].expand(-1, self.hidden.shape[2])
+        hidden = torch.zeros_like(self.hidden[0]).scatter_add(0, where, self.hidden[0] * share[:, None])
+        stays = (~joins).nonzero().squeeze(1)
+        merged = merge(rows, rows.index, rows.index.index_select(0, row))
+        occupancy = AloneOccupancy(rows.index.index_select(0, stays), self.sequences, merged)
+        return replace(self, hidden=hidden.index_select(0, stays)[None], occupancy=occupancy)
 
     def _put_back(self) -> Tensor:
         """The buffer of last states with the current states written into it."""

@@ -22,7 +22,7 @@ ROUNDED = 1e-6  # by which a budget may miss the end of a range
 MEANS = {  # by which methods compute less, and what else a chain has to know of its members
     "skips": "some layers do not run",
     "retires": "tokens leave",
-    "merges": "neighbouring tokens go on as one row",
+    "merges": "several tokens go on as one row",
     "reopens": "all tokens run again in the last layers",
     "halts": "tokens stop being computed, and are still looked at",
     "exits": "sequences end before the last layer",

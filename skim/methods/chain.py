@@ -38,7 +38,7 @@ from skim.methods.table import Table
 from skim.options.members import numbered
 
 CLASHES = {  # what one member does, what another does, and why both cannot be
-    ("merges", "merges"): "each lays windows over the tokens, and one layout is undone at the end",
+    ("merges", "merges"): "each makes several tokens one row, and one layout is undone at the end",
     ("halts", "halts"): "a halted token keeps one state, and each would settle another",
     ("exits", "exits"): "each ends sequences with an answer, and a model gives one",
     ("halts", "merges"): "a halted token stays in its place to be looked at, so it cannot be merged",
@@ -172,6 +172,10 @@ class Chain(Method):
         # each is asked, and once: it may note it, and it may have to wait for a device to answer
         self._asked.value = [member.wants_received(self.among[i]) for member in self._each()]
         return any(self._asked.value)
+
+    def key_bias(self, i: int, looked_at: TokenBatch) -> Tensor | None:
+        found = [bias for one in self._each() if (bias := one.key_bias(self.among[i], looked_at)) is not None]
+        return sum(found[1:], found[0]) if found else None
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         begin, place = tokens.occupancy, self.among[i]

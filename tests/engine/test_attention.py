@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skim.engine.attention import skim_attention
-from skim.engine.kernels.cpu import packed_attention
+from skim.engine.kernels.cpu import memory_attention, packed_attention
 from skim.engine.kernels.cuda import rectangle_attention
 from skim.engine.kernels.padded import BLOCK, attention_with_sums
+from skim.engine.kernels.static import attend_rows
 from skim.engine.mask import AttentionMask, MaskedSoftmax, column_sums, masked_softmax
 from skim.engine.masked import MaskedTokens
 from skim.engine.packed import PackedTokens
@@ -90,20 +91,25 @@ def packed(lengths: list[int], gaps: bool) -> PackedTokens:
     return tokens.retire(tokens.occupancy.rows(keep)) if gaps else tokens
 
 
+@pytest.mark.parametrize("weighs", [False, True])
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("gaps", [False, True])
 @pytest.mark.parametrize("lengths", [[5], [7, 7], [9, 4, 9, 1, 0]])
-def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bool, window: int | None) -> None:
+def test_packed_attention_is_attention_per_sequence(
+    lengths: list[int], gaps: bool, window: int | None, weighs: bool
+) -> None:
     """By length groups (CPU) and by rectangle (CUDA, half precision aside): both equal one plain softmax each."""
     torch.manual_seed(0)
     tokens = packed(lengths, gaps)
     occupancy = tokens.occupancy
     query, key, value = torch.randn(3, 1, 2, len(occupancy.index), 8)
+    bias = torch.randn(1, len(occupancy.index)) * 3 if weighs else None
     wanted, sums = torch.zeros_like(query), torch.zeros(1, len(occupancy.index))
     for start, stop in zip(occupancy.bounds[:-1], occupancy.bounds[1:], strict=True):
         span = slice(start, stop)
         position = occupancy.position[0, span]
         scores = query[:, :, span] @ key[:, :, span].transpose(2, 3) * 8**-0.5
+        scores = scores if bias is None else scores + bias[:, span]
         if window is not None:
             far = (position[:, None] - position[None]).abs() > window
             scores = scores.masked_fill(far, -torch.inf)
@@ -111,7 +117,7 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
         sums[:, span] = scores.softmax(-1).sum(2).mean(1)
     for attention in (packed_attention, rectangle_attention):
         for asked in (False, True):
-            mask = AttentionMask(occupancy, window, wants_received=asked)
+            mask = AttentionMask(occupancy, window, wants_received=asked, bias=bias)
             for gradients in (False, True):
                 with torch.set_grad_enabled(gradients):
                     found, received = attention(query, key, value, mask, None, 0.0)
@@ -122,6 +128,28 @@ def test_packed_attention_is_attention_per_sequence(lengths: list[int], gaps: bo
                 if asked:
                     torch.testing.assert_close(received, sums)
                     torch.testing.assert_close(dropped, sums)  # dropout acts after the sums are taken
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_rows_that_are_looked_at_weigh_what_they_say(window: int | None) -> None:
+    """One call per sequence, by rectangle and on static rows: a bias is that of the key, not of the row that looks."""
+    torch.manual_seed(0)
+    others = packed([9, 4, 6], gaps=False).occupancy
+    rows = packed([9, 4, 6], gaps=True).occupancy
+    query, bias = torch.randn(1, 2, len(rows.index), 8), torch.randn(1, len(others.index)) * 3
+    key, value = torch.randn(2, 1, 2, len(others.index), 8)
+    wanted = torch.zeros_like(query)
+    for b in range(3):
+        span, seen = slice(*rows.bounds[b : b + 2]), slice(*others.bounds[b : b + 2])
+        scores = query[:, :, span] @ key[:, :, seen].transpose(2, 3) * 8**-0.5 + bias[:, seen]
+        far = (rows.position[0, span, None] - others.position[0, None, seen]).abs() > (window or 99)
+        wanted[:, :, span] = scores.masked_fill(far, -torch.inf).softmax(-1) @ value[:, :, seen]
+    mask = AttentionMask(rows, window, memory=others, bias=bias)
+    for attention in (memory_attention, rectangle_attention):
+        found = attention(query, key, value, mask, None, 0.0)
+        torch.testing.assert_close(found if isinstance(found, Tensor) else found[0], wanted)
+    places = rows.index, rows.bounds, others.index, others.bounds
+    torch.testing.assert_close(attend_rows(query, key, value, *places, 9, window, None, False, bias)[0], wanted)
 
 
 def test_lengths_rounded_up_to_whole_vectors_let_nobody_look_at_others() -> None:

@@ -183,7 +183,10 @@ def test_10_few_operations(name: str) -> None:
 
 
 class Drawn(Method):
-    """Does in each layer what lots tell: lets rows leave, halt, merge, or sequences end; or nothing."""
+    """Does in each layer what lots tell: lets rows leave, halt, merge, or sequences end; or nothing.
+
+    Rows of many tokens weigh more.
+    """
 
     does = frozenset({"retires"})
 
@@ -193,7 +196,8 @@ class Drawn(Method):
         generator = torch.Generator().manual_seed(seed)
         self.halts = lots.random() < 0.4
         self.acts = [
-            lots.choices(("retire", "leave", "pool", "rank", "nothing"), (4, 1, 1, 2, 1))[0] for _ in range(layers)
+            lots.choices(("retire", "leave", "pool", "join", "rank", "nothing"), (4, 1, 1, 1, 2, 1))[0]
+            for _ in range(layers)
         ]
         share = lots.choice((0.1, 0.5, 0.9, 1.0, 0.0))
         self.script = torch.rand(layers, batch, positions, generator=generator) < share
@@ -207,7 +211,13 @@ class Drawn(Method):
             return tokens.retire(rows.rows(self.script[i]))
         if act == "pool" and not self.halts:
             return tokens.pool(2 + i % 2, rows.rows(tokens.sequences.protected), "mean" if i % 2 else "max")
+        if act == "join" and not self.halts:  # with the row before, where that one stays
+            place = rows.by_sequence(lambda ones: (ones.cumsum(1).long() - 1,), torch.ones_like(tokens.hidden[..., 0]))
+            return tokens.join((place[0] % 2 == 1) & rows.rows(self.stop[i]), place[0] - 1)
         return tokens
+
+    def key_bias(self, i: int, looked_at: TokenBatch) -> Tensor:
+        return looked_at.occupancy.sizes.log()
 
     def after_attention(self, i: int, tokens: TokenBatch, received: Tensor | None) -> TokenBatch:
         if self.acts[i] != "rank":

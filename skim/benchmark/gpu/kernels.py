@@ -60,7 +60,8 @@ class Rows:
 
     def attend(self, sums: bool) -> tuple[Callable[[], Any], Callable[[], Any]]:
         """Plain and the device's; of the rows alive."""
-        given: tuple[Any, ...] = (*self.states, self.index, self.bounds, None, None, self.length, None, None, sums)
+        asked = self.length, None, None, sums, None
+        given: tuple[Any, ...] = (*self.states, self.index, self.bounds, None, None, *asked)
 
         def cut(context: Any, received: Any) -> list[Any]:
             return [context[:, :, : self.alive], received[:, : self.alive]] if sums else [context[:, :, : self.alive]]

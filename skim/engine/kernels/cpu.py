@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from skim.engine.kernels.padded import attention
+from skim.engine.kernels.padded import added, attention
 from skim.engine.mask import AttentionMask, near
 from skim.engine.packed import PackedOccupancy
 
@@ -45,16 +45,18 @@ def packed_attention(
     if len(set(lengths)) == 1 and lengths[0] % multiple <= FEW:  # side by side as they are: nothing to move
         shape = len(lengths), lengths[0]
         seen = None if window is None else near(occupancy.position.view(shape), window)[:, None]
+        bias = None if mask.bias is None else mask.bias.view(shape)
         if len(lengths) == 1:
-            return attention(query, key, value, mask, scaling, dropout, seen)
+            return attention(query, key, value, mask, scaling, dropout, seen, bias=bias)
         q, k, v = (x[0].unflatten(1, shape).transpose(0, 1) for x in (query, key, value))
-        context, received = attention(q, k, v, mask, scaling, dropout, seen)
+        context, received = attention(q, k, v, mask, scaling, dropout, seen, bias=bias)
         context = context.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
         return context, None if received is None else received.view(1, -1)
     rows, back, taken, groups = occupancy.blocks(multiple)
     # (P, H, d): a row's heads lie side by side in memory, so that moving rows copies them whole
     parts = [x[0].transpose(0, 1).index_select(0, rows) for x in (query, key, value)]
     positions = None if window is None else occupancy.position[0, rows]
+    biases = None if mask.bias is None else mask.bias[0, rows]
     contexts, sums, end = [], [], 0
     for many, length, full in groups:
         begin, end = end, end + many * length
@@ -64,7 +66,8 @@ def packed_attention(
         if window is not None and positions is not None:
             close = near(positions[begin:end].view(many, length), window)[:, None]
             seen = close if seen is None else close & seen
-        context, received = attention(q, k, v, mask, scaling, dropout, seen, there)
+        bias = None if biases is None else biases[begin:end].view(many, length)
+        context, received = attention(q, k, v, mask, scaling, dropout, seen, there, bias)
         contexts.append(context.transpose(1, 2).flatten(0, 1))
         if received is not None:
             sums.append(received.flatten())
@@ -88,6 +91,7 @@ def memory_attention(
             seen = None
             if mask.window is not None:
                 seen = near(occupancy.position[0, rows], mask.window, memory.position[0, looked])
+            seen = added(seen, None if mask.bias is None else mask.bias[:, looked], query.dtype)
             q, k, v = query[:, :, rows], key[:, :, looked], value[:, :, looked]
             contexts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout, scale=scaling))
         begin, first = end, last

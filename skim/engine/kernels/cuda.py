@@ -84,7 +84,7 @@ def packed_attention(
     assert isinstance(occupancy, PackedOccupancy)
     memory = mask.memory
     assert memory is None or isinstance(memory, PackedOccupancy)
-    if dropout == 0.0:
+    if dropout == 0.0 and mask.bias is None:
         longest = occupancy.sequences.real.shape[1]  # an upper bound is enough, and costs no sync
         looked_index, looked_bounds = (None, None) if memory is None else (memory.index, memory.cumulative)
         rows = occupancy.index, occupancy.cumulative, looked_index, looked_bounds
@@ -115,6 +115,10 @@ def rectangle_attention(
         places = torch.zeros_like(taken, dtype=torch.long).view(-1).index_copy(0, slots, of.position[0])
         return places.view_as(taken)
 
+    def biases(of: PackedOccupancy, bias: Tensor) -> Tensor:
+        slots, taken = of.rectangle
+        return bias.new_zeros(taken.numel()).index_copy(0, slots, bias[0]).view_as(taken)
+
     keys = memory.rectangle[1][:, None, None, :]
     if mask.memory is None:
         seen = mask.windowed(keys, positions(occupancy))
@@ -133,6 +137,7 @@ def rectangle_attention(
         dropout,
         seen,
         taken.float(),
+        None if mask.bias is None else biases(memory, mask.bias),
     )
     context = context.transpose(1, 2).reshape(taken.numel(), heads, size)[slots].transpose(0, 1)[None]
     return context, None if received is None else received.flatten()[slots][None]

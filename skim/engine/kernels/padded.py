@@ -18,6 +18,7 @@ def attention_with_sums(
     scaling: float | None,
     seen: Tensor | None = None,
     weights: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Attention in evaluation together with :func:`column_sums`, a block of queries at a time.
 
@@ -31,6 +32,7 @@ def attention_with_sums(
         scaling: factor on the scores; ``None`` is ``d ** -0.5``.
         seen: bool, broadcastable to ``(B, 1, N, N)``; ``None``: all see all.
         weights: ``(B, N)`` how much each query counts in the sums; ``None``: all alike.
+        bias: ``(B, N)`` added to the scores of each key; ``None``: nothing.
 
     Returns:
         The context ``(B, H, N, d)`` (``None`` without ``value``) and what each key received, ``(B, N)`` float32.
@@ -50,6 +52,8 @@ def attention_with_sums(
         for a in range(0, length, rows):
             queries = slice(a, a + rows)
             scores = (query[some, :, queries] @ key[some]).mul_(scaling)
+            if bias is not None:
+                scores.add_(bias[some, None, None].to(scores.dtype))
             if seen is not None:
                 view = seen if len(seen) == 1 else seen[some]
                 view = view if view.shape[2] == 1 else view[:, :, queries]
@@ -76,6 +80,7 @@ def attention(
     dropout: float,
     seen: Tensor | None = None,
     weights: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Plain attention ``(B, H, N, d)`` by the fastest kernel, and what keys received if the mask wants it.
 
@@ -85,8 +90,17 @@ def attention(
     received: Tensor | None = None
     if mask.wants_received:
         if not torch.is_grad_enabled() and dropout == 0.0:
-            return attention_with_sums(query, key, value, scaling, seen, weights)  # type: ignore[return-value]
+            return attention_with_sums(query, key, value, scaling, seen, weights, bias)  # type: ignore[return-value]
         with torch.no_grad():
-            _, received = attention_with_sums(query, key, None, scaling, seen, weights)
-    context = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
+            _, received = attention_with_sums(query, key, None, scaling, seen, weights, bias)
+    mask_ = added(seen, bias, query.dtype)
+    context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_, dropout_p=dropout, scale=scaling)
     return context, received
+
+
+def added(seen: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Make what a fused kernel adds to scores: minus infinity where a key is not ``seen``, else its ``bias``, ``(B, N)``."""
+    if bias is None:
+        return seen
+    bias = bias[:, None, None, :].to(dtype)
+    return bias if seen is None else torch.where(seen, bias, -torch.inf)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from skim.engine.kernels.cuda import fused_attention
 from skim.engine.kernels.fused import fused
-from skim.engine.kernels.padded import attention_with_sums
+from skim.engine.kernels.padded import added, attention_with_sums
 from skim.engine.mask import AttentionMask, near
 from skim.engine.packed import PackedOccupancy
 
@@ -115,6 +115,7 @@ def attend_rows(
     window: int | None,
     scaling: float | None,
     sums: bool,
+    bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of each sequence to itself only, by way of a rectangle; the reference of ``skim::attend``.
@@ -131,6 +132,7 @@ def attend_rows(
         window: input positions to either side that are looked at; ``None`` for all.
         scaling: factor on the scores; ``None`` is ``d ** -0.5``.
         sums: tell what each row received; only where rows look at themselves.
+        bias: ``(1, C')`` added to the scores of each row that is looked at; ``None``: nothing.
         dropout: attention dropout.
 
     Returns:
@@ -147,8 +149,8 @@ def attend_rows(
         places = rows.new_zeros(batch * longest + 1, heads, size).index_copy(0, slots, rows[0].transpose(0, 1))
         return places[:-1].view(batch, longest, heads, size).transpose(1, 2)
 
-    def positions(index: Tensor, slots: Tensor) -> Tensor:
-        places = index.new_zeros(batch * longest + 1).index_copy(0, slots, index % longest)
+    def lined(values: Tensor, slots: Tensor) -> Tensor:
+        places = values.new_zeros(batch * longest + 1).index_copy(0, slots, values)
         return places[:-1].view(batch, longest)
 
     apart = looked_index is not None and looked_bounds is not None
@@ -158,19 +160,22 @@ def attend_rows(
     seen = (line < (looked_bounds if apart else bounds).diff()[:, None])[:, None, None, :]  # type: ignore[union-attr]
     taken = line < bounds.diff()[:, None]
     if window is not None:
-        place = positions(index, own)
-        seen = seen & near(place, window, positions(looked_index, others) if apart else place)[:, None]  # type: ignore[arg-type]
+        place = lined(index % longest, own)
+        other = lined(looked_index % longest, others) if looked_index is not None and apart else place
+        seen = seen & near(place, window, other)[:, None]
     seen = seen | ~seen.any(-1, keepdim=True)  # who sees nobody is filler: a softmax over nothing is NaN
     rectangle = spread(query, own), spread(key, others), spread(value, others)
     received = query.new_empty(0, dtype=torch.float32)
+    bias = None if bias is None else lined(bias[0], others)
     if sums and not torch.is_grad_enabled():
-        context, received = attention_with_sums(*rectangle, scaling, seen, taken.float())
+        context, received = attention_with_sums(*rectangle, scaling, seen, taken.float(), bias)
         assert context is not None
     else:
         if sums:
             with torch.no_grad():
-                _, received = attention_with_sums(*rectangle[:2], None, scaling, seen, taken.float())
-        context = F.scaled_dot_product_attention(*rectangle, attn_mask=seen, dropout_p=dropout, scale=scaling)
+                _, received = attention_with_sums(*rectangle[:2], None, scaling, seen, taken.float(), bias)
+        looks = added(seen, bias, query.dtype)
+        context = F.scaled_dot_product_attention(*rectangle, attn_mask=looks, dropout_p=dropout, scale=scaling)
     if sums:
         received = F.pad(received.flatten(), (0, 1))[own][None]
     context = context.transpose(1, 2).reshape(batch * longest, heads, size)
@@ -191,7 +196,8 @@ def rank_on_device(values: Tensor, index: Tensor, bounds: Tensor, longest: int) 
 
 def attend_on_device(query: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
     """As :func:`attend_rows`, by one kernel where there is one; the context of filler may be anything."""
-    found = fused_attention(query, *given)
+    *rest, bias = given
+    found = fused_attention(query, *rest) if bias is None else None  # no fused kernel adds to a key's scores
     if found is None:
         return attend_rows(query, *given)
     context, received = found
@@ -207,7 +213,8 @@ def packed_attention(
     assert looked_at is None or isinstance(looked_at, PackedOccupancy)
     others = (None, None) if looked_at is None else (looked_at.index, looked_at.cumulative)
     longest = rows.sequences.real.shape[1]
-    given = query, key, value, rows.index, rows.cumulative, *others, longest, mask.window, scaling, mask.wants_received
+    asked = longest, mask.window, scaling, mask.wants_received, mask.bias
+    given = query, key, value, rows.index, rows.cumulative, *others, *asked
     if torch.is_grad_enabled():
         context, received = attend_rows(*given, dropout=dropout)
     else:
@@ -222,7 +229,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "attend(Tensor query, Tensor key, Tensor value, Tensor index, Tensor bounds, Tensor? looked_index,"
-    " Tensor? looked_bounds, int longest, int? window, float? scaling, bool sums) -> (Tensor, Tensor)"
+    " Tensor? looked_bounds, int longest, int? window, float? scaling, bool sums, Tensor? bias)"
+    " -> (Tensor, Tensor)"
 )
 LIBRARY.define("rank(Tensor values, Tensor index, Tensor bounds, int longest) -> Tensor")
 for name, reference, on_device in (
