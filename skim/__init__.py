@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.methods.threshold import Manual as Manual
     from skim.methods.threshold import Relative as Relative
     from skim.methods.threshold import Rising as Rising
+    from skim.methods.tome import ToMe as ToMe
     from skim.methods.topk import TopK as TopK
     from skim.methods.transkimmer import Transkimmer as Transkimmer
     from skim.methods.truncate import Truncate as Truncate
@@ -73,6 +74,7 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "Manual": "skim.methods.threshold",
     "Relative": "skim.methods.threshold",
     "Rising": "skim.methods.threshold",
+    "ToMe": "skim.methods.tome",
     "TopK": "skim.methods.topk",
     "Transkimmer": "skim.methods.transkimmer",
     "Truncate": "skim.methods.truncate",

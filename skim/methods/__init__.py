@@ -26,6 +26,7 @@ METHODS = {
     "ltp_rising": "skim.methods.threshold.Rising",
     "random_tokens": "skim.methods.random_tokens.RandomTokens",
     "stop_words": "skim.methods.stop_words.StopWords",
+    "tome": "skim.methods.tome.ToMe",
     "topk": "skim.methods.topk.TopK",
     "transkimmer": "skim.methods.transkimmer.Transkimmer",
     "truncate": "skim.methods.truncate.Truncate",

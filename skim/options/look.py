@@ -70,8 +70,8 @@ class Look(Options):
     shifts: Annotated[tuple[Shift, ...], Field(min_length=1, examples=[[-0.5, 0, 0.5]])] | None = None
     """for what=curve, instead of targets: added to the shift that the run was saved with, up keeps more; null is
     targets. The unit is the method's: transkimmer's keep margin (a logit), topk's keep rate, length_drop's mean share
-    of tokens that stay, and elsewhere minus the logarithm of a factor: on ltp's thresholds, act's halting
-    probabilities, early_exit's threshold (entropy) or lambdas (pondernet)"""
+    of tokens that stay, minus tome's share r, and elsewhere minus the logarithm of a factor: on ltp's thresholds, act's
+    halting probabilities, early_exit's threshold (entropy) or lambdas (pondernet)"""
     timed: bool = False
     """for what=curve: measure latency at every point too, as the benchmark below says; for what=export: time the file,
     beside the same export of the dense model"""

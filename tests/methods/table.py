@@ -29,6 +29,7 @@ from skim.methods.ltp import LTP
 from skim.methods.random_tokens import RandomTokens
 from skim.methods.stop_words import StopWords, codes_of
 from skim.methods.threshold import Manual, Relative, Rising
+from skim.methods.tome import ToMe
 from skim.methods.topk import TopK
 from skim.methods.transkimmer import Transkimmer
 from skim.methods.truncate import Truncate
@@ -230,6 +231,11 @@ def pooling(make: Callable[[], Method]) -> Row:
     return Row(make, is_ragged=merges, drop_nothing=one_block, also=("albert-shared",))
 
 
+def merging(make: Callable[[], Method]) -> Row:
+    """A row of methods that merge the most similar tokens, wherever they are."""
+    return Row(make, is_ragged=merges, drop_nothing=shift(1e4))
+
+
 # --- gone as a whole --------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +386,7 @@ METHODS: dict[str, Row] = {
     "ltp_manual_padded": pruning(lambda: Manual(final_token_threshold=0.12, score_norm="padded"), invariant=False),
     "ltp_relative": pruning(lambda: Relative(token_threshold=0.3)),
     "ltp_rising": pruning(lambda: Rising(final_token_threshold=0.5)),
+    "tome": merging(lambda: ToMe(r=0.25)),
     "topk": pruning(lambda: TopK(token_keep_rate=0.37, start=1)),
     "length_drop": pruning(lambda: still(LengthDrop(drop=0.3))),
     "act_gate": halting(lambda: ACT(temperature=0.5), shift(1e4)),
@@ -410,6 +417,9 @@ METHODS |= {
     "funnel+ltp": chained("funnel", "ltp"),
     "truncate+topk": chained("truncate", "topk"),
     "funnel+topk": chained("funnel", "topk"),
+    "tome+transkimmer": chained("tome", "transkimmer"),
+    "tome+ltp": chained("tome", "ltp"),
+    "layer_drop+tome": chained("layer_drop", "tome", drop_nothing=None),
     "transkimmer+exit": chained("transkimmer", "exit_pondernet", is_ragged=leaves),
     "ltp+exit": chained("ltp", "exit_pondernet", is_ragged=leaves),
     "act+exit": chained("act_gate", "exit_pondernet", is_ragged=leaves),

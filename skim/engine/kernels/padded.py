@@ -99,7 +99,7 @@ def attention(
 
 
 def added(seen: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Make what a fused kernel adds to scores: minus infinity where a key is not ``seen``, else its ``bias``, ``(B, N)``."""
+    """Make what a kernel adds to scores: minus infinity where a key is not ``seen``, else its ``bias``, ``(B, N)``."""
     if bias is None:
         return seen
     bias = bias[:, None, None, :].to(dtype)
