@@ -5,15 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from skim.engine.adapters import whole_of
 from skim.engine.walk import walk_of
+from skim.errors import SkimError
 from skim.methods.base import Method
+
+TIMES = "times.json"  # beside a model: what its budgets take, as what=curve has measured it
+
+log = logging.getLogger("skim")
 
 
 def set_budget(model: nn.Module, budget: float) -> None:
@@ -64,3 +72,58 @@ class SetBudget:
             vars(model)["budget"] = budget
         else:
             set_budget(model, budget)
+
+
+def write_times(folder: Path, machine: str, times: Mapping[int, Sequence[tuple[float, float]]]) -> Path:
+    """Write down what budgets take beside the model in a folder.
+
+    Args:
+        folder: of the model.
+        machine: that they were measured on, in words.
+        times: by batch size pairs of a budget and the milliseconds of a batch.
+    """
+    path = folder / TIMES
+    path.write_text(json.dumps({"machine": machine, "milliseconds": times}, indent=2) + "\n")
+    return path
+
+
+def fastest_enough(folder: Path, latency: float, batch_size: int = 1) -> float:
+    """Choose the largest measured budget of a model that takes no longer than a bound; the log ``skim`` tells which.
+
+    Args:
+        folder: of the model, with the times that :func:`write_times` left.
+        latency: milliseconds of a batch, at most.
+        batch_size: sequences in it.
+
+    Raises:
+        SkimError: nothing was measured, or nothing that is as fast.
+    """
+    if isinstance(latency, bool) or not isinstance(latency, (int, float)) or not latency > 0:
+        raise SkimError(f"max_latency_ms={latency!r} is not a number of milliseconds above 0.")
+    path = folder / TIMES
+    try:
+        told = json.loads(path.read_text())
+        machine, measured = told["machine"], {int(size): dict(pairs) for size, pairs in told["milliseconds"].items()}
+    except FileNotFoundError:
+        raise SkimError(
+            f"max_latency_ms={latency}: {folder} holds no {TIMES}, so nobody knows what its budgets take.\n"
+            "Measure them: python evaluate.py ckpt=<run> what=curve timed=true"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SkimError(f"{path} is damaged. Measure again: what=curve timed=true") from error
+    if batch_size not in measured:
+        sizes = ", ".join(map(str, sorted(measured)))
+        raise SkimError(
+            f"max_latency_ms={latency}: times were measured at batch size {sizes}, and not at {batch_size}.\n"
+            f"Measure it: python evaluate.py ckpt=<run> what=curve timed=true benchmark.batch_sizes=[{batch_size}]"
+        )
+    times = measured[batch_size]
+    enough = [budget for budget, milliseconds in times.items() if milliseconds <= latency]
+    if not enough:
+        budget, fastest = min(times.items(), key=lambda pair: pair[1])
+        raise SkimError(
+            f"max_latency_ms={latency} is reached by no budget at batch size {batch_size}.\n"
+            f"The fastest, {budget:g}, takes {fastest:.3g} ms on {machine}."
+        )
+    log.info("budget %g: %.3g ms at batch size %d, on %s", max(enough), times[max(enough)], batch_size, machine)
+    return max(enough)

@@ -226,7 +226,7 @@ def look_after(
     method = walk_of(model).method.adapting
     if method.target is None or method.shift is None or method.trains_dense:
         return
-    relaxed = method.trains_masked
+    relaxed = method.trains_masked and not (method.straight and method.table is not None)
     if step == 0 and (not relaxed or (method.starts_at_target and starts)):
         tell(f"calibration to {budgets(method.target)}")
         calibrate(model, batches)

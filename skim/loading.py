@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from skim import hub
-from skim.budgets import set_budget
+from skim.budgets import fastest_enough, set_budget
 from skim.checkpoint import LEARNED, allowed, described, parsed, read_method, restore
 from skim.compression import compress
 from skim.engine.dtype import fastest
@@ -31,6 +31,8 @@ def from_pretrained(
     base: nn.Module | None = None,
     execution: str = "auto",
     budget: float | None = None,
+    max_latency_ms: float | None = None,
+    batch_size: int = 1,
     method: type[Method] | None = None,
     model_class: type[nn.Module] | None = None,
     trust_modules: Sequence[str] = (),
@@ -47,6 +49,9 @@ def from_pretrained(
             adapter; ``None``: loaded from the folder, or from where ``adapter_config.json`` says.
         execution: see :func:`skim.execution`.
         budget: relative FLOPs that a model for a range of them shall spend; ``None``: those that it was saved with.
+        max_latency_ms: in place of a budget: the largest that takes no longer for a batch, of those that ``what=curve
+            timed=true`` has measured and written beside the model; on another machine they take another time.
+        batch_size: sequences of that batch.
         method: the class of the method, if it is none of skim's.
         model_class: the class of the model, if it is none of transformers'.
         trust_modules: modules that such classes may be imported from instead, with those in them: ``("mine",)``.
@@ -63,6 +68,10 @@ def from_pretrained(
     """
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
+    if max_latency_ms is not None:
+        if budget is not None:
+            raise SkimError("budget and max_latency_ms both say what a model shall spend; use one of them.")
+        budget = fastest_enough(folder, max_latency_ms, batch_size)
     made, state = read_method(folder, method, trust_modules)
     if base is not None and options:
         raise SkimError(f"base is a model that is loaded already; load it with {', '.join(options)} yourself.")

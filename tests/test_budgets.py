@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import skim
-from skim.budgets import spending
+from skim.budgets import TIMES, spending, write_times
 from skim.calibration import spend
 from skim.methods import Method
 from skim.methods.layer_drop import depth_of
@@ -207,3 +208,47 @@ def test_each_anchor_is_steered_to_its_own_goal() -> None:
     assert max(apart.values()) < 0.05
     together = {budget: abs(spent - budget) for budget, spent in steered(apart=False).items()}
     assert max(together.values()) > max(apart.values())
+
+
+# --- by latency -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """A model for a range, with times beside it as they would be measured."""
+    skim.save_pretrained(skim.compress(plain("bert"), METHODS["topk"]()), tmp_path)
+    write_times(tmp_path, "a slow machine", {1: [(0.7, 5.0), (0.85, 8.0), (1.0, 9.5)], 8: [(0.7, 20.0)]})
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("latency", "batch_size", "budget"), [(5, 1, 0.7), (8.5, 1, 0.85), (100, 1, 1.0), (20, 8, 0.7)]
+)
+def test_the_largest_budget_within_a_latency(timed: Path, latency: float, batch_size: int, budget: float) -> None:
+    model = skim.from_pretrained(timed, max_latency_ms=latency, batch_size=batch_size)
+    assert model.budget == pytest.approx(budget)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_latency_ms": 4.9}, r"by no budget at batch size 1.\nThe fastest, 0.7, takes 5 ms on a slow machine"),
+        ({"max_latency_ms": 9, "batch_size": 2}, "at batch size 1, 8, and not at 2"),
+        ({"max_latency_ms": 9, "budget": 0.8}, "use one of them"),
+        ({"max_latency_ms": 0}, "above 0"),
+        ({"max_latency_ms": "9"}, "above 0"),
+    ],
+)
+def test_latencies_that_cannot_be_are_refused(timed: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(skim.SkimError, match=said) as error:
+        skim.from_pretrained(timed, **options)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "holds no times.json"), ("{", "damaged"), ("[]", "damaged")])
+def test_times_that_are_missing_or_damaged_are_refused(timed: Path, content: str | None, said: str) -> None:
+    (timed / TIMES).unlink()
+    if content is not None:
+        (timed / TIMES).write_text(content)
+    with pytest.raises(skim.SkimError, match=said):
+        skim.from_pretrained(timed, max_latency_ms=9)

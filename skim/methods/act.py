@@ -119,6 +119,7 @@ class ACT(Precise, Method):
     """
 
     name = "act"
+    straight = True
     defining = ("preset", "mix", "epsilon")
     does = frozenset({"halts"})
 

@@ -75,6 +75,8 @@ class Method(Hooks):
         learning_rates: peak ones of its own parameters, by stage, where a trainer is not told another.
         budget: what steers training there; ``None``: the penalties have the weights that the options give them.
         shift: a scalar buffer that moves all hard decisions, up to keep more; ``None``: no such knob.
+        straight: its relaxed decisions are the hard ones in the forward, without noise: a table of shifts that is right
+            for evaluation is right in training as well.
         conditioned: decisions have the budget as an input, beside the shift.
         path: ``(C, L)`` a setting of each layer in each of the configurations that ``shift`` moves along, which a
             search may replace (:meth:`skim.LengthDrop.take`); ``None``: there is no such path.
@@ -93,6 +95,7 @@ class Method(Hooks):
     stages: ClassVar[tuple[str, ...]] = ()
     learning_rates: ClassVar[Mapping[str, float]] = {"": 1e-3}
     starts_at_target = False
+    straight = False
     conditioned = False
     by_budget: ClassVar[tuple[str, ...]] = ()
     defining: ClassVar[tuple[str, ...]] = ("preset", "protect")

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from skim import hub
+from skim.budgets import set_budget
 from skim.checkpoint import DESCRIBED, described
 from skim.compression import compress
 from skim.engine.adapters import whole_of
@@ -28,6 +29,7 @@ def pipeline(
     *,
     device: int | str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    budget: float | None = None,
     window: int | None = None,
     batch_tokens: int | None = None,
     **options: Any,
@@ -44,6 +46,7 @@ def pipeline(
         tokenizer: a tokenizer, or where there is one; ``None``: beside the model.
         device: as transformers takes it; ``None``: an accelerator if there is one.
         dtype: numbers to infer with; ``None``: those of the file; ``"auto"``: in which the device infers fastest.
+        budget: relative FLOPs, of a model for a range of them; ``None``: those that are set.
         window: texts that are held and sorted by length at a time; ``None``: 1,024 (64 for ``feature-extraction``).
         batch_tokens: tokens of a forward, at most; ``None``: 2,048 on a CPU, 16,384 elsewhere (a quarter of that for
             ``fill-mask``).
@@ -66,6 +69,8 @@ def pipeline(
         source = folder if tokenizer is None else tokenizer
         model = opened(folder, task)
     check_head(model, task)
+    if budget is not None:
+        set_budget(model, budget)
     if source is None:
         raise SkimError("skim.pipeline: a loaded model has no tokenizer beside it; pass tokenizer=.")
     if isinstance(source, (str, Path)):

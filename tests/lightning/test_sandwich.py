@@ -70,11 +70,17 @@ def test_results_are_of_the_middle_and_the_curve_of_the_range(trained: tuple[Run
     assert results["target"] == [0.7, 1.0]
     assert results["relative_flops"] == pytest.approx(0.85, abs=0.02)
     assert aggregate([results])[0].name == "topk 0.7-1"
-    evaluate(looking(run.folder, "what=curve"))
+    timed = ["timed=true", "benchmark.samples=8", "benchmark.batch_sizes=[4]", "benchmark.repeats=1"]
+    evaluate(looking(run.folder, "what=curve", *timed))
     points = load_curve(run.folder / "curve.json")
     assert [point["target"] for point in points] == pytest.approx([0.7, 0.76, 0.82, 0.88, 0.94, 1.0])
     assert all(point["relative_flops"] == pytest.approx(point["target"], abs=0.02) for point in points)
     assert points[-1]["relative_flops"] == 1.0
+    assert skim.from_pretrained(run.folder / "model", max_latency_ms=1e6, batch_size=4).budget == 1.0
+    evaluate(looking(run.folder, "what=metrics", "budget=0.76"))
+    evaluation = json.loads((run.folder / "evaluation.json").read_text())
+    assert evaluation["metrics"] == points[1]["metrics"]
+    assert evaluation["relative_flops"] == points[1]["relative_flops"]
     assert "topk-0.7-1" in (run.folder / "model" / "README.md").read_text()
     with pytest.raises(SkimError, match=r"budget=0.5 .* 0.7 to 1"):
         evaluate(looking(run.folder, "what=curve", "targets=[0.5]"))

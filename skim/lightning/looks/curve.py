@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.text import Text
 from torch import nn
 
+from skim.benchmark import machine
+from skim.budgets import write_times
 from skim.calibration import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.compression import walk_of
 from skim.errors import SkimError
@@ -20,7 +22,7 @@ from skim.lightning.recipe import latency
 from skim.methods import Method
 from skim.report.curve import write_curve
 from skim.report.found import CURVE
-from skim.report.runs import MOVED
+from skim.report.runs import MOVED, OWN
 from skim.report.table import curve_table
 from skim.results import write_json
 
@@ -48,6 +50,8 @@ def look(cfg: DictConfig, console: Console) -> None:
     points = along(loaded, cfg, console)
     path = loaded.folder / CURVE
     write_json(path, points)
+    if cfg.timed and method.adapting.table is not None and cfg.shifts is None:
+        console.print(Text(str(write_times(loaded.folder / "model", *times_of(points, loaded, cfg)))), soft_wrap=True)
     console.print()
     console.print(curve_table(points))
     for file in (path, *write_curve(path)):
@@ -108,6 +112,19 @@ def along(loaded: Loaded, cfg: DictConfig, console: Console) -> list[dict[str, A
             method.meet(standing)
         shift.fill_(saved)
     return points
+
+
+def times_of(
+    points: Sequence[dict[str, Any]], loaded: Loaded, cfg: DictConfig
+) -> tuple[str, dict[int, list[tuple[float, float]]]]:
+    """The machine, and by batch size what a batch takes at each budget: milliseconds, the mean of a pass."""
+    times = {}
+    for size in map(int, cfg.benchmark.batch_sizes):
+        batches = len(loaded.parts.sampled(size, cfg.benchmark.samples))
+        own = [next(found for name, found in point["latency"][str(size)].items() if name in OWN) for point in points]
+        pairs = zip(points, own, strict=True)
+        times[size] = [(point["target"], found["median_ms"] / batches) for point, found in pairs]
+    return machine(next(loaded.parts.model.parameters()).device), times
 
 
 def targets_of(cfg: DictConfig, method: Method) -> Sequence[float]:

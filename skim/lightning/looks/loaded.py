@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from skim.benchmark import usable
+from skim.budgets import set_budget
 from skim.checkpoint import LEARNED, read_method, restore
 from skim.compression import walk_of
 from skim.engine.dtype import fastest
@@ -112,6 +113,8 @@ def load(cfg: DictConfig) -> Loaded:
     else:
         method = walk_of(parts.model).method
         restore(method, read_method(exported, type(method))[1], exported / LEARNED)
+    if cfg.budget is not None:
+        set_budget(parts.model, cfg.budget)
     for module in (parts.model, parts.companion):
         if module is not None:
             module.eval().to(device_of(cfg), dtype_of(cfg))
