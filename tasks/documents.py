@@ -145,11 +145,12 @@ class Documents(Task):
 
     def _check_stream(self) -> None:
         """Refuse options that need all rows at once: a stream's are seen one by one, in unknown number."""
-        for option in ("holdout", "max_train_samples", "length_min", "length_max", "tokens_per_batch"):
-            if getattr(self, option) is not None:
+        for option in ("holdout", "max_train_samples", "length_min", "length_max", "tokens_per_batch", "match_lengths"):
+            if getattr(self, option) not in (None, False):
+                off = "false" if getattr(self, option) is True else "null"
                 raise SkimError(
                     f"task.{option}={getattr(self, option)} needs all training rows at once, and task.streaming reads "
-                    f"them as they come.\nSet task.{option}=null, or task.streaming=false."
+                    f"them as they come.\nSet task.{option}={off}, or task.streaming=false."
                 )
 
     @property

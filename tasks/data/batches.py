@@ -19,6 +19,7 @@ from torch import distributed as dist
 from torch.utils.data import Sampler
 
 from skim.errors import SkimError
+from tasks.data.matching import drawn, matched
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,6 +47,8 @@ class LengthBatches(Sampler[list[int]]):
         world_size: number of processes.
         name: of the split, for the error.
         draws: number the rows of shuffled epochs on, ``row + (epoch + 1) * rows``: for data that draw by the epoch.
+        like: tokens of other rows; a shuffled epoch draws as many rows as there are, as long as those (see
+            :mod:`tasks.data.matching`): some more than once, some not at all.
 
     Raises:
         SkimError: fewer rows than processes.
@@ -62,11 +65,14 @@ class LengthBatches(Sampler[list[int]]):
         name: str = "data",
         draws: bool = False,
         whole: bool = False,
+        like: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         distributed = dist.is_available() and dist.is_initialized()
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
         self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
-        self.lengths = np.asarray(lengths)
+        self.of_rows = np.asarray(lengths)
+        self.drawing = like is not None and shuffle
+        self.lengths = matched(self.of_rows, like) if like is not None and shuffle else self.of_rows  # of places
         if len(self.lengths) < self.world_size:
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
         self.per_step = batch_size if whole else batch_size * self.world_size  # rows of all ranks
@@ -94,8 +100,15 @@ class LengthBatches(Sampler[list[int]]):
         epoch, start = self.resumed or (self.epoch, 0)
         self.resumed = None
         first = (epoch + 1) * len(self.lengths) if self.draws and self.shuffle else 0
+        rows = self._rows(epoch)
         for step in self._steps(epoch)[start:]:
-            yield (step[self.rank] + first).tolist()
+            yield (rows[step[self.rank]] + first).tolist()
+
+    def _rows(self, epoch: int) -> np.ndarray:
+        """Number the row in each place of an epoch."""
+        if not self.drawing:
+            return np.arange(len(self.lengths))
+        return drawn(self.of_rows, self.lengths, np.random.default_rng([self.seed, epoch, 1]))
 
     def _steps(self, epoch: int) -> list[list[np.ndarray]]:
         """Share out an epoch's batches over all ranks, ``[step][rank]``."""

@@ -65,6 +65,9 @@ class Parts(Source, ABC):
     global_batch: bool = False
     """these three are of all processes together, which share them out: a step is the same on any number of devices;
     false: of each, so that a step has batch_size x devices x nodes sequences (x train.accumulate, in either case)"""
+    match_lengths: bool = False
+    """draw the training rows of each epoch so that they are as long as those of the evaluation (labels are not read),
+    as many as before: some come more than once, some not at all"""
     max_length: Annotated[int, Field(ge=3)] = 128
     """tokens per sequence, special ones included; longer texts are truncated, and counted"""
     length_min: Count | None = None
@@ -250,6 +253,8 @@ class Parts(Source, ABC):
         table = self._rows[part]
         lengths = self._tokens_of(table)
         options: dict[str, Any] = {"seed": self.seed, "name": part, "draws": self.draws, "whole": self.global_batch}
+        if self.match_lengths and part == "train":
+            options["like"] = self._tokens_of(self._rows["validation"])
         if self.tokens_per_batch is None:
             return LengthBatches(lengths if by_length else np.zeros(len(table)), batch_size, shuffle, **options)
         if by_length:
