@@ -80,6 +80,7 @@ class LengthDrop(Pruner):
     name = "length_drop"
     defining: ClassVar[tuple[str, ...]] = ("protect",)
     reads_padding = False  # a common divisor changes no order
+    shift: Tensor
     path: Tensor
     knots: Tensor
 
@@ -125,12 +126,12 @@ class LengthDrop(Pruner):
     def set_to(self, lengths: Sequence[float]) -> None:
         """Run this configuration from now on, and no other one is found on the path; see :meth:`take`."""
         self.take([lengths])
-        self.shift.fill_(sum(lengths) / len(lengths) - self.middle)  # type: ignore[operator]  # a buffer of this class
+        self.shift.fill_(sum(lengths) / len(lengths) - self.middle)
 
     def lengths(self, shift: Tensor | None = None) -> Tensor:
         """Shares of a sequence's tokens that leave each layer in evaluation, ``(L,)`` float32, at the present shift."""
         shift = self.shift if shift is None else shift
-        return along(self.path, self.knots, shift + self.middle)  # type: ignore[operator]  # a buffer of this class
+        return along(self.path, self.knots, shift + self.middle)
 
     @property
     def drawing(self) -> bool:

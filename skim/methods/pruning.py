@@ -7,7 +7,7 @@ but the score and the rule differs from method to method.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Pruner(Precise, Method):
             (default [cls], paper none).
     """
 
-    defining = ("preset", "score_norm", "protect")
+    defining: ClassVar[tuple[str, ...]] = ("preset", "score_norm", "protect")
     does = frozenset({"retires", "scores"})
 
     def __init__(

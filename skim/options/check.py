@@ -9,7 +9,16 @@ from typing import Any
 from skim.errors import SkimError
 from skim.options.agents import Agents
 from skim.options.declared import OptionError, check_options
-from skim.options.look import Look, LookBenchmark, LookDepth, LookExport, LookHardware, LookRedundancy, Tagged
+from skim.options.look import (
+    Look,
+    LookBenchmark,
+    LookDepth,
+    LookExport,
+    LookHardware,
+    LookRedundancy,
+    LookSearch,
+    Tagged,
+)
 from skim.options.run import Benchmark, Callbacks, Hardware, Options, Run, StageSchedule, Training
 from skim.options.sweep import Sweep
 
@@ -31,6 +40,7 @@ PLACES: dict[str, dict[str, type[Options]]] = {
         "depth.tagged": Tagged,
         "redundancy": LookRedundancy,
         "export": LookExport,
+        "search": LookSearch,
         "benchmark": LookBenchmark,
     },
 }

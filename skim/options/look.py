@@ -21,6 +21,7 @@ Kind: TypeAlias = Literal[
     "depth",
     "redundancy",
     "skip",
+    "search",
     "export",
     "choose",
 ]
@@ -45,7 +46,8 @@ class Look(Options):
     (bf16, torch.compile, the first layers, ONNX Runtime, OpenVINO), of a run or of backbone=<name> on task=<name>;
     curve: one trained model at several budgets, without training again; depth: how many layers tokens of each kind go
     through ([CLS], [SEP], masked, by tag); redundancy: which layers and neurons the task does not need; skip: a dense
-    model without each layer, and with its first and last ones alone, untrained; export: an ONNX file in which tokens
+    model without each layer, and with its first and last ones alone, untrained; search: the lengths of a length_drop
+    model's layers that are best at each budget, and a model that follows them; export: an ONNX file in which tokens
     leave, checked on the split; choose: of many runs the cheapest setting that is good enough, exported with a model
     card"""
     runs: str | list[str] | None = None
@@ -176,6 +178,24 @@ class LookExport(Options):
     """fp32, or int8: weights quantised, activations on the fly; with fused only"""
     batch: Literal["any", "one"] = "any"
     """any: batches with a mask, narrowed to the longest survivor; one: a sequence at a time, without a mask"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookSearch(Options):
+    """Options of a search over the lengths of layers."""
+
+    evaluations: Count = 300
+    """configurations that are rated; those that an interrupted search has rated are among them and not rated again"""
+    by: Literal["agreement", "metric"] = "agreement"
+    """by what: agreement: minus the distance (as in distillation) to the model's own answers with all tokens, on
+    training rows and without labels, so that evaluation rows are not searched on; metric: the task's, on rows of the
+    evaluation split or of split, which then tell no more how good the found ones are"""
+    samples: Count = 512
+    """rows, at most, on which each is rated"""
+    points: Annotated[int, Field(ge=1, le=40)] = 8
+    """configurations of the front that are kept, evenly over relative FLOPs; each is evaluated on the whole split"""
+    seed: Number = 0
+    """of mutations, of crossings, and of the rows that are chosen"""
 
 
 Shares: TypeAlias = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(examples=[[0.5, 0.3]])]

@@ -12,7 +12,20 @@ from rich.console import Console
 
 from skim.errors import SkimError, message
 from skim.lightning.check import check
-from skim.lightning.looks import choose, curve, depth, export, metrics, peers, predict, redundancy, skip, timing, tokens
+from skim.lightning.looks import (
+    choose,
+    curve,
+    depth,
+    export,
+    metrics,
+    peers,
+    predict,
+    redundancy,
+    search,
+    skip,
+    timing,
+    tokens,
+)
 from skim.lightning.looks.loaded import is_run, load
 
 __all__ = ["LOOKS", "evaluate", "load"]
@@ -31,6 +44,7 @@ LOOKS: dict[str, Callable[[DictConfig, Console], None]] = {
     "depth": depth.look,
     "redundancy": redundancy.look,
     "skip": skip.look,
+    "search": search.look,
     "export": export.look,
     "choose": choose.look,
 }
