@@ -61,6 +61,7 @@ class Peer:
         extra: of skim, which installs them.
         regrouped: True if it takes the texts as they come, and not grouped by length.
         anywhere: True if it runs on the batches' device, False if on the CPU alone.
+        rounds: True if its arithmetic is coarser than float32, so that it answers otherwise than the model.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Peer:
     extra: str = ""
     regrouped: bool = False
     anywhere: bool = False
+    rounds: bool = False
 
 
 def itself(offer: Offer) -> Call:
@@ -125,13 +127,14 @@ def torch_int8(offer: Offer) -> Call:
 def onnx(name: str, build: Callable[[Exports], Path]) -> Peer:
     """A file in ONNX Runtime."""
     needs = ("onnx", "onnxscript", "onnxruntime")
-    return Peer(name, lambda offer: onnx_runtime(build(offer.exports)), needs, "onnx")
+    return Peer(name, lambda offer: onnx_runtime(build(offer.exports)), needs, "onnx", rounds=build is Exports.int8)
 
 
 def vino(name: str, precision: str) -> Peer:
     """The plain graph in OpenVINO."""
     needs = ("onnx", "onnxscript", "openvino")
-    return Peer(name, lambda offer: openvino(offer.exports.plain(), precision), needs, "onnx,openvino")
+    rounds = precision != "f32"
+    return Peer(name, lambda offer: openvino(offer.exports.plain(), precision), needs, "onnx,openvino", rounds=rounds)
 
 
 CHECKED = 8  # batches on which an exported model is compared with the one in torch
@@ -149,14 +152,14 @@ def exported(name: str, model: nn.Module) -> Peer:
             export(model, file, precision="int8", batch="any" if together else "one", inputs=checked, strict=False)
         return load(file, threads=torch.get_num_threads())
 
-    return Peer(f"{name}, exported int8", build, ("onnx", "onnxscript", "onnxruntime"), "onnx")
+    return Peer(f"{name}, exported int8", build, ("onnx", "onnxscript", "onnxruntime"), "onnx", rounds=True)
 
 
 PEERS = (
     Peer("HF, not grouped by length", itself, regrouped=True, anywhere=True),
     Peer("HF, torch.compile", compiled, anywhere=True),
     Peer("HF, first {layers} layers", first_layers, anywhere=True),
-    Peer("torch int8 dynamic", torch_int8),
+    Peer("torch int8 dynamic", torch_int8, rounds=True),
     onnx("ONNX Runtime fp32", Exports.plain),
     onnx("ONNX Runtime fp32 fused", Exports.fused),
     onnx("ONNX Runtime int8", Exports.int8),
@@ -172,6 +175,7 @@ class Built:
     name: str
     call: Call
     batches: Batches
+    rounds: bool
 
 
 def built(offer: Offer, peers: Sequence[Peer]) -> tuple[list[Built], list[str]]:
@@ -190,7 +194,7 @@ def built(offer: Offer, peers: Sequence[Peer]) -> tuple[list[Built], list[str]]:
         except Exception as error:  # of a runtime that is not ours: the others are timed all the same
             left_out.append(f"{name}: {type(error).__name__}: {first_line(error)[:160]}")
         else:
-            ready.append(Built(name, call, batches))
+            ready.append(Built(name, call, batches, peer.rounds))
     return ready, left_out
 
 

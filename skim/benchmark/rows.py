@@ -18,6 +18,7 @@ from skim.benchmark.comparison import plain_twin, running
 from skim.benchmark.counting import counting
 from skim.benchmark.launches import launches
 from skim.benchmark.peers import PEERS, Offer, Peer, built, exported
+from skim.benchmark.runtimes import Call
 from skim.benchmark.timing import Timing, time_side_by_side
 from skim.compression import compress, twin, walk_of
 from skim.engine.inputs import inputs_of
@@ -64,6 +65,7 @@ class Row:
         host_reads: per forward, at which the host waits for the device; likewise.
         kernels: launched on the GPU per forward; ``None`` without one.
         busy_ms: time per pass in which the GPU computes; likewise.
+        score: of its own answers, where its arithmetic is coarser than float32's and somebody asked; ``None`` else.
     """
 
     candidate: str
@@ -75,6 +77,7 @@ class Row:
     host_reads: int | None = None
     kernels: int | None = None
     busy_ms: float | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,13 @@ class Candidate:
 
     Attributes:
         reference: name of the packed dense model in the same dtype, of skim's own candidates.
+        rounds: True if its arithmetic is coarser than float32.
     """
 
     call: Callable[..., Any]
     batches: Sequence[dict[str, Tensor]]
     reference: str = ""
+    rounds: bool = False
 
 
 def measure(
@@ -96,6 +101,7 @@ def measure(
     scripted: Mapping[str, Method],
     settings: Settings,
     title: str = "timing",
+    score: Callable[[Call], float] | None = None,
 ) -> tuple[list[Row], list[str]]:
     """Time a compressed model beside padded Hugging Face, packed dense, scripted methods and peers.
 
@@ -105,6 +111,7 @@ def measure(
         scripted: methods by name that the same weights are compressed by as well; new ones, each serves one model.
         settings: which candidates, and how they are timed.
         title: of the progress bar.
+        score: scores the answers of a candidate, where its arithmetic is coarser than float32's; ``None``: nobody does.
 
     Returns:
         A row each, the first in the first dtype being padded Hugging Face and packed dense; and a line for each peer
@@ -120,7 +127,8 @@ def measure(
     own: dict[str, Candidate] = {}
     for dtype in settings.dtypes:
         suffix = f", {dtype}" if len(settings.dtypes) > 1 else ""
-        own |= candidates(cast(model, DTYPES[dtype]), inputs, scripted, suffix)
+        some = candidates(cast(model, DTYPES[dtype]), inputs, scripted, suffix)
+        own |= {name: replace(one, rounds=dtype != "fp32") for name, one in some.items()}
     found = {name: examined(one) for name, one in own.items()}
     left_out: list[str] = []
     with tempfile.TemporaryDirectory(prefix="skim-peers-") as folder:
@@ -128,7 +136,7 @@ def measure(
         if settings.peers:
             offer, exports = offered(own, found, settings.dtypes[0], Path(folder))
             ready, left_out = built(offer, (*PEERS, *exports))
-            everyone |= {one.name: Candidate(one.call, one.batches) for one in ready}
+            everyone |= {one.name: Candidate(one.call, one.batches, rounds=one.rounds) for one in ready}
             found |= {
                 one.name: examined(everyone[one.name])._replace(keep_ratio=None, relative_flops=None) for one in ready
             }
@@ -139,7 +147,14 @@ def measure(
             clock=CLOCKS[settings.clock],
             title=title,
         )
-    return [row_of(name, one, timings, found[name]) for name, one in everyone.items()], left_out
+        rows = [row_of(name, one, timings, found[name]) for name, one in everyone.items()]
+        if score is not None:
+            with torch.inference_mode():
+                rows = [
+                    replace(row, score=score(one.call)) if one.rounds else row
+                    for row, one in zip(rows, everyone.values(), strict=True)
+                ]
+    return rows, left_out
 
 
 def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

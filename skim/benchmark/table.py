@@ -38,6 +38,7 @@ def rows_table(rows: Sequence[Row], title: str, left_out: Sequence[str], machine
         ("host\nreads", "d", lambda row: row.host_reads),
         ("kernels", "d", lambda row: row.kernels),
         ("busy\nms", ".2f", lambda row: row.busy_ms),
+        ("score", ".4f", lambda row: row.score),
     ]
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("candidate", overflow="fold")

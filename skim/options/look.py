@@ -221,5 +221,8 @@ class LookBenchmark(Options):
         "bf16",
     )
     """for what=peers: dtypes that skim and Hugging Face run in; peers that are PyTorch run in the first"""
+    score: bool = False
+    """for what=peers: score what computes coarser than in float32, int8 and bf16, on the whole evaluation split; that
+    takes a pass over it for each, and lets a report show them among the methods"""
     clock: Literal["wall", "cpu"] = "wall"
     """for what=peers: wall, or cpu, seconds of CPU of the process, on a machine that is shared"""

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     try:
-        found = collect(options.folders, options.curves)
+        found = collect(options.folders, options.curves, peers=True)
         console.print(runs_table(found.runs))
         for reason in found.left_out.values():
             console.print(Text(f"left out: {reason}", style="yellow"), soft_wrap=True)

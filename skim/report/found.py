@@ -12,6 +12,8 @@ from skim.options.words import budgets
 from skim.report.runs import FOLDER, SHIFTED, Results
 from skim.results import SCHEMA
 
+PEERS = "peers.json"  # what else could be run in a run's place: evaluate.py what=peers benchmark.score=true
+MODEL = "this model, "  # before the execution, in the names of candidates there
 CURVE = "curve.json"  # one trained model at several budgets: evaluate.py what=curve
 NAMED = (  # in every results.json
     *("task", "method", "backbone", "seed", "target", "config", "command", "status"),
@@ -26,9 +28,10 @@ class Found(NamedTuple):
     left_out: dict[Path, str]
 
 
-def collect(folders: Sequence[Path], curves: bool = False) -> Found:
+def collect(folders: Sequence[Path], curves: bool = False, peers: bool = False) -> Found:
     """Load every ``results.json`` in or under the folders, and with ``curves`` the points of every ``curve.json`` too.
 
+    With ``peers``, what was timed and scored beside a run (int8, bf16) is a run of its own, as :func:`load_peers` says.
     A file that cannot be read, such as a half-written one or one of another version, is left out, and the others stay.
 
     Raises:
@@ -53,6 +56,13 @@ def collect(folders: Sequence[Path], curves: bool = False) -> Found:
             collected.runs.extend(load_curve(path) if path.name == CURVE else [load(path)])
         except SkimError as error:
             collected.left_out[path] = str(error)
+    for run in list(collected.runs) if peers else ():
+        path = Path(run[FOLDER]) / PEERS
+        if path.is_file() and SHIFTED not in run and run["status"] == "done":
+            try:
+                collected.runs.extend(load_peers(path, run))
+            except SkimError as error:
+                collected.left_out[path] = str(error)
     if not collected.runs:
         several = "" if len(paths) == 1 else f"\nNor can {len(paths) - 1} more under {where}."
         raise SkimError(next(iter(collected.left_out.values())) + several)
@@ -75,6 +85,58 @@ def load_curve(path: Path) -> list[Results]:
         trained = run["config"].get("method", {}).get("target")
         marked.append({**run, SHIFTED: "no target" if trained is None else budgets(trained)})
     return marked
+
+
+def load_peers(path: Path, run: Results) -> list[Results]:
+    """Load what was timed and scored in a run's place, such as ``ONNX Runtime int8``: as runs that differ in that.
+
+    Their FLOPs are the run's, by arithmetic of another kind; theirs are the score and the times.
+
+    Args:
+        path: of a ``peers.json``.
+        run: beside which it lies.
+
+    Raises:
+        SkimError: the file is another one, or its scores are of other rows than the run's.
+    """
+    found = _json(path)
+    try:
+        sizes = {size: {row["candidate"]: row for row in one["rows"]} for size, one in found["batch_sizes"].items()}
+        scores = {name: row["score"] for rows in sizes.values() for name, row in rows.items() if row.get("score")}
+        if not scores:
+            return []
+        of = (run.get("samples") or {}).get("validation")
+        if of is not None and found["scored"] != of:
+            raise SkimError(f"{path} has scores of {found['scored']} rows, and its run of {of}.")
+        padded = {size: next(iter(rows.values()))["timing"] for size, rows in sizes.items()}
+        made = []
+        for name, score in scores.items():
+            own = name.startswith(MODEL)
+            latency = {
+                size: {"padded_hf": padded[size], "packed": rows[name]["timing"]}
+                for size, rows in sizes.items()
+                if name in rows
+            }
+            kind = f"{run['method']}, {name.removeprefix(MODEL).partition(', ')[2]}" if own else name
+            share = (
+                {} if own else {"relative_flops": 1.0, "target": None, "config": {"task": run["config"].get("task")}}
+            )
+            told = {"timed_on": {"machine": found["machine"], "precision": name, "command": found["command"]}}
+            nothing = {"by_length": [], "keep_ratio": [], "parameters": None, "classes": None}
+            made.append(
+                {
+                    **run,
+                    **nothing,
+                    **share,
+                    **told,
+                    "method": kind,
+                    "metrics": {run["monitor"]: score},
+                    "latency": latency,
+                }
+            )
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise SkimError(f"{path} is no peers.json of this version: {error!r}.") from None
+    return made
 
 
 def _json(path: Path) -> Any:

@@ -11,6 +11,8 @@ from skim.benchmark import peers
 from skim.errors import SkimError
 from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
+from skim.report.found import collect
+from skim.report.runs import speedups
 from tests.runs import composed, looking, small
 
 QUICK = ("what=peers", "benchmark.samples=24", "benchmark.batch_sizes=[8]", "benchmark.repeats=1")
@@ -22,6 +24,32 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [peer for peer in peers.PEERS if "layers" in peer.name or "grouped" in peer.name]
     gone = [peers.Peer("gone", lambda offer: None, needs=("nowhere_to_be_had",), extra="onnx")]
     monkeypatch.setattr("skim.benchmark.rows.PEERS", (*kept, *gone))
+
+
+def test_what_rounds_is_scored_and_joins_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [peer for peer in peers.PEERS if peer.name == "torch int8 dynamic"]
+    monkeypatch.setattr("skim.benchmark.rows.PEERS", (*kept, peers.Peer("itself", peers.itself)))
+    monkeypatch.setattr(
+        "skim.benchmark.rows.exported", lambda name, model: peers.Peer(name, peers.itself, ("nowhere",))
+    )
+    folder = tmp_path / "run"
+    train(small("method=topk", "train.max_steps=1"), folder, "")
+    evaluate(looking(folder, *QUICK, "benchmark.dtypes=[fp32,bf16]", "benchmark.score=true"))
+    told = json.loads((folder / "peers.json").read_text())
+    scores = {row["candidate"]: row["score"] for row in told["batch_sizes"]["8"]["rows"]}
+    run, *others = collect([folder], peers=True).runs
+    rounds = ["padded HF, bf16", "packed dense, bf16", "this model, packed, bf16", "torch int8 dynamic"]
+    assert [name for name, score in scores.items() if score is not None] == rounds
+    assert told["scored"] == run["samples"]["validation"]
+    assert scores["this model, packed, bf16"] == pytest.approx(run["metrics"][run["monitor"]], abs=0.05)
+    assert [other["method"] for other in others] == [*rounds[:2], "topk, bf16", rounds[3]]
+    assert [other["relative_flops"] for other in others] == [1.0, 1.0, run["relative_flops"], 1.0]
+    assert all(speedups(other)[8, "padded_hf"] > 0 for other in others)
+    (folder / "peers.json").write_text(json.dumps(told | {"scored": 3}))
+    found = collect([folder], peers=True)
+    assert [str(path.name) for path in found.left_out] == ["peers.json"]
+    assert "has scores of 3 rows" in next(iter(found.left_out.values()))
+    assert len(found.runs) == len(collect([folder]).runs) == 1
 
 
 def names(path: Path) -> list[str]:
