@@ -135,7 +135,7 @@ def load_peers(path: Path, run: Results) -> list[Results]:
                 }
             )
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise SkimError(f"{path} is no peers.json of this version: {error!r}.") from None
+        raise SkimError(f"{path} is damaged, or from another version: {error!r}.") from None
     return made
 
 
