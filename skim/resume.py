@@ -138,7 +138,7 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     path = checkpoint_of(named)
     before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=False)
     choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
-    if changing := next((group for group in ("experiment", "debug") if group in choices), None):
+    if changing := next((group for group in ("experiment", "recipe", "debug") if group in choices), None):
         raise SkimError(
             f"resume={path} goes on by its own config, which {changing}={choices[changing]} would change.\n"
             "Leave it away, and name the options that shall change, such as train.epochs=2."

@@ -25,6 +25,7 @@ SMALL = [
     "task=builtin",
     "backbone=tiny",
     *NARROW,
+    "recipe=plain",
     "hardware=cpu",
     "hardware.threads=1",
     "task.max_train_samples=256",

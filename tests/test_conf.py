@@ -25,6 +25,7 @@ GROUPS = (
     "trainer",
     "optimizer",
     "scheduler",
+    "recipe",
     "logger",
     "callbacks",
     "experiment",

@@ -130,7 +130,7 @@ def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
         method_after=cfg.train.method_after or 0.0,
         optimizer=made(cfg, "optimizer", _partial_=True),
         scheduler=made(cfg, "scheduler", _partial_=True),
-        distiller=Distiller(train.distill, train.distill_temperature, parts.teacher, train.distill_hidden)
+        distiller=Distiller(train.distill or 0.0, train.distill_temperature, parts.teacher, train.distill_hidden or 0.0)
         if teaches(train)
         else None,
         calibrate_on=parts.sampled(32, cfg.train.calibrate) if cfg.train.calibrate else None,

@@ -161,7 +161,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     if purpose == "fit":
         with typed("method"):
             method.check_fit()
-        if cfg.train.distill_hidden > 0:
+        if (cfg.train.distill_hidden or 0.0) > 0:
             check_states(model, method)
         if cfg.train.freeze is not None:
             freeze(model, cfg.train.freeze)

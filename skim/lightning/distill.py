@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,36 @@ from skim.engine.ranks import share, weighed
 from skim.engine.trace import Trace
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
-from skim.methods import Method
+from skim.methods import Method, method_name
+from skim.resume import recorded
 from tasks.base import Task
+
+USUAL = {"distill": 0.5, "distill_hidden": 0.0}  # weights where there is a teacher and train has null
 
 
 def teaches(train: DictConfig) -> bool:
     """Tell whether the options of ``train`` ask for a teacher."""
-    return train.distill > 0 or train.get("distill_hidden", 0.0) > 0
+    return any((train.get(name) or 0.0) > 0 for name in USUAL)
+
+
+def weights_of(cfg: DictConfig) -> dict[str, float]:
+    """The weights of ``train`` that are null, by name: the usual ones where there is a teacher, 0 where there is none.
+
+    A teacher is there where ``init_from`` names a run of the dense model on the same task, or where the model is to
+    teach itself. A dense model has none: it is what teaches.
+    """
+    there = cfg.train.distill_from == "self" or starts_dense(cfg)
+    if method_name(cfg.method._target_) == "dense":
+        there = False
+    return {name: usual if there else 0.0 for name, usual in USUAL.items() if cfg.train.get(name) is None}
+
+
+def starts_dense(cfg: DictConfig) -> bool:
+    """Tell whether a run starts from one of the dense model on its own task."""
+    if cfg.init_from is None or not (Path(str(cfg.init_from)) / "config.yaml").is_file():
+        return False
+    before = recorded(Path(str(cfg.init_from)))
+    return method_name(before.method._target_) == "dense" and before.task.name == cfg.task.name
 
 
 @dataclass(frozen=True)

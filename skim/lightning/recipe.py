@@ -31,6 +31,7 @@ from skim.lightning.callbacks.resume import check_resumable
 from skim.lightning.callbacks.sentences import Sentences
 from skim.lightning.check import check, method_of
 from skim.lightning.config_tree import config_tree
+from skim.lightning.distill import weights_of
 from skim.lightning.folder import begin, concluded, continue_log, failed
 from skim.lightning.hardware import scaled
 from skim.lightning.landing import land, measure
@@ -141,7 +142,9 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
         raise SkimError(f"paths.run={cfg.paths.run} is filled in when a run begins.\nChoose its folder: hydra.run.dir=")
     found = method_of(cfg).settled()
     said = [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
-    cfg = again(cast(DictConfig, OmegaConf.merge(cfg, {"method": found})), folder)
+    weights = weights_of(cfg)
+    said += [f"train.{name}: null -> {value:g}, for there is a teacher" for name, value in weights.items() if value]
+    cfg = again(cast(DictConfig, OmegaConf.merge(cfg, {"method": found, "train": weights})), folder)
     changed, resume = [], None
     if cfg.resume is not None:
         changed, resume = changes(cfg), checkpoint_of(cfg.resume)

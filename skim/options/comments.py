@@ -69,6 +69,8 @@ def owners(file: Path) -> dict[str, type]:
         places |= PLACES.get(file.stem, {})
     elif group in PLACES["train"]:
         places[""] = PLACES["train"][group]
+    elif group == "recipe":
+        places[""] = PLACES["train"]["train"]
     inner = f"{group}."
     places |= {place.removeprefix(inner): kind for place, kind in PLACES["train"].items() if place.startswith(inner)}
     if group in ("method", "task"):

@@ -111,11 +111,12 @@ class Training(Schedule):
     label_smoothing: Part = 0.0
     """share of each label's probability that training gives to all classes alike; 0 is off. The losses that are
     evaluated are never smoothed"""
-    distill: Fraction = 0.0
-    """weight of the distance to the teacher's logits; the task's loss weighs the rest"""
-    distill_hidden: NotNegative = 0.0
+    distill: Fraction | None = None
+    """weight of the distance to the teacher's logits; the task's loss weighs the rest; null: 0.5 where there is a
+    teacher (init_from names a dense run on this task, or distill_from is self), else 0"""
+    distill_hidden: NotNegative | None = None
     """weight of the distance to the teacher's hidden states, layer by layer, of the tokens that the student still
-    computes there; beside the rest of the loss"""
+    computes there; beside the rest of the loss; null: 0, with a teacher or without"""
     distill_from: Literal["init", "self"] = "init"
     """the teacher: init is the dense model that init_from names (of a run in which some layers did not run, those that
     did, on all tokens); self is the model itself, run uncompressed on each batch"""

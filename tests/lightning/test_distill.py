@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import FunnelConfig, FunnelForSequenceClassification
 
@@ -17,12 +18,12 @@ from skim.compression import keeping_states
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
-from skim.lightning.distill import Distiller, check_states, states_distance
+from skim.lightning.distill import Distiller, check_states, states_distance, weights_of
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
 from tests import families
 from tests.ragged import Scripted
-from tests.runs import small
+from tests.runs import composed, small
 
 
 class Watch(pl.Callback):
@@ -130,6 +131,30 @@ def test_a_run_that_teaches_itself_needs_no_other(tmp_path: Path) -> None:
     assert set(taught) == set(alone)
     name = "model.bert.encoder.layer.1.attention.self.query.weight"
     assert not torch.equal(taught[name], alone[name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "wanted"),
+    [
+        (["init_from=dense"], {"distill": 0.5, "distill_hidden": 0.0}),
+        (["init_from=dense", "train.distill=0.2"], {"distill_hidden": 0.0}),
+        (["train.distill_from=self"], {"distill": 0.5, "distill_hidden": 0.0}),
+        ([], {"distill": 0.0, "distill_hidden": 0.0}),
+        (["init_from=dense", "method=dense"], {"distill": 0.0, "distill_hidden": 0.0}),
+        (["init_from=dense", "task=builtin_pairs"], {"distill": 0.0, "distill_hidden": 0.0}),
+        (["init_from=skimmed"], {"distill": 0.0, "distill_hidden": 0.0}),
+        (["init_from=nowhere"], {"distill": 0.0, "distill_hidden": 0.0}),
+        (["init_from=dense", "recipe=plain"], {}),
+    ],
+)
+def test_a_dense_run_of_the_same_task_teaches_unless_somebody_says_otherwise(
+    overrides: list[str], wanted: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, method in (("dense", "dense"), ("skimmed", "transkimmer")):
+        (tmp_path / name).mkdir()
+        OmegaConf.save(composed("task=builtin", f"method={method}"), tmp_path / name / "config.yaml")
+    assert weights_of(composed("task=builtin", "method=ltp", *overrides)) == wanted
 
 
 def states_of(method: skim.Method, form: str) -> tuple[Any, list[Tensor]]:
