@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the names of _PUBLIC, for editors and type checkers; a test
     from skim.methods import Method as Method
     from skim.methods import register as register
     from skim.methods.act import ACT as ACT
+    from skim.methods.adapler import AdapLeR as AdapLeR
     from skim.methods.chain import Chain as Chain
     from skim.methods.dense import Dense as Dense
     from skim.methods.early_exit import EarlyExit as EarlyExit
@@ -62,6 +63,7 @@ _PUBLIC = {  # public names, and the modules that they are loaded from on first 
     "Method": "skim.methods",
     "register": "skim.methods",
     "ACT": "skim.methods.act",
+    "AdapLeR": "skim.methods.adapler",
     "Chain": "skim.methods.chain",
     "Dense": "skim.methods.dense",
     "EarlyExit": "skim.methods.early_exit",

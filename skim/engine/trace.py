@@ -105,6 +105,8 @@ class Trace:
         execution: ``"masked"``, ``"packed"`` or ``"narrowed"``.
         states: the rows behind each layer, where somebody has asked for them; see
             :func:`skim.compression.keeping_states`.
+        saliency: ``(B, N)`` of the tokens in the dense model, where somebody has measured it for the method, see
+            :func:`skim.saliency.saliency`.
     """
 
     sequences: Sequences
@@ -112,6 +114,7 @@ class Trace:
     layers: list[LayerTrace] = field(default_factory=list)
     carry: Any = None
     states: list[TokenBatch] = field(default_factory=list)
+    saliency: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:

@@ -33,6 +33,7 @@ from skim.lightning.distill import Distiller, Lesson
 from skim.lightning.optim import Optimizer, Scheduler, grouped, linear, optimized, own_kinds, scheduled
 from skim.lightning.sandwich import INPLACE, PLACES, drawn, taught
 from skim.lightning.scores import Scores
+from skim.saliency import saliency
 from skim.stages import Plan, Stage, of_method
 from tasks.base import Task
 from tasks.losses import Loss
@@ -203,8 +204,10 @@ class SkimModule(pl.LightningModule):
             lesson: a teacher's, if there is one.
             place: of the forward among those of a step, for the log; empty for the only one.
         """
+        salient = saliency(self.model, batch) if self.begun and self.method.reads_saliency else None
         out = self(batch)
         trace = self.trace
+        trace.saliency = salient
         own = loss = self._of_task(out, batch)
         distances: dict[str, Tensor] = {}
         if lesson is not None:

@@ -14,6 +14,7 @@ from skim.methods.base import Method, Spec
 
 METHODS = {
     "act": "skim.methods.act.ACT",
+    "adapler": "skim.methods.adapler.AdapLeR",
     "chain": "skim.methods.chain.Chain",
     "dense": "skim.methods.dense.Dense",
     "early_exit": "skim.methods.early_exit.EarlyExit",

@@ -68,6 +68,7 @@ class Method(Hooks):
         table: its shifts by budget, of a method whose target is a range; ``None``: it has one budget, or none.
         starts_at_target: a target is met before training through decisions as well, by moving ``shift``.
         trains_dense: training runs every layer on every token; decisions are for evaluation only.
+        reads_saliency: its penalties want ``trace.saliency`` in training.
         does: by which means it computes less, of :data:`MEANS`; a chain refuses pairs that cannot be.
         by_budget: names of its parameters that only a method for a range of budgets has.
         defining: options without which what was learned means something else: a run that goes on from another has the
@@ -101,6 +102,7 @@ class Method(Hooks):
     defining: ClassVar[tuple[str, ...]] = ("preset", "protect")
     does: ClassVar[frozenset[str]] = frozenset({"retires"})
     trains_dense = False
+    reads_saliency = False
     measured_on: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

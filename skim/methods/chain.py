@@ -314,6 +314,10 @@ class Chain(Method):
         return all(member.trains_dense for member in self._each())
 
     @property
+    def reads_saliency(self) -> bool:  # type: ignore[override]
+        return any(member.reads_saliency for member in self._each())
+
+    @property
     def reads_padding(self) -> bool:  # type: ignore[override]
         return any(member.reads_padding for member in self._each())
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from skim.engine.trace import Trace
 from skim.methods import Method
 from skim.methods.act import ACT
+from skim.methods.adapler import AdapLeR
 from skim.methods.budget import Budget
 from skim.methods.chain import Chain
 from skim.methods.dense import Dense
@@ -140,6 +141,29 @@ def draw_predictors(model: nn.Module, batch: dict[str, Tensor], attempt: int) ->
 def predicting(make: Callable[[], Method]) -> Row:
     """A row of predictors that skim."""
     return Row(make, draw_predictors, drop_nothing=shift(1e4), steer=steer)
+
+
+def draw_contributions(model: nn.Module, batch: dict[str, Tensor], attempt: int) -> None:
+    """Draw predictors that tell of some tokens more than of others."""
+    enliven(model.method, attempt)
+    for net in model.method.predictors:
+        net[2].weight.data *= 3
+    model.method.eta.data.fill_(0.7)
+
+
+def steep(method: Any) -> None:
+    """Remove softly by a slope that is none."""
+    method.slope = method.slope_end = 1e7
+
+
+def gentle(method: Any) -> None:
+    """Remove so softly that every token is in doubt."""
+    method.slope = method.slope_end = 1.0
+
+
+def contributing(make: Callable[[], Method]) -> Row:
+    """A row of methods that tell contributions."""
+    return Row(make, draw_contributions, drop_nothing=shift(1e4), harden=steep, blur=gentle, steer=steer)
 
 
 # --- retired between the halves, by the attention received ------------------------------------------------------------
@@ -378,6 +402,7 @@ def chained(*names: str, **columns: Any) -> Row:
 METHODS: dict[str, Row] = {
     "dense": Row(Dense, is_ragged=lambda trace: True),
     "transkimmer": predicting(lambda: Transkimmer(noise_until=0.0)),
+    "adapler": contributing(AdapLeR),
     "ltp": pruning(lambda: LTP(final_token_threshold=0.05, score_norm="length"), harden=cool, blur=warm, steer=steer),
     "ltp_alive": pruning(
         lambda: LTP(final_token_threshold=0.1, score_norm="alive"), harden=cool, blur=warm, steer=steer
@@ -414,6 +439,7 @@ METHODS |= {
     "ltp+transkimmer": chained("ltp", "transkimmer"),
     "layer_drop+transkimmer": chained("layer_drop", "transkimmer", is_ragged=thins, drop_nothing=None),
     "layer_drop+ltp": chained("layer_drop", "ltp", is_ragged=thins, drop_nothing=None),
+    "layer_drop+adapler": chained("layer_drop", "adapler", is_ragged=thins, drop_nothing=None),
     "funnel+ltp": chained("funnel", "ltp"),
     "truncate+topk": chained("truncate", "topk"),
     "funnel+topk": chained("funnel", "topk"),
