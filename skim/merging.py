@@ -49,8 +49,7 @@ def merged(model: nn.Module) -> nn.Module:
     rest = walk.method.without_layers()
     if rest is None:
         return outer
-    if rest.adapting.target is not None:
-        rest.adapting.target = min(rest.adapting.target / share, 1.0)
+    rest.adapting.restate(share)
     return compress(outer, rest, walk.execution)
 
 

@@ -53,7 +53,7 @@ RUNS: dict[str, list[str]] = {
     "funnel": [*ROWS, "method=funnel"],
     "early_exit": [*ROWS, "method=early_exit", "method.halting=pondernet"],
     "layer_drop": [*ROWS, "method=layer_drop", "method.layers=[2]"],
-    "topk": [*ROWS, "method=topk", "method.start=1", "method.target=0.8"],
+    "topk, any budget": [*ROWS, "method=topk", "method.start=1", "method.target=[0.8,1.0]"],
     "a chain, distilled": [
         *(*ROWS, "method=chain", "method.methods=[{method: funnel},{method: transkimmer, target: 0.6}]"),
         *("train.distill=0.5", "train.distill_from=self"),

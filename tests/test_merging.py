@@ -129,6 +129,22 @@ def test_the_rest_of_a_chain_counts_the_layers_that_are_left(tmp_path: Path) -> 
     assert torch.equal(answers(model, batch), wanted)
 
 
+def test_a_range_counts_the_layers_that_are_left(tmp_path: Path) -> None:
+    batch = batch_of("bert")
+    model = skim.compress(plain("bert"), [skim.LayerDrop((0, 2)), skim.TopK(start=0, target=(0.3, 0.6))]).eval()
+    model.method.table.shifts.copy_(torch.linspace(-1.5, -0.5, len(model.method.table.shifts)))
+    model.budget = 0.4
+    wanted = answers(model, batch)
+    skim.save_pretrained(model, tmp_path, merged=True)
+    small = skim.from_pretrained(tmp_path)
+    assert small.method.target == pytest.approx((0.45, 0.9))
+    assert small.budget == pytest.approx(0.6)
+    assert_same(answers(small, batch), wanted)
+    model.budget = 0.55
+    assert_same(answers(skim.from_pretrained(tmp_path, budget=0.825), batch), answers(model, batch))
+    assert model.method.target == (0.3, 0.6)
+
+
 def test_several_that_are_left_are_a_chain(tmp_path: Path) -> None:
     batch = batch_of("bert")
     model = chained(skim.TopK(start=1, token_keep_rate=0.6), skim.LTP(final_token_threshold=0.1))

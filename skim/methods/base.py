@@ -179,6 +179,19 @@ class Method(Hooks):
         if self.budget is not None:
             self.budget.choose(self.table.now)
 
+    def restate(self, share: float) -> None:
+        """Count its target in FLOPs of a part of the layers from now on, where the others are gone.
+
+        Args:
+            share: of all layers' FLOPs that the part has.
+        """
+        if isinstance(self.target, tuple):
+            self.target = self.target[0] / share, min(self.target[1] / share, 1.0)
+        elif self.target is not None:
+            self.target = min(self.target / share, 1.0)
+        if self.table is not None:
+            self.table.restate(share)
+
     def descend(self, budget: float) -> None:
         """Take part in a budget of a chain, where another member's decisions are shifted to meet it."""
 

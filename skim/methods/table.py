@@ -57,6 +57,14 @@ class Table(Precise):
         self.register_buffer("weights", torch.zeros(len(self.anchors), dtype=torch.float32), persistent=False)
         self.choose(self.now)
 
+    def restate(self, share: float) -> None:
+        """Count budgets in FLOPs of a part, which has this share of them all; the shifts stay."""
+        now, shifts = self.now, self.shifts
+        self.low, self.high = self.low / share, min(self.high / share, 1.0)
+        self.lay(())
+        self.shifts.copy_(shifts)
+        self.choose(now / share)
+
     def choose(self, budget: float) -> None:
         """Set a budget; one beyond the range by no more than float32 rounds is at its end."""
         self._now = budget = min(max(budget, self.low), self.high)

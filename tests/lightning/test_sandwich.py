@@ -70,7 +70,7 @@ def test_results_are_of_the_middle_and_the_curve_of_the_range(trained: tuple[Run
     assert results["target"] == [0.7, 1.0]
     assert results["relative_flops"] == pytest.approx(0.85, abs=0.02)
     assert aggregate([results])[0].name == "topk 0.7-1"
-    timed = ["timed=true", "benchmark.samples=8", "benchmark.batch_sizes=[4]", "benchmark.repeats=1"]
+    timed = ["timed=true", "benchmark.samples=4", "benchmark.batch_sizes=[4]", "benchmark.repeats=1"]
     evaluate(looking(run.folder, "what=curve", *timed))
     points = load_curve(run.folder / "curve.json")
     assert [point["target"] for point in points] == pytest.approx([0.7, 0.76, 0.82, 0.88, 0.94, 1.0])
