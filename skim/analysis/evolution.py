@@ -6,6 +6,7 @@ generation mutates some of it and crosses some, and what the offspring dominates
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,9 +36,10 @@ class Rated:
 
 
 def front(rated: Iterable[Rated]) -> list[Rated]:
-    """Find those that none beats: by rising cost, and rising score."""
+    """Find those that none beats: by rising cost, and rising score, without those whose score is no number."""
     found: list[Rated] = []
-    for one in sorted(rated, key=lambda one: (one.spent, -one.score, one.lengths)):
+    known = [one for one in rated if math.isfinite(one.score)]  # the correlation of a constant answer is none
+    for one in sorted(known, key=lambda one: (one.spent, -one.score, one.lengths)):
         if not found or one.score > found[-1].score:
             found.append(one)
     return found
@@ -98,7 +100,8 @@ def evolve(start: Sequence[Lengths], rate: Callable[[Lengths], Rated], evaluatio
     while generation and len(rated) < evaluations:
         for lengths in generation[: evaluations - len(rated)]:
             rated[lengths] = rate(lengths)
-        generation = offspring([one.lengths for one in front(rated.values())], rated, lots)
+        parents = [one.lengths for one in front(rated.values())]
+        generation = offspring(parents, rated, lots) if parents else []
     return list(rated.values())
 
 

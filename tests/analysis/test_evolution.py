@@ -29,6 +29,16 @@ def test_it_finds_a_planted_optimum_that_no_constant_ratio_comes_near() -> None:
     assert constant < -0.8
 
 
+def test_a_score_that_is_no_number_beats_nobody() -> None:
+    def rate(lengths: Lengths) -> Rated:
+        return planted(lengths) if lengths[0] > 0.7 else Rated(lengths, float("nan"), 0.01)
+
+    found = front(evolve(START, rate, 40))
+    assert found
+    assert all(one.lengths[0] > 0.7 for one in found)
+    assert len(evolve(START, lambda lengths: Rated(lengths, float("nan"), 0.1), 40)) == len(START)
+
+
 def test_more_is_found_with_more_evaluations_and_none_is_rated_twice() -> None:
     asked: list[Lengths] = []
 

@@ -51,16 +51,21 @@ def look(cfg: DictConfig, console: Console) -> None:
             "Train a model for any lengths first: python train.py method=length_drop."
         )
     folder = loaded.folder / "search"
-    folder.mkdir(exist_ok=True)
     trainer = trainer_of(loaded, console, bar=False)
     with trainer.precision_plugin.forward_context(), as_it_was(method):
         start = first_generation(method)
         batches, rows = rated_on(loaded, cfg)
+        folder.mkdir(exist_ok=True)
         scorer = Scorer(loaded, batches, options.by)
         book = Book(folder / "search.json", scorer.about(rows), console)
         with counted(console, f"search on {rows}", options.evaluations) as count:
             found = evolve(start, book.asking(scorer, count), options.evaluations, options.seed)
     best = spread(front(found), options.points)
+    if not best:
+        raise SkimError(
+            f"None of the {len(found)} that were rated has a score that is a number: the training diverged, or "
+            f"{loaded.parts.task.monitor} has no value on {rows}.\nRate on more: search.samples={2 * options.samples}"
+        )
     points = measured(loaded, best, cfg, console)
     method.take([point["lengths"] for point in points])
     inputs = loaded.parts.sampled(cfg.batch_size, SAMPLES)
