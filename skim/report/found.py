@@ -90,7 +90,8 @@ def load_curve(path: Path) -> list[Results]:
 def load_peers(path: Path, run: Results) -> list[Results]:
     """Load what was timed and scored in a run's place, such as ``ONNX Runtime int8``: as runs that differ in that.
 
-    Their FLOPs are the run's, by arithmetic of another kind; theirs are the score and the times.
+    Their FLOPs are the run's, by arithmetic of another kind; theirs are the score and the times. Beside a run that is
+    not dense, only its own model in another arithmetic: the others have its weights, and none of its method.
 
     Args:
         path: of a ``peers.json``.
@@ -112,15 +113,21 @@ def load_peers(path: Path, run: Results) -> list[Results]:
         made = []
         for name, score in scores.items():
             own = name.startswith(MODEL)
+            if not own and run["method"] != "dense":
+                continue
             latency = {
                 size: {"padded_hf": padded[size], "packed": rows[name]["timing"]}
                 for size, rows in sizes.items()
                 if name in rows
             }
             kind = f"{run['method']}, {name.removeprefix(MODEL).partition(', ')[2]}" if own else name
-            share = (
-                {} if own else {"relative_flops": 1.0, "target": None, "config": {"task": run["config"].get("task")}}
-            )
+            spent = next(rows[name].get("relative_flops") for rows in sizes.values() if name in rows)
+            alone = {
+                "relative_flops": 1.0 if spent is None else spent,  # None: a runtime, which retires nothing
+                "target": None,
+                "config": {"task": run["config"].get("task")},
+            }
+            share = {} if own else alone
             told = {"timed_on": {"machine": found["machine"], "precision": name, "command": found["command"]}}
             nothing = {"by_length": [], "keep_ratio": [], "parameters": None, "classes": None}
             made.append(

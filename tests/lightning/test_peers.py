@@ -11,7 +11,7 @@ from skim.benchmark import peers
 from skim.errors import SkimError
 from skim.lightning.looks import evaluate
 from skim.lightning.recipe import train
-from skim.report.found import collect
+from skim.report.found import collect, load_peers
 from skim.report.runs import speedups
 from tests.runs import composed, looking, small
 
@@ -42,9 +42,12 @@ def test_what_rounds_is_scored_and_joins_the_report(tmp_path: Path, monkeypatch:
     assert [name for name, score in scores.items() if score is not None] == rounds
     assert told["scored"] == run["samples"]["validation"]
     assert scores["this model, packed, bf16"] == pytest.approx(run["metrics"][run["monitor"]], abs=0.05)
-    assert [other["method"] for other in others] == [*rounds[:2], "topk, bf16", rounds[3]]
-    assert [other["relative_flops"] for other in others] == [1.0, 1.0, run["relative_flops"], 1.0]
-    assert all(speedups(other)[8, "padded_hf"] > 0 for other in others)
+    (own,) = others  # the rest has weights that topk trained, and no topk
+    assert (own["method"], own["relative_flops"]) == ("topk, bf16", run["relative_flops"])
+    plain = load_peers(folder / "peers.json", run | {"method": "dense", "relative_flops": 0.9})
+    assert [other["method"] for other in plain] == [*rounds[:2], "dense, bf16", rounds[3]]
+    assert [other["relative_flops"] for other in plain] == [1.0, 1.0, 0.9, 1.0]
+    assert all(speedups(other)[8, "padded_hf"] > 0 for other in (own, *plain))
     (folder / "peers.json").write_text(json.dumps(told | {"scored": 3}))
     found = collect([folder], peers=True)
     assert [str(path.name) for path in found.left_out] == ["peers.json"]
