@@ -12,6 +12,7 @@ from typing import Any
 from skim.options.check import PLACES
 from skim.options.declared import arguments
 
+RESOLVED = {"train.distill": 0.0, "train.distill_hidden": 0.0}  # a run fills their null in; before them, it was off
 OURS = ("skim.", "tasks.")  # classes that may be imported because a file names them
 Flat = dict[str, Any]
 
@@ -35,6 +36,8 @@ def filled(flats: Sequence[Flat], configs: Sequence[Mapping[str, Any]]) -> list[
 
 def default_of(path: str, config: Mapping[str, Any]) -> Any:
     """The declared default of an option, in JSON's types; ``Parameter.empty`` if it has none."""
+    if path in RESOLVED:
+        return RESOLVED[path]
     place, _, name = path.rpartition(".")
     node: Any = config
     for part in filter(None, place.split(".")):

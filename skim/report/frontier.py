@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,11 +68,14 @@ def part(settings: Sequence[Setting], picture: str) -> str:
     costs, monitor = costs_of(settings), settings[0].monitor
     lines = [f"![{escaped(monitor)} on {escaped(settings[0].task)} by cost]({picture})", "", *table(settings, costs)]
     lines += ["", *notes(settings, costs)]
-    for cost in costs:
-        if rows := leads(settings, cost):
+    backbones = dict.fromkeys(s.backbone for s in settings)
+    for backbone, cost in product(backbones, costs):  # a share of one backbone's cost is none of another's
+        if rows := leads([s for s in settings if s.backbone == backbone], cost):
+            of = f", {escaped(backbone)}" if len(backbones) > 1 else ""
             lines += [
                 "",
-                f"**At the same {cost.title}**, on the straight line between measured settings, differences of means:",
+                f"**At the same {cost.title}{of}**, on the straight line between measured settings, differences of "
+                "means:",
                 "",
                 *rows,
             ]
@@ -86,14 +89,16 @@ def part(settings: Sequence[Setting], picture: str) -> str:
 
 def table(settings: Sequence[Setting], costs: Sequence[Axis]) -> list[str]:
     """A line for each setting, by rising relative FLOPs; in bold the costs at which nobody is better."""
-    dense = reference(settings)
+    backbones = {s.backbone for s in settings}
+    known = {name: reference([s for s in settings if s.backbone == name]) for name in backbones}
     fronts = [front(settings, cost.cost) for cost in costs]
-    several = len({s.backbone for s in settings}) > 1
+    several = len(backbones) > 1
     heads = ["candidate", *["backbone"] * several, "seeds", escaped(settings[0].monitor)]
     heads += ["points below dense", *(escaped(cost.title) for cost in costs)]
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for s in sorted(settings, key=lambda s: (s.relative_flops.mean, s.name)):
         cells = [escaped(s.name), *[escaped(s.backbone)] * several, ", ".join(map(str, s.seeds)), shown(s.metric)]
+        dense = known[s.backbone]
         cells.append("" if dense is None or s is dense else below(s, dense))
         for cost, best in zip(costs, fronts, strict=True):
             text = shown(cost.cost(s))
@@ -103,7 +108,7 @@ def table(settings: Sequence[Setting], costs: Sequence[Axis]) -> list[str]:
 
 
 def reference(settings: Sequence[Setting]) -> Setting | None:
-    """The dense setting that others are held against, the best if there are several; ``None`` without one."""
+    """The dense setting that others of a backbone are held against, the best of several; ``None`` without one."""
     scored = [(s.metric.mean, s) for s in settings if s.method == "dense" and s.metric]
     return max(scored, key=lambda one: one[0])[1] if scored else None
 

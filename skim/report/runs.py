@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
@@ -136,12 +135,19 @@ def aggregate(results: Sequence[Results]) -> list[Setting]:
     groups: dict[tuple[Any, ...], list[Results]] = {}
     done = _alike([{**run, OPTIONS: deciding(run["config"])} for run in results if run["status"] == "done"])
     for run in done:
-        config = json.dumps(run[OPTIONS], sort_keys=True)
-        groups.setdefault((*_line(run), target_of(run), run.get(MOVED), config), []).append(run)
+        options = frozenset((name, _frozen(value)) for name, value in run[OPTIONS].items())
+        groups.setdefault((*_line(run), target_of(run), run.get(MOVED), options), []).append(run)
     variants = _variants([runs[0] for runs in groups.values()])
     settings = [_setting(runs, *variant) for runs, variant in zip(groups.values(), variants, strict=True)]
     order = lambda s: (s.task, s.backbone, s.method != "dense", s.method, s.variant, -s.relative_flops.mean)  # noqa: E731
     return sorted(settings, key=order)
+
+
+def _frozen(value: Any) -> Any:
+    """Make an option's value a key: ``0`` and ``0.0``, as people type them, are one."""
+    if isinstance(value, Mapping):
+        return frozenset((name, _frozen(one)) for name, one in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _alike(runs: list[Results]) -> list[Results]:

@@ -127,6 +127,23 @@ def test_runs_of_two_versions_are_one_setting_where_the_later_option_is_at_its_d
     (one,) = aggregate([run(2), run(3, delta=1.0, every=None)])
     assert one.seeds == (2, 3)
     assert len(aggregate([run(2), run(3, delta=2.0)])) == 2
+    (same,) = aggregate([run(2, delta=0), run(3, delta=0.0)])
+    assert same.seeds == (2, 3), "as people type it"
+
+
+def test_a_backbone_is_held_against_its_own_dense_and_its_own_baselines() -> None:
+    def run(backbone: str, method: str, flops: float, score: float) -> dict[str, Any]:
+        names = {"backbone": backbone, "method": method, "target": flops}
+        return dense(**names, relative_flops=flops, metrics={"accuracy": score}, latency=None)
+
+    small = [run("tiny", "dense", 1.0, 0.7), run("tiny", "topk", 0.5, 0.68), run("tiny", "layer_drop", 0.5, 0.6)]
+    large = [run("minilm", "dense", 1.0, 0.9), run("minilm", "topk", 0.25, 0.8), run("minilm", "layer_drop", 0.25, 0.7)]
+    lines = part(aggregate(small + large), "sst2.svg").splitlines()
+    (of_tiny,) = [line for line in lines if line.startswith("| topk 0.5")]
+    assert " | 2.00 | " in of_tiny, "points below dense"
+    ahead = [line for line in lines if line.startswith("| 0.")]
+    assert ahead == ["| 0.25 | topk | 0.800 | 10.0 | +10.0 |", "| 0.5 | topk | 0.680 | 2.0 | +8.0 |"], "no line between"
+    assert sum("**At the same relative FLOPs, " in line for line in lines) == 2
 
 
 def test_chains_go_by_their_members_and_differ_in_their_options() -> None:
