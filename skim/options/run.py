@@ -116,7 +116,8 @@ class Training(Schedule):
     teacher (init_from names a dense run on this task, or distill_from is self), else 0"""
     distill_hidden: NotNegative | None = None
     """weight of the distance to the teacher's hidden states, layer by layer, of the tokens that the student still
-    computes there; beside the rest of the loss; null: 0, with a teacher or without"""
+    computes there; beside the rest of the loss; null: 1 where there is a teacher and the method merges no tokens, else
+    0"""
     distill_from: Literal["init", "self"] = "init"
     """the teacher: init is the dense model that init_from names (of a run in which some layers did not run, those that
     did, on all tokens); self is the model itself, run uncompressed on each batch"""

@@ -136,9 +136,10 @@ def test_a_run_that_teaches_itself_needs_no_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "wanted"),
     [
-        (["init_from=dense"], {"distill": 0.5, "distill_hidden": 0.0}),
-        (["init_from=dense", "train.distill=0.2"], {"distill_hidden": 0.0}),
-        (["train.distill_from=self"], {"distill": 0.5, "distill_hidden": 0.0}),
+        (["init_from=dense"], {"distill": 0.5, "distill_hidden": 1.0}),
+        (["init_from=dense", "train.distill=0.2"], {"distill_hidden": 1.0}),
+        (["init_from=dense", "method=tome"], {"distill": 0.5, "distill_hidden": 0.0}),
+        (["train.distill_from=self"], {"distill": 0.5, "distill_hidden": 1.0}),
         ([], {"distill": 0.0, "distill_hidden": 0.0}),
         (["init_from=dense", "method=dense"], {"distill": 0.0, "distill_hidden": 0.0}),
         (["init_from=dense", "task=builtin_pairs"], {"distill": 0.0, "distill_hidden": 0.0}),
