@@ -17,7 +17,8 @@ DENSE = "#7d8798"  # of the baselines
 DROPPED = "layer_drop"
 INK, GRID = "#6b7588", "#8f9aab40"  # legible on white and on black
 ACROSS = 2  # panels in a row
-# ten that differ not by red and green alone, and each with a marker of its own; then the lines' dashes change
+# ten that differ not by red and green alone, and each with a marker of its own; then the lines' dashes change, and the
+# markers, by which a setting that is alone on its line is told apart
 COLORS = (
     *("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a"),
     *("#17a2b8", "#8c4a2f", "#e377c2", "#8f9a1a", "#14213d"),
@@ -131,7 +132,7 @@ class Look(NamedTuple):
         times, place = divmod(place, len(COLORS))
         if method == DROPPED:
             return cls(MARKERS[(place + 1) % len(MARKERS)], DENSE, DASHES[1])
-        return cls(MARKERS[place], COLORS[place], DASHES[times % len(DASHES)])
+        return cls(MARKERS[(place + 3 * times) % len(MARKERS)], COLORS[place], DASHES[times % len(DASHES)])
 
 
 def _places(lines: Sequence[tuple[str, str, str]]) -> tuple[list[int], list[str]]:
@@ -144,7 +145,8 @@ def _labels(lines: Sequence[tuple[str, str, str]]) -> list[str]:
     """Write the labels of the legend: the lines' differences, broken into lines of text."""
     several = len({backbone for *_, backbone in lines}) > 1
     labels = [", ".join(filter(None, (method, variant, backbone * several))) for method, variant, backbone in lines]
-    return [textwrap.fill(label, LEGEND, subsequent_indent="  ", break_on_hyphens=False) for label in labels]
+    wrap = textwrap.TextWrapper(LEGEND, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
+    return list(map(wrap.fill, labels))
 
 
 def _longest(labels: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from skim.report.choosing import difference
 from skim.report.curve import DROPPED, draw
 from skim.report.pareto import Axis, axes, front
 from skim.report.picture import write_picture
-from skim.report.runs import SHIFTED, Results, Setting, Spread, aggregate
+from skim.report.runs import OPTIONS, SHIFTED, Results, Setting, Spread, aggregate
 
 BASELINE = "padded_hf"
 SIZES = (1, 32)  # batches that times are shown of
@@ -134,7 +134,21 @@ def notes(settings: Sequence[Setting], costs: Sequence[Axis]) -> list[str]:
     precisions = sorted({str(run["machine"]["precision"]) for s in settings for run in s.runs if run.get("machine")})
     if precisions:
         said.append(f"Trained and scored in {', '.join(precisions)}.")
+    if any(len({*s.seeds}) < len(s.seeds) for s in settings):
+        said.append("A seed that stands twice was run twice, and counts as two runs in means and spread.")
+    if mixed := differing(settings):
+        said.append(f"**Not all saw the same data**: {'; '.join(map(escaped, mixed))}.")
     return [" ".join(said)]
+
+
+def differing(settings: Sequence[Setting]) -> list[str]:
+    """Options of the task in which settings differ that are held against each other; the dense one has its own."""
+    values: dict[str, dict[str, None]] = {}
+    for options in (run[OPTIONS] for s in settings if s.method != "dense" for run in s.runs):
+        for name, value in options.items():
+            if name.startswith("task."):
+                values.setdefault(name, {}).setdefault(str(value))
+    return [f"{name}={', '.join(some)}" for name, some in values.items() if len(some) > 1]
 
 
 def timed_on(setting: Setting) -> list[dict[str, str]]:

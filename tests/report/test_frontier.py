@@ -131,6 +131,19 @@ def test_runs_of_two_versions_are_one_setting_where_the_later_option_is_at_its_d
     assert same.seeds == (2, 3), "as people type it"
 
 
+def test_a_page_says_what_is_not_alike() -> None:
+    def said(*runs: dict[str, Any]) -> str:
+        return part(aggregate(runs), "sst2.svg")
+
+    few, many = ({"task": {"max_train_samples": rows}, "method": {"target": 0.5}} for rows in (4800, 6400))
+    assert "**Not all saw the same data**: task.max_train_samples=4800, 6400." in said(
+        results(config=few), results(config=many)
+    )
+    assert "**Not all" not in said(dense(config=few), results(config=many)), "the teacher has its own training"
+    assert "A seed that stands twice was run twice" in said(results(), results())
+    assert "run twice" not in said(results(seed=1), results(seed=2))
+
+
 def test_a_backbone_is_held_against_its_own_dense_and_its_own_baselines() -> None:
     def run(backbone: str, method: str, flops: float, score: float) -> dict[str, Any]:
         names = {"backbone": backbone, "method": method, "target": flops}

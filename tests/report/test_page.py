@@ -119,6 +119,7 @@ def test_more_settings_than_colours_differ_in_their_lines():
     panel, *_ = draw(aggregate(settings_of(25))).axes
     points = [line for line in panel.lines if line.get_marker() not in ("None", "_", "|", "*")]
     assert len({(line.get_color(), line.get_linestyle()) for line in points}) == 25
+    assert len({(line.get_color(), line.get_marker()) for line in points}) == 25, "where each is alone on its line"
 
 
 def test_command_prints_the_table_and_writes_curves(tmp_path, capsys):
