@@ -21,7 +21,7 @@ from skim.calibration import EXTREME, spend
 from skim.compression import walk_of
 from skim.engine.dtype import Choice
 from skim.errors import SkimError
-from skim.lightning.looks import curve, evaluate, load, loaded, timing
+from skim.lightning.looks import curve, evaluate, load, loaded, of_the_run, timing
 from skim.lightning.looks.loaded import trainer_of
 from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import train
@@ -337,3 +337,8 @@ def test_layers_left_out_of_a_dense_run(dense: Path) -> None:
 def test_layers_are_left_out_of_dense_runs_only(folder: Path) -> None:
     with pytest.raises(SkimError, match=r"what=skip leaves layers out of a dense model, .*method=transkimmer"):
         evaluate(asked(folder, "what=skip"))
+
+
+def test_options_of_a_run_are_overrides_but_not_where_another_one_is_trained() -> None:
+    said = of_the_run("method.target=2 is above 1.\nTrain it for a range, method.target=[0.25,1.0].")
+    assert said == "overrides.method.target=2 is above 1.\nTrain it for a range, method.target=[0.25,1.0]."

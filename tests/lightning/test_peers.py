@@ -41,6 +41,7 @@ def test_what_rounds_is_scored_and_joins_the_report(tmp_path: Path, monkeypatch:
     rounds = ["padded HF, bf16", "packed dense, bf16", "this model, packed, bf16", "torch int8 dynamic"]
     assert [name for name, score in scores.items() if score is not None] == rounds
     assert told["scored"] == run["samples"]["validation"]
+    assert told["command"].endswith("what=peers benchmark.samples=24 benchmark.repeats=1 benchmark.score=true")
     assert scores["this model, packed, bf16"] == pytest.approx(run["metrics"][run["monitor"]], abs=0.05)
     (own,) = others  # the rest has weights that topk trained, and no topk
     assert (own["method"], own["relative_flops"]) == ("topk, bf16", run["relative_flops"])

@@ -106,4 +106,10 @@ def evaluate(cfg: DictConfig) -> None:
         LOOKS[cfg.what](cfg, Console())
     except (SkimError, HydraException) as error:
         said = message(error)
-        raise SkimError(OF_THE_RUN.sub(r"overrides.\g<0>", said) if is_run(cfg) else said) from error
+        raise SkimError(of_the_run(said) if is_run(cfg) else said) from error
+
+
+def of_the_run(said: str) -> str:
+    """Call the options of a run as evaluate.py does, but for lines that say how to train another one."""
+    lines = said.split("\n")
+    return "\n".join(line if line.startswith("Train ") else OF_THE_RUN.sub(r"overrides.\g<0>", line) for line in lines)

@@ -21,6 +21,7 @@ from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.looks.loaded import Loaded, is_run, load, pretrained
 from skim.methods import Method
+from skim.options.words import shown
 from skim.results import write_json
 
 PEERS = "peers.json"
@@ -41,9 +42,9 @@ def look(cfg: DictConfig, console: Console) -> None:
         str(size): timed(loaded, cfg.benchmark, size, console, scores if size == max(sizes) else None) for size in sizes
     }
     about = {"task": loaded.cfg.task.name, "backbone": loaded.cfg.backbone.name, "clock": cfg.benchmark.clock}
-    about |= {
-        "command": f"python evaluate.py ckpt={cfg.ckpt} what=peers benchmark.score={str(cfg.benchmark.score).lower()}"
-    }
+    asked = {name: cfg.benchmark[name] for name in ("samples", "repeats", "score")}
+    told = " ".join(f"benchmark.{name}={shown(value)}" for name, value in asked.items())
+    about |= {"command": f"python evaluate.py ckpt={cfg.ckpt} what=peers {told}"}
     scored = {} if scores is None else {"monitor": loaded.parts.task.monitor, "scored": scores.rows}
     write_json(path, {**about, **scored, "machine": machine(device(loaded)), "batch_sizes": found})
     console.print(Text(str(path)), soft_wrap=True)
