@@ -12,6 +12,8 @@ from skim.compression import accepted, execution, uncompressed
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
 
+STRETCH = 1024.0  # of the loss, which cancels: in float16 many gradients of a mean would vanish
+
 
 @torch.enable_grad()
 def saliency(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
@@ -45,6 +47,6 @@ def saliency(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     if loss is None:
         raise SkimError("Saliency is of a loss, and the model computes none from this batch: it needs labels.")
     states = output.hidden_states[0]
-    (gradient,) = torch.autograd.grad(loss, states)
+    (gradient,) = torch.autograd.grad(loss * STRETCH, states)
     size = (gradient * states).detach().float().norm(dim=-1).masked_fill(~real, 0.0)
     return size / size.sum(1, keepdim=True).clamp_min(torch.finfo(size.dtype).tiny)

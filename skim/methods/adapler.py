@@ -15,12 +15,13 @@ the steeper the slope :math:`\lambda` is, which rises while training goes on,
 and :math:`\exp \mu` accumulates over layers. Predictors learn from the task, from the length that is left and from the
 saliency of tokens in the dense model (:func:`skim.saliency.saliency`),
 
-.. math:: L_{CP} = \frac1L \sum_i D_{KL}(\hat S \,\Vert\, \tilde S_i), \qquad L_{length} = \frac1L \sum_i
-          \frac{\sum_t \exp \mu_t}{\sum_t 1}
+.. math:: L_{CP} = \frac{\sum_i (L - i)\, D_{KL}(\hat S \,\Vert\, \tilde S_i)}{\sum_i (L - i)}, \qquad
+          L_{length} = \frac1L \sum_i \frac{\sum_t \exp \mu_t}{\sum_t 1}
 
 What is different from the published code: saliency is measured as training goes on, with the present weights, and not
 stored before; it is that of the loss, which every head has; its divergence is over the tokens that are left; means take
-the place of sums; the slope rises with every step and not by epoch; and a target may steer the length.
+the place of sums; the slope rises with every step and not by epoch; the length moves predictors as well, and not the
+thresholds alone; no share of [CLS]'s contribution is learned; and a target may steer the length.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skim.engine.ranks import share
 from skim.engine.tokens import Occupancy, TokenBatch
 from skim.engine.trace import Trace
 from skim.methods.base import Method, Spec
@@ -50,7 +52,9 @@ class Predicted(NamedTuple):
 
 def contributions(logits: Tensor, weights: Tensor) -> tuple[Tensor]:
     """Softmax over the rows of each sequence, ``(G, n)``, in which each counts by its weight; 0 where there is none."""
-    raised = (logits - logits.detach().amax(1, keepdim=True)).exp() * weights
+    lowest = torch.finfo(logits.dtype).min  # behind the rows are zeros, next to which all logits may be far below
+    highest = logits.detach().masked_fill(weights <= 0, lowest).amax(1, keepdim=True)
+    raised = (logits - highest).clamp_max(0.0).exp() * weights
     return (raised / raised.sum(1, keepdim=True).clamp_min(torch.finfo(raised.dtype).tiny),)
 
 
@@ -62,7 +66,10 @@ def softly(contribution: Tensor, threshold: Tensor, slope: float) -> Tensor:
 
 
 def divergence(trace: Trace) -> Tensor:
-    """Mean over layers and sequences of the divergence of saliency from what predictors tell; a scalar."""
+    """Mean over sequences and layers, the first of which weigh most, of how far predictors are from saliency; a scalar.
+
+    That is the divergence of saliency from what they tell, over the tokens that are left.
+    """
     found = []
     for rows, contribution in trace.carry or ():
         alive = (rows.weights > 0.5).float()
@@ -75,8 +82,13 @@ def divergence(trace: Trace) -> Tensor:
 
         assert trace.saliency is not None
         (terms,) = rows.by_sequence(compared, rows.rows(trace.saliency), contribution, alive)
-        found.append((terms * alive).sum() / len(trace.lengths))
-    return torch.stack(found).mean() if found else trace.lengths.new_zeros((), dtype=torch.float32)
+        found.append((terms * alive).sum())
+    if not found:
+        return trace.lengths.new_zeros((), dtype=torch.float32)
+    weights = torch.arange(len(found), 0, -1, device=found[0].device)
+    return share(
+        torch.stack(found) @ (weights / weights.sum()), torch.as_tensor(len(trace.lengths), device=weights.device)
+    )
 
 
 class AdapLeR(Precise, Method):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import skim
 from skim.errors import SkimError
-from skim.methods.adapler import AdapLeR, divergence, softly
+from skim.methods.adapler import AdapLeR, contributions, divergence, softly
 from skim.saliency import saliency
 from tests.families import batch_of, enliven, labels_of, plain
 from tests.ragged import assert_same
@@ -60,6 +60,19 @@ def test_it_is_what_the_paper_says() -> None:
         with skim.execution(model, execution):
             assert_same(model.bert(input_ids=ids[None]).last_hidden_state[0], wanted, what=execution)
         assert model.trace.counts()[:, 0].tolist() == counts
+
+
+def test_contributions_are_of_the_rows_alone() -> None:
+    """Whatever stands behind them in a rectangle, and however low their logits are."""
+    logits, there = (
+        torch.tensor([[-300.0, -301.0, 0.0], [2.0, 1.0, 5.0]]),
+        torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.5, 0.0]]),
+    )
+    (told,) = contributions(logits, there)
+    weighed = there[1, :2] * logits[1, :2].exp()
+    torch.testing.assert_close(told[0, :2], logits[0, :2].softmax(0))
+    torch.testing.assert_close(told[1, :2], weighed / weighed.sum())
+    assert (told[:, 2] == 0).all()
 
 
 def test_soft_removal_is_the_equation_and_hardens() -> None:
@@ -118,7 +131,8 @@ def test_predictors_learn_saliency_of_the_tokens_that_are_left() -> None:
             p, q = p / p.sum(), q / q.sum()
             terms.append((p * (p / q).log()).sum())
     assert (trace.counts()[-1] < trace.lengths).any()
-    torch.testing.assert_close(value, torch.stack(terms).mean())
+    weights = torch.arange(len(trace.carry), 0.0, -1)  # the first layers decide for all that follow
+    torch.testing.assert_close(value, torch.stack(terms).view(len(weights), -1).mean(1) @ weights / weights.sum())
     assert weight == 0.1
     value.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in model.method.predictors.parameters())
@@ -139,7 +153,7 @@ def test_training_measures_saliency_and_learns_from_it(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
             told.append(divergence(module.trace).item())
 
-    size = ["task.max_train_samples=128", "task.max_eval_samples=32", "train.max_steps=12", "train.calibrate=0"]
+    size = ["task.max_train_samples=128", "task.max_eval_samples=32", "train.max_steps=8", "train.calibrate=0"]
     method = ["method=adapler", "method.saliency=3", "train.method_lr=0.02"]
     watched_by(Noted(), small(*method, *size), tmp_path / "run")
     assert sum(told[-3:]) < 0.9 * sum(told[:3])
