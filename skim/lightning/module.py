@@ -179,12 +179,13 @@ class SkimModule(pl.LightningModule):
         method, teacher = self.method, self.distiller
         sandwiched = begun and method.table is not None and not method.trains_dense
         states = teacher is not None and teacher.hidden > 0
+        salient = saliency(self.model, batch) if begun and method.reads_saliency else None  # of all forwards of a step
         with nullcontext() if begun else uncompressed(self.model), keeping_states(self.model, states):
             if sandwiched:
-                loss, own = self._sandwiched(batch, batch_idx)
+                loss, own = self._sandwiched(batch, salient, batch_idx)
             else:
                 lesson = None if teacher is None else teacher.teach(self.model, batch, begun)
-                loss, own, _ = self._passed(batch, lesson)
+                loss, own, _ = self._passed(batch, salient, lesson)
         self.loss = own
         if added is not None:
             loss = loss + added
@@ -196,15 +197,17 @@ class SkimModule(pl.LightningModule):
             self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
         return loss
 
-    def _passed(self, batch: dict[str, Tensor], lesson: Lesson | None, place: str = "") -> tuple[Tensor, Tensor, Any]:
+    def _passed(
+        self, batch: dict[str, Tensor], salient: Tensor | None, lesson: Lesson | None, place: str = ""
+    ) -> tuple[Tensor, Tensor, Any]:
         """One forward: its loss, penalties included; the task's alone, detached; and its output.
 
         Args:
             batch: of the step.
+            salient: its tokens' saliency, if the method reads it.
             lesson: a teacher's, if there is one.
             place: of the forward among those of a step, for the log; empty for the only one.
         """
-        salient = saliency(self.model, batch) if self.begun and self.method.reads_saliency else None
         out = self(batch)
         trace = self.trace
         trace.saliency = salient
@@ -221,7 +224,7 @@ class SkimModule(pl.LightningModule):
                 self.log(f"train/flops{place}", trace.relative_flops().float())
         return loss, own.detach(), out
 
-    def _sandwiched(self, batch: dict[str, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+    def _sandwiched(self, batch: dict[str, Tensor], salient: Tensor | None, batch_idx: int) -> tuple[Tensor, Tensor]:
         """The losses of a batch, means over the budgets of this step, see :mod:`skim.lightning.sandwich`."""
         method, teacher = self.method, self.distiller
         lesson = teacher.teach(self.model, batch, True) if teacher is not None and teacher.teacher is not None else None
@@ -230,7 +233,7 @@ class SkimModule(pl.LightningModule):
         with spending(method):
             for k, budget in enumerate(budgets):
                 method.meet(budget)
-                loss, own, out = self._passed(batch, lesson, PLACES[min(k, 2)])
+                loss, own, out = self._passed(batch, salient, lesson, PLACES[min(k, 2)])
                 lesson = taught(out, self.trace) if lesson is None else lesson
                 losses.append(loss)
                 owns.append(own)

@@ -32,8 +32,8 @@ class Forwards(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         passed = module._passed
 
-        def noted(batch: Any, lesson: Any, place: str = "") -> Any:
-            found = passed(batch, lesson, place)
+        def noted(batch: Any, salient: Any, lesson: Any, place: str = "") -> Any:
+            found = passed(batch, salient, lesson, place)
             if place == "/largest":
                 self.steps.append([])
                 self.spent.append([])
