@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skim.engine.tokens import Sequences, TokenBatch
+from skim.engine.tokens import Occupancy, TokenBatch
 from skim.methods.base import Method
 from skim.methods.precision import Precise
 
@@ -23,20 +23,27 @@ class Entering(Precise, Method):
         ids = tokens.sequences.input_ids
         if ids is None:
             raise self.refusal("needs input_ids: with inputs_embeds nothing says which token is which.")
-        return tokens.retire(tokens.occupancy.rows(self.enters(ids, tokens.sequences)))
+        return tokens.retire(tokens.occupancy.rows(self.enters(ids, tokens.occupancy)))
 
-    def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
+    def enters(self, ids: Tensor, rows: Occupancy) -> Tensor:
         """The rule: who enters, ``(B, N)`` bool; anything on pads.
 
         Args:
             ids: ``(B, N)``.
-            sequences: as they came.
+            rows: before anybody has left.
         """
         raise NotImplementedError
 
 
 def ranked(keys: Tensor) -> Tensor:
-    """Each position's place in its sequence by rising key, ``(B, N)`` from 0; of equal ones the first comes first."""
-    order = keys.argsort(dim=1, stable=True)
-    places = torch.arange(keys.shape[1], device=keys.device).expand_as(order)
+    """Each position's place in its sequence by rising key, ``(B, N)`` from 0; of equal ones the first comes first.
+
+    Args:
+        keys: ``(B, N)`` int64; N times each fits into 64 bits.
+    """
+    width = keys.shape[1]
+    places = torch.arange(width, device=keys.device).expand_as(keys)
+    order = (
+        (keys * width + places).topk(width, dim=1, largest=False).indices
+    )  # no two alike: a graph has no stable sort
     return torch.empty_like(order).scatter_(1, order, places)

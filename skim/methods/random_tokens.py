@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from skim.engine.tokens import Sequences
+from skim.engine.tokens import Occupancy
 from skim.flops import precise
 from skim.methods.entering import Entering, ranked
 from skim.methods.options import Special, Target
@@ -45,11 +45,11 @@ class RandomTokens(Entering):
         self.shift = torch.zeros((), dtype=torch.float32)
         self.aim(target)
 
-    def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
-        real, lot = sequences.real, lots(ids, sequences.real)
-        lot = torch.where(sequences.protected, -1, torch.where(real, lot, PRIME))
+    def enters(self, ids: Tensor, rows: Occupancy) -> Tensor:
+        real = rows.sequences.real
+        lot = torch.where(rows.sequences.protected, -1, torch.where(real, lots(ids, real), PRIME))
         rate = (precise(self.shift) + self.share).clamp(0, 1)  # type: ignore[arg-type]  # a buffer
-        return ranked(lot) < (precise(sequences.lengths) * rate).round()[:, None]
+        return ranked(lot) < rows.share(rate)[:, None]
 
 
 def lots(ids: Tensor, real: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def lots(ids: Tensor, real: Tensor) -> Tensor:
         ids: ``(B, N)``.
         real: ``(B, N)`` bool.
     """
-    place = real.cumsum(1)
+    place = real.long().cumsum(1)
     each = scrambled(ids * FACTORS[0] + place * FACTORS[1])
     text = (each * real).sum(1, keepdim=True)
     return scrambled(each + text)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from skim.engine.tokens import Sequences
+from skim.engine.tokens import Occupancy
 from skim.errors import SkimError
 from skim.methods.entering import Entering
 from skim.methods.options import Special
@@ -75,13 +75,13 @@ class StopWords(Entering):
         single = (codes == codes[0, 0]).all() and (self.kinds[ids] != APART).all()
         return int(codes[0, 0]) if single else None
 
-    def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
+    def enters(self, ids: Tensor, rows: Occupancy) -> Tensor:
         if not len(self.kinds):
             raise self.refusal(
                 "has not seen the tokenizer, and ids alone do not say what is a word.\n"
                 "Before the first forward: model.method.read(tokenizer)."
             )
-        return ~torch.isin(codes_of(ids, sequences.real, self.kinds, self.mixers), self.codes)
+        return ~torch.isin(codes_of(ids, rows.sequences.real, self.kinds, self.mixers), self.codes)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         for name in ("kinds", "codes"):  # as large as the vocabulary of whoever read it
@@ -104,13 +104,14 @@ def english() -> tuple[str, ...]:
 
 def kinds_of(tokenizer: Any) -> Tensor:
     """Tell of each id of a vocabulary how it stands in a word: ``APART``, ``BEGINS`` or ``GOES_ON``, ``(V,)`` int8."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    pieces = [piece or "" for piece in tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))]  # None: no such id
     special = set(tokenizer.all_special_tokens)
     wordpiece = any(piece.startswith("##") and len(piece) > 2 for piece in pieces)
     spaces = not wordpiece and any(piece.startswith(SPACES) for piece in pieces)
 
     def kind(piece: str) -> int:
-        bare = piece.removeprefix("##").lstrip("".join(SPACES))
+        said = tokenizer.convert_tokens_to_string([piece]) if spaces else piece.removeprefix("##")  # "Ċ" is a new line
+        bare = said.lstrip("".join(SPACES))
         if piece in special or not any(letter.isalnum() for letter in bare):
             return APART
         joined = piece.startswith("##") if wordpiece else spaces and not piece.startswith(SPACES)
@@ -132,7 +133,7 @@ def codes_of(ids: Tensor, real: Tensor, kinds: Tensor, mixers: Tensor) -> Tensor
     joined = (kind == GOES_ON) & F.pad(kind != APART, (1, 0))[:, :-1]
     word = (~joined).cumsum(1) - 1
     position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    place = position - (position * ~joined).cummax(1).values
+    place = position - torch.zeros_like(word).scatter_add(1, word, position * ~joined).gather(1, word)
     each = (ids + 1) * mixers[place.clamp_max(LONGEST)]  # whole numbers go round at 64 bits
     return torch.zeros_like(each).scatter_add(1, word, each).gather(1, word)
 

@@ -3,6 +3,9 @@ r"""Truncation: the first tokens of a text, and nothing else. What practitioners
 Kept are the tokens that a tokenizer's ``truncation="longest_first"`` keeps: special ones, and of each segment the
 first, such that the longest are cut to one length. So ``tokens=128`` gives what a plain model gives with
 ``task.max_length=128``, but for one thing: a token keeps the position that it had, the last [SEP] as well.
+
+Where segments end, ``config.sep_token_id`` says, which a run sets by its tokenizer. Without it an input is one text,
+and its last [SEP] is a token like others.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from skim.engine.tokens import Sequences
+from skim.engine.tokens import Occupancy
 from skim.methods.base import Spec
 from skim.methods.entering import Entering, ranked
 from skim.methods.options import Count, Target
@@ -40,7 +43,8 @@ class Truncate(Entering):
         super().build(spec)
         self.separator = spec.sep_token_id
 
-    def enters(self, ids: Tensor, sequences: Sequences) -> Tensor:
+    def enters(self, ids: Tensor, rows: Occupancy) -> Tensor:
+        sequences = rows.sequences
         special = sequences.protected
         if self.separator is not None:
             special = special | (ids == self.separator) & sequences.real
@@ -59,10 +63,10 @@ def truncation_order(real: Tensor, special: Tensor) -> Tensor:
         special: ``(B, N)`` bool; these end a segment.
     """
     text = real & ~special
-    seen = text.cumsum(1)  # tokens of text up to here
-    before = (seen * special).cummax(1).values  # and up to where this segment begins
-    ends = torch.where(special, seen, seen[:, -1:]).flip(1).cummin(1).values.flip(1)
+    segment, one = special.long().cumsum(1), text.long()
+    lengths = torch.zeros(real.shape[0], real.shape[1] + 1, dtype=torch.int64, device=real.device)
+    lengths = lengths.scatter_add(1, segment, one)
+    place = one.cumsum(1) - 1 - (lengths.cumsum(1) - lengths).gather(1, segment)
     longest = real.shape[1] + 1
-    place, shorter = seen - before - 1, longest - (ends - before)
-    key = (place * longest + shorter) * longest + (longest - special.cumsum(1))
+    key = (place * longest + longest - lengths.gather(1, segment)) * longest + (longest - segment)
     return ranked(torch.where(text, key, torch.where(special, -1, longest**3)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -30,11 +30,12 @@ def tokenizer_of(kind: str) -> Any:
         made = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
         made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     else:
-        pieces = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *"theofrapymviwas,", "th", "the", "Ġt", "Ġth", "Ġthe", "ra", "Ġ"]
+        pieces = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *"theofrapymviwas,Ċ", "th", "the", "Ġt", "Ġth", "Ġthe", "ra", "Ġ"]
         pieces = list(dict.fromkeys(pieces))
         merges = [("Ġ", "t"), ("Ġt", "h"), ("Ġth", "e"), ("t", "h"), ("th", "e"), ("r", "a")]
         made = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges))
         made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -151,6 +152,7 @@ def test_every_place_has_its_chance() -> None:
         ("wordpiece", "fine , the ' t", "fine , ' t"),
         ("bpe", "the movie", "Ġ m o v i e"),
         ("bpe", "a therapy, the", "a Ġthe ra p y ,"),
+        ("bpe", "a\nthe", "a Ċ"),
     ],
 )
 def test_stop_words_go_as_whole_words(kind: str, text: str, stays: str) -> None:
