@@ -129,7 +129,7 @@ def load_peers(path: Path, run: Results) -> list[Results]:
             }
             share = {} if own else alone
             told = {"timed_on": {"machine": found["machine"], "precision": name, "command": found["command"]}}
-            nothing = {"by_length": [], "keep_ratio": [], "parameters": None, "classes": None}
+            nothing: Results = {"by_length": [], "keep_ratio": [], "parameters": None, "classes": None}
             made.append(
                 {
                     **run,
