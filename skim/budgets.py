@@ -27,6 +27,9 @@ log = logging.getLogger("skim")
 def set_budget(model: nn.Module, budget: float) -> None:
     """Let a model spend a budget of the range that it was trained for, from now on: as ``model.budget = budget``.
 
+    It is the model's and not a thread's: a forward that another thread is in the middle of may follow either budget in
+    each layer. Who serves several at once loads a model for each.
+
     Args:
         model: compressed.
         budget: relative FLOPs; 1 is the dense model itself.
@@ -103,7 +106,12 @@ def fastest_enough(folder: Path, latency: float, batch_size: int = 1) -> float:
     path = folder / TIMES
     try:
         told = json.loads(path.read_text())
-        machine, measured = told["machine"], {int(size): dict(pairs) for size, pairs in told["milliseconds"].items()}
+        machine = str(told["machine"])
+        measured = {
+            int(size): {float(budget): float(milliseconds) for budget, milliseconds in pairs}
+            for size, pairs in told["milliseconds"].items()
+            if pairs
+        }
     except FileNotFoundError:
         raise SkimError(
             f"max_latency_ms={latency}: {folder} holds no {TIMES}, so nobody knows what its budgets take.\n"
@@ -112,7 +120,7 @@ def fastest_enough(folder: Path, latency: float, batch_size: int = 1) -> float:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkimError(f"{path} is damaged. Measure again: what=curve timed=true") from error
     if batch_size not in measured:
-        sizes = ", ".join(map(str, sorted(measured)))
+        sizes = ", ".join(map(str, sorted(measured))) or "none"
         raise SkimError(
             f"max_latency_ms={latency}: times were measured at batch size {sizes}, and not at {batch_size}.\n"
             f"Measure it: python evaluate.py ckpt=<run> what=curve timed=true benchmark.batch_sizes=[{batch_size}]"

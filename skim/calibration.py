@@ -154,7 +154,8 @@ def calibrate(
     Args:
         model: compressed, with a method that has a ``shift``.
         batches: inputs of the kind that the model will see.
-        target: relative FLOPs to land on, in (0, 1]; ``None``: ``method.target``.
+        target: relative FLOPs to land on, in (0, 1]; ``None``: ``method.target``, and of a range its whole table. For
+            a range, a number is the budget that is set from then on.
         steps: halvings of the interval, at most; the last is the one that lands within 0.0002.
         reach: largest shift to either side of ``around``; the unit is the method's.
         around: the middle of the interval.
@@ -184,6 +185,10 @@ def calibrate(
     if ranges:
         tabulate(whole, lambda: spend(model, batches), each=each)
         return spend(model, batches)
+    if method.table is not None:
+        whole.meet(target)  # the shift of another budget is no place to look, and at 1 none is asked
+        if whole.idle:
+            return spend(model, batches)
     low, high = around - reach, around + reach
     tried: list[tuple[float, float, float]] = []  # how far from the target, with which shift, and what it spends
     for _ in range(steps):

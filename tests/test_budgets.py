@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,10 @@ def test_a_saved_model_keeps_its_budget_and_takes_any_other(model: nn.Module, tm
     for execution in ("masked", "packed"):
         with skim.execution(loaded, execution):
             assert_same(outputs(loaded), outputs(model))
+    copied = pickle.loads(pickle.dumps(loaded))
+    loaded.budget = 0.75
+    assert copied.budget == pytest.approx(0.9)
+    assert_same(outputs(copied), outputs(model))
 
 
 @pytest.mark.parametrize("budget", [0.0, 0.39, 1.01, "half", True, float("nan")])
@@ -151,6 +156,22 @@ def test_a_model_for_one_budget_takes_no_other(method: Method, tmp_path: Path) -
 def test_what_is_no_range_is_refused(target: tuple[float, ...]) -> None:
     with pytest.raises(skim.SkimError, match="TopK\\(target="):
         skim.TopK(target=target)  # type: ignore[arg-type]
+
+
+def test_calibration_to_a_number_sets_that_budget() -> None:
+    model = skim.compress(plain("bert"), METHODS["topk"]()).eval()
+    model.budget = 1.0
+    assert skim.calibrate(model, BATCHES, 0.8) == pytest.approx(0.8, abs=0.01) == spend(model, BATCHES)
+    assert model.budget == pytest.approx(0.8)
+    assert skim.calibrate(model, BATCHES, 1.0) == 1.0
+    assert not model.method.shift.any()
+    with pytest.raises(skim.SkimError, match="is not among those"):
+        skim.calibrate(model, BATCHES, 0.5)
+
+
+def test_a_range_may_begin_where_the_table_ends() -> None:
+    assert Table(0.995, 1.0).anchors == [0.995]
+    assert Table(0.5, 1.0).anchors[-1] == 0.99
 
 
 def test_a_plain_model_of_the_same_class_has_no_budget() -> None:
@@ -244,7 +265,16 @@ def test_latencies_that_cannot_be_are_refused(timed: Path, options: dict[str, An
     assert len(str(error.value).splitlines()) <= 2
 
 
-@pytest.mark.parametrize(("content", "said"), [(None, "holds no times.json"), ("{", "damaged"), ("[]", "damaged")])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "holds no times.json"),
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"machine": "", "milliseconds": {"1": [[0.7, "fast"]]}}', "damaged"),
+        ('{"machine": "", "milliseconds": {"1": []}}', "and not at 1"),
+    ],
+)
 def test_times_that_are_missing_or_damaged_are_refused(timed: Path, content: str | None, said: str) -> None:
     (timed / TIMES).unlink()
     if content is not None:

@@ -77,7 +77,7 @@ class Chain(Method):
             member.chained = label
         self.stage = self.stages[0] if self.stages else ""
         self.stage_shares = {stage: share for one in members for stage, share in one.stage_shares.items()}
-        self.register_load_state_dict_post_hook(lambda chain, report: chain.table and chain.meet(chain.table.now))
+        self.register_load_state_dict_post_hook(as_saved)
         targets = [label for label, one in self.by_label.items() if one.target is not None]
         if len(targets) > 1:
             raise SkimError(
@@ -401,6 +401,12 @@ class Chain(Method):
         targeted = [member for member in self._each() if member.target is not None]
         shifting = [member for member in self._each() if member.shift is not None]
         return (targeted or shifting or self._each())[-1]
+
+
+def as_saved(chain: Chain, report: object) -> None:
+    """Let all members meet the budget that a loaded state says; a function of the module, to be pickled."""
+    if chain.table is not None:
+        chain.meet(chain.table.now)
 
 
 def member_of(given: Any) -> Method:

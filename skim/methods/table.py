@@ -41,7 +41,7 @@ class Table(Precise):
         self.register_buffer("chosen", torch.zeros((), dtype=torch.float32))
         self._now = (low + high) / 2
         self.lay(())
-        self.register_load_state_dict_post_hook(lambda table, report: table.choose(table.chosen.item()))
+        self.register_load_state_dict_post_hook(as_saved)
 
     @property
     def now(self) -> float:
@@ -52,7 +52,8 @@ class Table(Precise):
         """Lay the anchors anew, with one before and one behind each step; their shifts are then to be found."""
         even = [self.low + k * (self.high - self.low) / (ANCHORS - 1) for k in range(ANCHORS)]
         both = [edge for step in steps if self.low < step < self.high for edge in (step, step + EDGE)]
-        self.anchors = sorted({min(anchor, NEARLY) for anchor in (*even, *both)})
+        most = max(NEARLY, self.low)  # a range may begin above that
+        self.anchors = sorted({min(anchor, most) for anchor in (*even, *both)})
         self.register_buffer("shifts", torch.zeros(len(self.anchors), dtype=torch.float32))
         self.register_buffer("weights", torch.zeros(len(self.anchors), dtype=torch.float32), persistent=False)
         self.choose(self.now)
@@ -74,6 +75,11 @@ class Table(Precise):
     def shift(self) -> Tensor:
         """Shift at the budget that is set, a scalar."""
         return self.shifts @ self.weights
+
+
+def as_saved(table: Table, report: object) -> None:
+    """Set the budget that a loaded state says; a function of the module, or no model could be pickled."""
+    table.choose(table.chosen.item())
 
 
 def hats(value: float, anchors: list[float]) -> Tensor:
