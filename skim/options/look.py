@@ -70,8 +70,8 @@ class Look(Options):
     """for what=curve: relative FLOPs to move the model to; null is 0.3, 0.4, 0.5, 0.6, 0.8, and of a model for a range
     of budgets six of them, evenly spaced"""
     budget: Fraction | None = None
-    """relative FLOPs of a look at a model for a range of them, apart from what=curve; null: those that it was saved
-    with (the middle of the range, after a training)"""
+    """relative FLOPs of a look at a model for a range of them; null: those that it was saved with (the middle of the
+    range, after a training). what=curve has targets instead, also for latency"""
     shifts: Annotated[tuple[Shift, ...], Field(min_length=1, examples=[[-0.5, 0, 0.5]])] | None = None
     """for what=curve, instead of targets: added to the shift that the run was saved with, up keeps more; null is
     targets. The unit is the method's: transkimmer's keep margin (a logit), topk's keep rate, length_drop's mean share

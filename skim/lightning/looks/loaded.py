@@ -72,6 +72,7 @@ def load(cfg: DictConfig) -> Loaded:
     Raises:
         SkimError: no run there, a checkpoint of another backbone or method, or a number of rows that is none.
     """
+    check_budget(cfg)
     folder, checkpoint = run_of(Path(cfg.ckpt))
     before = recorded(folder)
     check_overrides(cfg.overrides, before, folder)
@@ -181,6 +182,20 @@ def dtype_of(cfg: DictConfig) -> torch.dtype:
     choice = fastest(device_of(cfg))
     Console().print(f"{choice}", markup=False, highlight=False)
     return choice.dtype
+
+
+def check_budget(cfg: DictConfig) -> None:
+    """Refuse a budget where the numbers would stand in ``results.json``, beside those of the run's own budget.
+
+    Raises:
+        SkimError: there, and where ``targets`` says it.
+    """
+    if cfg.budget is not None and cfg.what in ("curve", "latency", "throughput", "depth", "redundancy"):
+        own = "takes targets" if cfg.what == "curve" else "writes beside the metrics of the budget that the run has"
+        raise SkimError(
+            f"budget={cfg.budget}: what={cfg.what} {own}.\n"
+            f"Use what=curve targets=[{cfg.budget}], with timed=true for latency."
+        )
 
 
 def run_of(path: Path) -> tuple[Path, Path | None]:
