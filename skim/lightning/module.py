@@ -216,7 +216,7 @@ class SkimModule(pl.LightningModule):
         if lesson is not None:
             loss, distances = (self.distiller or INPLACE).mix(loss, self.task, out, trace, lesson, batch)
         if self.begun and not self.method.idle:
-            loss = loss + self._penalties(trace)
+            loss = loss + self._penalties(trace, place)
         if self.written:
             self.log_dict({f"train/{name}{place}": distance for name, distance in distances.items()})
             with torch.no_grad():
@@ -246,14 +246,14 @@ class SkimModule(pl.LightningModule):
             return weighed(self.task.loss_of(out, batch), lambda: self.task.labelled(batch))
         return weighed(made(out, batch), lambda: made.weight(batch, self.task.labelled(batch)))
 
-    def _penalties(self, trace: Trace) -> Tensor:
+    def _penalties(self, trace: Trace, place: str) -> Tensor:
         """The method's weighted penalties on this step, after its schedules have moved on; logged by name."""
         begin, steps = self.plan.of_method(self.global_step)
         self.method.step((self.global_step - begin) / steps, trace)
         total, log = self.method.weighed(trace)
         if self.written:
-            self.log_dict({f"train/method/{name}": value for name, value in self.method.readings().items()})
-            self.log_dict({f"train/{name}": value for name, value in log.items()})
+            self.log_dict({f"train/method/{name}{place}": value for name, value in self.method.readings().items()})
+            self.log_dict({f"train/{name}{place}": value for name, value in log.items()})
         return total
 
     def _corrupted(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:

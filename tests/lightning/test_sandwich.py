@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ def test_each_step_has_the_largest_the_smallest_and_one_between(trained: tuple[R
     assert all(0.7 < budget < 1 for budget in between)
     assert all(largest == 1.0 for largest, *_ in spent)
     assert all(smallest < middle < 1.0 for _, smallest, middle in spent)
+    logged = [row for row in csv.DictReader((trained[0].folder / "metrics.csv").open()) if row["train/flops/largest"]]
+    for smallest, middle in ((row["train/method/shift/smallest"], row["train/method/shift/between"]) for row in logged):
+        assert float(smallest) < float(middle)
+    assert len(logged) == 3
 
 
 def test_results_are_of_the_middle_and_the_curve_of_the_range(trained: tuple[Run, Forwards]) -> None:
@@ -82,6 +87,10 @@ def test_results_are_of_the_middle_and_the_curve_of_the_range(trained: tuple[Run
     assert evaluation["metrics"] == points[1]["metrics"]
     assert evaluation["relative_flops"] == points[1]["relative_flops"]
     assert "topk-0.7-1" in (run.folder / "model" / "README.md").read_text()
+    for what in ("latency", "curve"):
+        with pytest.raises(SkimError, match=rf"budget=0.76: what={what} .*\nUse what=curve targets=\[0.76\]"):
+            evaluate(looking(run.folder, f"what={what}", "budget=0.76"))
+    assert json.loads((run.folder / "results.json").read_text()) == results
     with pytest.raises(SkimError, match=r"budget=0.5 .* 0.7 to 1"):
         evaluate(looking(run.folder, "what=curve", "targets=[0.5]"))
 
