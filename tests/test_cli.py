@@ -178,7 +178,7 @@ def test_bash_completes_groups_choices_and_options() -> None:
     bash = ["bash", "-c", script, "bash", *lines]
     done = subprocess.run(bash, cwd=ROOT, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "method=transkimmer",
+        "method=transkimmer method=truncate",
         "debug=fast debug=overfit debug=profile",
         "train.lr_find=",
         "method.stages.soft.method_lr= method.stages.soft.method_weight_decay=",

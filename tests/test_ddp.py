@@ -57,7 +57,8 @@ STAGES = [
     *("method=ltp", "method.target=0.6", "train.max_steps=6", "train.lr=1e-3", "task.max_eval_samples=32"),
 ]
 LATE = [
-    *("method=transkimmer", "train.max_steps=4", "train.method_after=0.5", "task.max_eval_samples=32"),
+    *("method=transkimmer", "method.stages.hard=null", "train.max_steps=4", "train.method_after=0.5"),
+    "task.max_eval_samples=32",
     *("train.distill=0.5", "train.distill_from=self"),
 ]
 

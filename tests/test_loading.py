@@ -89,7 +89,7 @@ def test_a_skim_json_that_is_none(folder: Path, text: bytes) -> None:
         ("options", [1], "'options' is [1]"),
         ("options", {"layers": [0]}, "method.safetensors does not fit"),
         ("options", {"layers": [7]}, "names layers outside 0 to 2"),
-        ("stage", "soft", "Unknown stage 'soft'"),
+        ("stage", "lukewarm", "Unknown stage 'lukewarm'"),
         ("stage", 3, "'stage' is 3"),
         ("class", "os.path", "trust_modules=('os',)"),
         ("class", 1, "'class' is 1"),

@@ -149,7 +149,8 @@ class Interrupts(pl.Callback):
             raise KeyboardInterrupt
 
 
-SHORT = ["method=transkimmer", "method.bottleneck=16", "train.max_steps=6", "callbacks.save_every=2"]
+SHORT = ["method=transkimmer", "method.stages.hard=null", "method.bottleneck=16"]
+SHORT += ["train.max_steps=6", "callbacks.save_every=2"]
 
 
 def test_an_interrupted_run_says_from_where_it_goes_on_and_does(

@@ -225,7 +225,7 @@ class Taxed(skim.Transkimmer):
 
 
 def test_a_method_that_gradients_pass_through_trains_masked_and_with_its_penalty(model, batch, optimizers):
-    compressed = skim.compress(model, Taxed(margin=0.0))
+    compressed = skim.compress(model, Taxed("paper", margin=0.0))
     assert list(compare_training(compressed, [batch], repeats=1, warmup=0)) == ["padded_hf", "packed_dense", "masked"]
     mine = optimizers[-1]
     assert sum(mine.reached) > len(optimizers[0].mine), "no gradient passed through decisions"

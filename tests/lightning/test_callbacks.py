@@ -162,7 +162,8 @@ def test_what_spends_more_than_was_asked_for_is_not_the_best(tmp_path: Path, mon
     """Nor does an evaluation off the target count as one without a rise."""
     metric = [0.95, 0.9, 0.85, 0.7, 0.9, 0.9, 0.72, 0.71, 0.7, 0.99]
     Script(monkeypatch, metric, [1.0, 0.9, 0.7, 0.62, 0.65, 0.66, 0.59, 0.6, 0.61, 0.6])
-    options = ["method=transkimmer", "method.target=0.6", "train.max_steps=10", "callbacks.patience=2"]
+    options = ["method=transkimmer", "method.stages.hard=null", "method.target=0.6"]
+    options += ["train.max_steps=10", "callbacks.patience=2"]
     run = train(small(*TINY, *options), tmp_path, "")
     assert ended(run) == ("best", 7, pytest.approx(0.72))
     assert run.results.stopped_early is not None

@@ -14,15 +14,16 @@ from tests.runs import SMALL, looking, small, typed
 
 QUICK = ["task.max_train_samples=32", "task.max_eval_samples=32", "train.epochs=1", "train.calibrate=32"]
 FEWER = ["method.layer_drop.layers=3"]
+HALVES = ["task.batch_size=16"]  # two steps of an epoch that two stages share
 # so that exits of sequences that look alike are not all one
 WIDE = ["backbone.overrides.hidden_size=128", "backbone.overrides.intermediate_size=512"]
 PAIRS: dict[str, list[str]] = {
-    "transkimmer,early_exit": ["method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
+    "transkimmer,early_exit": [*HALVES, "method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
     "ltp,early_exit": ["method.ltp.target=0.6"],
     "act,early_exit": ["method.early_exit.halting=pondernet", "method.early_exit.target=0.6", *WIDE],
     "funnel,ltp": ["method.ltp.target=0.6"],
     "funnel,topk": ["method.topk.start=0", "method.topk.target=0.6"],
-    "layer_drop,transkimmer": [*FEWER, "method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
+    "layer_drop,transkimmer": [*FEWER, *HALVES, "method.transkimmer.bottleneck=16", "method.transkimmer.target=0.6"],
 }
 
 
@@ -32,7 +33,7 @@ def test_a_pair_trains_and_lands_on_its_total(pair: str, tmp_path: Path) -> None
     cfg = typed(*SMALL, *QUICK, f"method=[{pair}]", *PAIRS[pair])
     results = train(cfg, tmp_path / "run", "").results
     assert math.isfinite(results.metrics["loss"])
-    assert results.masked_metrics == results.metrics
+    assert results.masked_metrics == pytest.approx(results.metrics, abs=1e-6)
     assert results.relative_flops == pytest.approx(0.6, abs=0.02)
     if pair.startswith("layer_drop"):
         assert results.keep_ratio[3] == 0 < results.keep_ratio[2]

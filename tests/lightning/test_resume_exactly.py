@@ -72,7 +72,7 @@ RUNS: dict[str, tuple[list[str], list[int]]] = {
             *("task=builtin", "method=chain", "task.train_rows=48"),
             *("method.methods=[transkimmer,{method: ltp, target: 0.8}]", "train.ema=0.9"),
         ],
-        [5, 15],
+        [5, 10],
     ),
     "a late method that learns from itself": (
         [

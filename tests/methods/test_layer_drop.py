@@ -81,7 +81,7 @@ def test_a_model_is_saved_with_the_layers_that_its_report_named(tmp_path: Path) 
     skim.save_pretrained(model, tmp_path / "model")
     file.unlink()
     again = skim.from_pretrained(tmp_path / "model")
-    assert again.method.options() == {"layers": (0, 1), "every": None, "report": None, "delta": 1.0}
+    assert again.method.options() == {"layers": (0, 1), "every": None, "report": None, "delta": 1.0, "depths": None}
     assert again.method.settled() == {}
     with torch.no_grad():
         assert_same(again(**batch).logits, model(**batch).logits)
@@ -104,5 +104,6 @@ def test_a_chain_reads_the_report_of_its_member(tmp_path: Path) -> None:
         "every": None,
         "report": None,
         "delta": 5.0,
+        "depths": None,
     }
     assert skim.Chain(["layer_drop", "topk"]).settled() == {}

@@ -35,13 +35,13 @@ def test_what_passes() -> None:
     [
         (
             lambda: Transkimmer(target="0.5"),
-            "Transkimmer(target='0.5'): must be a number, above 0 and at most 1.",
-            "method.target='0.5' must be a number, above 0 and at most 1.",
+            "Transkimmer(target='0.5'): must be a number, above 0 and at most 1 or a list of",
+            "method.target='0.5' must be a number, above 0 and at most 1 or a list of",
         ),
         (
             lambda: Transkimmer(target="0.5x"),
-            "Transkimmer(target='0.5x'): must be a number, above 0 and at most 1.",
-            "method.target=0.5x must be a number, above 0 and at most 1.",
+            "Transkimmer(target='0.5x'): must be a number, above 0 and at most 1 or a list of",
+            "method.target=0.5x must be a number, above 0 and at most 1 or a list of",
         ),
         (
             lambda: Transkimmer(layers=3),

@@ -206,7 +206,11 @@ def is_typed(value: Any) -> bool:
     [
         ("train.lr=abc", "train.lr=abc must be a number, at least 0."),
         ("task.max_length=abc", "task.max_length=abc must be a whole number, at least 3."),
-        ("method.target=0.5x", "method.target=0.5x must be a number, above 0 and at most 1."),
+        (
+            "method.target=0.5x",
+            "method.target=0.5x must be a number, above 0 and at most 1 or a list of 2 numbers, above 0 and at most 1, "
+            "such as [0.25, 1.0].",
+        ),
         ("hardware.threads=0", "hardware.threads=0 must be a whole number, at least 1."),
         ("callbacks.export=bst", "callbacks.export=bst must be one of best, last. Did you mean 'best'?"),
         ("seed=-1", "seed=-1 must be a whole number, from 0 to 4294967295."),

@@ -43,8 +43,9 @@ def look(cfg: DictConfig, console: Console) -> None:
     }
     about = {"task": loaded.cfg.task.name, "backbone": loaded.cfg.backbone.name, "clock": cfg.benchmark.clock}
     asked = {name: cfg.benchmark[name] for name in ("samples", "repeats", "score")}
+    subject = f"ckpt={cfg.ckpt}" if is_run(cfg) else " ".join(f"{key}={about[key]}" for key in ("backbone", "task"))
     told = " ".join(f"benchmark.{name}={shown(value)}" for name, value in asked.items())
-    about |= {"command": f"python evaluate.py ckpt={cfg.ckpt} what=peers {told}"}
+    about |= {"command": f"python evaluate.py {subject} what=peers {told}"}
     scored = {} if scores is None else {"monitor": loaded.parts.task.monitor, "scored": scores.rows}
     write_json(path, {**about, **scored, "machine": machine(device(loaded)), "batch_sizes": found})
     console.print(Text(str(path)), soft_wrap=True)
