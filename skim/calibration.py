@@ -7,10 +7,12 @@ there. None of this needs Lightning: ``skim.calibrate(model, batches, 0.4)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from skim.budgets import spending
 from skim.compression import walk_of
 from skim.engine.inputs import inputs_of
 from skim.engine.trace import Trace
@@ -18,7 +20,7 @@ from skim.errors import SkimError
 from skim.methods.base import Method
 from skim.methods.table import NEARLY
 from skim.options.words import budgets
-from skim.tabulation import tabulate
+from skim.tabulation import REACH, tabulate
 
 Batches = Sequence[dict[str, Tensor]]
 EXTREME = 1e4  # beyond any margin a predictor gives
@@ -66,17 +68,17 @@ def check_target(model: nn.Module, batches: Batches) -> None:
     if target is None or method.shift is None:
         return
     lowest, highest = target if isinstance(target, tuple) else (target, target)
-    before, standing = method.shift.clone(), method.aims_at
-    if method.table is not None:  # where the number of layers follows the budget as well
-        whole.meet(lowest)
-    method.shift.fill_(-EXTREME)
-    floor = spend(model, batches)
-    if method.table is not None:
-        whole.meet(min(highest, NEARLY))  # at 1 it would not be asked
-    method.shift.fill_(EXTREME)
-    most = spend(model, batches)
-    if method.table is not None:
-        whole.meet(standing)
+    before = method.shift.clone()
+
+    def bound(budget: float, shift: float) -> float:
+        if method.table is not None:  # the number of layers may follow the budget as well
+            whole.meet(budget)
+        method.shift.fill_(shift)
+        return spend(model, batches)
+
+    with nullcontext() if method.table is None else spending(whole):
+        floor = bound(lowest, -EXTREME)
+        most = bound(min(highest, NEARLY), EXTREME)  # at 1 it would not be asked
     method.shift.copy_(before)
     if highest > most + TOLERANCE:
         raise method.refusal(
@@ -141,7 +143,7 @@ def calibrate(
     batches: Iterable[dict[str, Tensor]],
     target: float | None = None,
     steps: int = HALVINGS,
-    reach: float = 12.0,
+    reach: float = REACH,
     around: float = 0.0,
     each: Callable[[], object] = bool,
 ) -> float:

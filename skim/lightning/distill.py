@@ -18,7 +18,6 @@ from skim.engine.ranks import share, weighed
 from skim.engine.trace import Trace
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
-from skim.lightning.check import method_of
 from skim.methods import Method, method_name
 from skim.resume import recorded
 from tasks.base import Task
@@ -31,13 +30,16 @@ def teaches(train: DictConfig) -> bool:
     return any((train.get(name) or 0.0) > 0 for name in USUAL)
 
 
-def weights_of(cfg: DictConfig) -> dict[str, float]:
+def weights_of(cfg: DictConfig, method: Method) -> dict[str, float]:
     """The weights of ``train`` that are null, by name: the usual ones where there is a teacher, 0 where there is none.
 
     A teacher is there where ``init_from`` names a run of the dense model on the same task, or where the model is to
     teach itself. A dense model has none: it is what teaches. Rows that merge tokens have no states to imitate.
+
+    Args:
+        cfg: of the run.
+        method: that it names.
     """
-    method = method_of(cfg)
     there = method.name != "dense" and (cfg.train.distill_from == "self" or starts_dense(cfg))
     usual = USUAL if "merges" not in method.does else USUAL | {"distill_hidden": 0.0}
     return {name: usual[name] if there else 0.0 for name in USUAL if cfg.train.get(name) is None}

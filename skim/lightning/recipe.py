@@ -140,9 +140,10 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
     check(cfg)
     if cfg.paths.run is not None and Path(str(cfg.paths.run)).resolve() != folder.resolve():
         raise SkimError(f"paths.run={cfg.paths.run} is filled in when a run begins.\nChoose its folder: hydra.run.dir=")
-    found = method_of(cfg).settled()
+    method = method_of(cfg)
+    found = method.settled()
     said = [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
-    weights = weights_of(cfg)
+    weights = weights_of(cfg, method)
     said += [f"train.{name}: null -> {value:g}, for there is a teacher" for name, value in weights.items() if value]
     cfg = again(cast(DictConfig, OmegaConf.merge(cfg, {"method": found, "train": weights})), folder)
     changed, resume = [], None

@@ -43,7 +43,6 @@ def ranked(keys: Tensor) -> Tensor:
     """
     width = keys.shape[1]
     places = torch.arange(width, device=keys.device).expand_as(keys)
-    order = (
-        (keys * width + places).topk(width, dim=1, largest=False).indices
-    )  # no two alike: a graph has no stable sort
+    # no two keys are alike then: a graph has no stable sort
+    order = (keys * width + places).topk(width, dim=1, largest=False).indices
     return torch.empty_like(order).scatter_(1, order, places)

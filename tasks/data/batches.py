@@ -71,8 +71,9 @@ class LengthBatches(Sampler[list[int]]):
         self.rank = rank if rank is not None else dist.get_rank() if distributed else 0
         self.world_size = world_size if world_size is not None else dist.get_world_size() if distributed else 1
         self.of_rows = np.asarray(lengths)
-        self.drawing = like is not None and shuffle
-        self.lengths = matched(self.of_rows, like) if like is not None and shuffle else self.of_rows  # of places
+        like = like if shuffle else None
+        self.drawing = like is not None
+        self.lengths = self.of_rows if like is None else matched(self.of_rows, like)  # of places
         if len(self.lengths) < self.world_size:
             raise SkimError(f"{name}: {len(self.lengths)} rows cannot be shared out over {self.world_size} processes.")
         self.per_step = batch_size if whole else batch_size * self.world_size  # rows of all ranks

@@ -18,6 +18,7 @@ from skim.compression import keeping_states
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
 from skim.lightning.build import build
+from skim.lightning.check import method_of
 from skim.lightning.distill import Distiller, check_states, states_distance, weights_of
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
@@ -155,7 +156,8 @@ def test_a_dense_run_of_the_same_task_teaches_unless_somebody_says_otherwise(
     for name, method in (("dense", "dense"), ("skimmed", "transkimmer")):
         (tmp_path / name).mkdir()
         OmegaConf.save(composed("task=builtin", f"method={method}"), tmp_path / name / "config.yaml")
-    assert weights_of(composed("task=builtin", "method=ltp", *overrides)) == wanted
+    cfg = composed("task=builtin", "method=ltp", *overrides)
+    assert weights_of(cfg, method_of(cfg)) == wanted
 
 
 def states_of(method: skim.Method, form: str) -> tuple[Any, list[Tensor]]:

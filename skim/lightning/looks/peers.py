@@ -22,9 +22,8 @@ from skim.errors import SkimError
 from skim.lightning.looks.loaded import Loaded, is_run, load, pretrained
 from skim.methods import Method
 from skim.options.words import shown
+from skim.report.found import PEERS
 from skim.results import write_json
-
-PEERS = "peers.json"
 
 
 def look(cfg: DictConfig, console: Console) -> None:
