@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 # a test starts many processes, each of which would compile all modules anew where a machine forbids to keep them
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test quick lint format types clean
+.PHONY: help demo test test-slow quick lint format types clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(READY): pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -26,8 +26,11 @@ demo: $(READY)  ## dense and Transkimmer on the built-in task, a table and a sha
 
 # A worker that dies fails the run at once: xdist (3.8, its issue 1378) would start another, hand it files that are done,
 # and wait for them for ever.
-test: $(READY)  ## every test; those on real data run if SKIM_MIRROR is set
+test: $(READY)  ## every test but the slow ones; those on real data run if SKIM_MIRROR is set
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test-slow: $(READY)  ## the slow ones alone: kills by the dozen, thousands of drawn cases, minutes of load
+	@$(BIN)/python -m pytest -m slow -rP -n 2 --dist load --max-worker-restart 0
 
 quick: $(READY)  ## the core in a minute: states, attention, laws on one family, golden numbers, configs
 	@$(BIN)/python -m pytest -n 2 --laws=quick tests/engine/test_tokens.py tests/engine/test_attention.py tests/laws \

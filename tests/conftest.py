@@ -7,8 +7,10 @@ the workers would wait.
 from __future__ import annotations
 
 import copy
+import faulthandler
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -59,8 +61,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", ["cpu", "cuda"] if cuda else ["cpu"])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long comes first, so that no worker is left with it when the others are done."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out unless some are asked for, by ``-m`` or by name; what takes long comes first.
+
+    So that no worker is left with it when the others are done.
+    """
+    if not config.option.markexpr and not any("::" in argument for argument in config.args):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
     long = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: long.get(item.path.name, long.get(item.path.parent.name, len(long))))
 
@@ -83,6 +92,13 @@ def _files_are_parsed_once() -> Iterator[None]:
 
     with mock.patch.object(yaml, "load", load):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest) -> None:
+    """Give a slow test two hours, in place of the time after which others are taken to hang."""
+    if request.node.get_closest_marker("slow"):
+        faulthandler.dump_traceback_later(7200, exit=True, file=sys.__stderr__)
 
 
 @pytest.fixture(autouse=True)

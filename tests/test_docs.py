@@ -6,6 +6,8 @@ A Python block that does not run says so in a comment above it: ``<!-- not run: 
 from __future__ import annotations
 
 import argparse
+import ast
+import functools
 import logging
 import re
 import runpy
@@ -147,7 +149,7 @@ def test_the_hub_takes_these_arguments(command: str) -> None:
 
 
 def test_no_other_command_is_unknown() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     made = {command.split()[1] for command in OTHERS if command.startswith("make ")}
     assert made <= targets
     known = (
@@ -231,6 +233,34 @@ def test_add_a_method_word_for_word(
     methods.REGISTERED.pop("settled")
 
 
+PROMISE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """One line each, in sections that stand; the tests are looked for in the files' syntax, and not imported."""
+    page = TEXTS["docs/promises.md"]
+    sections = dict(zip(*[iter(re.split(r"^## (.+)\n", page, flags=re.M)[1:])] * 2, strict=True))
+    assert list(sections) == ["Exactness", "Resuming", "Faults", "Bad input", "Security", "Serving", "Numerics"]
+    for section, text in sections.items():
+        promises = [line for line in text.splitlines() if line.startswith("- ")]
+        assert promises, section
+        assert [promise for promise in promises if not PROMISE.search(promise)] == []
+        assert len(promises) == len([line for line in text.splitlines() if line.strip()]), "one line each"
+    missing = [
+        f"{file}::{test}"
+        for file, test in PROMISE.findall(page)
+        if not (ROOT / file).is_file() or test not in functions(ROOT / file)
+    ]
+    assert missing == []
+
+
+@functools.cache
+def functions(file: Path) -> set[str]:
+    """The functions of a file, those of classes among them."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
 NUMBER = re.compile(r"(?<![\w.])0\.\d{2,}(?: ± 0\.\d+)?|\d+\.\d+ times")
 
 
@@ -250,7 +280,7 @@ def test_the_version_is_in_the_changelog() -> None:
 def test_the_workflow_says_what_there_is() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
     runs = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {".venv/.ready"}
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {".venv/.ready"}
     assert {run.split()[1] for run in runs if run.startswith("make ")} == {"lint", "test", ".venv/.ready"} & targets
     assert any("python -m skim.demo" in run for run in runs)
     assert any("mkdocs build --strict" in run for run in runs)
