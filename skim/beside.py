@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from skim.checkpoint import DESCRIBED, LEARNED, about_method, read_method, restore, write_method
+from skim.checkpoint import DESCRIBED, LEARNED, about_method, add_checksums, read_method, restore, write_method
 from skim.engine.adapters import is_copied
 from skim.engine.walk import walk_of
 
@@ -27,6 +27,7 @@ class SavePretrained:
         result = type(self.model).save_pretrained(self.model, save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_method(self.model, save_directory)
+            add_checksums(Path(save_directory))
         return result
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from skim.engine.adapters import whole_of
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.methods.base import Method
 
 TIMES = "times.json"  # beside a model: what its budgets take, as what=curve has measured it
@@ -86,7 +87,7 @@ def write_times(folder: Path, machine: str, times: Mapping[int, Sequence[tuple[f
         times: by batch size pairs of a budget and the milliseconds of a batch.
     """
     path = folder / TIMES
-    path.write_text(json.dumps({"machine": machine, "milliseconds": times}, indent=2) + "\n")
+    write_json(path, {"machine": machine, "milliseconds": times})
     return path
 
 

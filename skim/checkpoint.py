@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, first_line
+from skim.files import checksum, replacing, write_json
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
 FORMAT = 1  # of skim.json
@@ -55,8 +56,37 @@ def write_method(model: Any, folder: str | Path) -> None:
         config.architectures = [type(walk.model).__name__]
         config.save_pretrained(folder)  # of the model under the adapters, with the labels of its head
         about["adapters"] = {"names": list(model.peft_config), "active": list(model.active_adapters)}
-    save_file({name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}, folder / LEARNED)
-    (folder / DESCRIBED).write_text(json.dumps(about, indent=2) + "\n")
+    with replacing(folder / LEARNED) as part:
+        save_file({name: tensor.contiguous() for name, tensor in walk.method.state_dict().items()}, part)
+    write_json(folder / DESCRIBED, about)
+
+
+def add_checksums(folder: Path) -> None:
+    """Let ``skim.json`` hold the checksums of the weights that are in its folder now, and of its adapters'."""
+    weights = sorted([*folder.glob("*.safetensors"), *folder.glob("*/adapter_model.safetensors")])
+    sums = {file.relative_to(folder).as_posix(): checksum(file) for file in weights}
+    write_json(folder / DESCRIBED, {**parsed(folder / DESCRIBED), "checksums": sums})
+
+
+def check_whole(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse weights that are not those that were saved.
+
+    Args:
+        folder: of the model.
+        about: of its ``skim.json``; one of an older version has no checksums, and nothing is compared.
+
+    Raises:
+        SkimError: a file is not there, or differs.
+    """
+    for name, said in about.get("checksums", {}).items():
+        file = folder / name
+        if file.is_file() and checksum(file) == said:
+            continue
+        what = "is damaged, or was replaced since it was saved" if file.is_file() else "is not there"
+        raise SkimError(
+            f"{file} {what}: it is not the file that skim.json has the checksum of.\nSave the model again; if you "
+            "replaced it on purpose, delete 'checksums' from skim.json."
+        )
 
 
 def classes(method: Method, model: nn.Module) -> dict[str, str]:
@@ -109,6 +139,7 @@ def described(folder: Path) -> dict[str, Any]:
     if about.get("format") != FORMAT:
         raise SkimError(f"{file} has format {about.get('format')}; this version of skim reads {FORMAT}.")
     kinds = {"method": str, "options": dict, "stage": str, "class": str, "model_class": str, "adapters": dict}
+    kinds["checksums"] = dict
     for key, kind in kinds.items():
         if (key in about or key in ("method", "options")) and not isinstance(about.get(key), kind):
             raise SkimError(f"{file} is damaged: '{key}' is {json.dumps(about.get(key))[:60]}. Save the model again.")

@@ -16,7 +16,7 @@ from torch import nn
 
 from skim import hub
 from skim.budgets import fastest_enough, set_budget
-from skim.checkpoint import LEARNED, allowed, described, parsed, read_method, restore
+from skim.checkpoint import LEARNED, allowed, check_whole, described, parsed, read_method, restore
 from skim.compression import compress
 from skim.engine.dtype import fastest
 from skim.errors import SkimError, first_line
@@ -68,6 +68,7 @@ def from_pretrained(
     """
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
+    check_whole(folder, about)
     if max_latency_ms is not None:
         if budget is not None:
             raise SkimError("budget and max_latency_ms both say what a model shall spend; use one of them.")

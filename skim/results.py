@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+
+from skim.files import write_json
 
 SCHEMA = 1
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "hydra-core", "datasets", "torchmetrics")
@@ -154,16 +155,15 @@ class Results:
         """As JSON's types."""
         return asdict(self)
 
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """The results that a finished run has left in its folder."""
+        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return cls(**{one.name: content[one.name] for one in fields(cls) if one.name in content})
+
     def write(self, folder: Path) -> None:
         """Write ``results.json`` at once or not at all: a sweep that is resumed trusts what it finds."""
         write_json(folder / "results.json", self.to_dict())
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a file at once or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def versions() -> dict[str, str]:

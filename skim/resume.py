@@ -15,12 +15,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
+from skim.files import whole
 from skim.options.members import brought
 from skim.options.settle import composed
 from skim.options.tree import leaves
 from skim.options.words import quoted, shown, written
 
 LAST = Path("checkpoints") / "last.ckpt"  # in a run's folder
+PREVIOUS = LAST.with_name("previous.ckpt")  # the one before it, while a run trains
 GROUPS = ("backbone", "task", "method", "hardware", "trainer", "optimizer", "scheduler", "logger", "callbacks")
 MAKE = ("backbone", "task", "method")  # groups whose file names the run; of the others, all values are taken over
 # What neither a step of training nor the schedule depends on, or what is looked at when the checkpoint is loaded (how
@@ -33,6 +35,7 @@ FREE = re.compile(
     r"|method\.(\w+\.)?stages\.\w+\.epochs"
 )
 FILLED = ("resume", "paths.run")  # anew in every run
+AUTO = "auto"  # resume=auto
 ABSENT = object()
 
 
@@ -50,14 +53,61 @@ def checkpoint_of(resume: object) -> Path:
     path = Path(str(resume))
     if path.is_file():
         return path
-    if (path / LAST).is_file():
-        return path / LAST
+    if (found := newest(path)) is not None:
+        return found
+    if there := [str(path / name) for name in (LAST, PREVIOUS) if (path / name).is_file()]:
+        raise SkimError(
+            f"resume={path}: {' and '.join(there)} {'are' if len(there) > 1 else 'is'} cut or damaged (checksum).\n"
+            "There is nothing else to go on from; start it anew."
+        )
     if (path / "config.yaml").is_file():
         raise SkimError(
             f"resume={path} has no {LAST}: the run ended before it wrote one.\n"
             "Start it anew; callbacks.save_every=<steps> writes one more often."
         )
     raise SkimError(f"resume={path} is neither a file nor a run's folder; name a run, or one of its checkpoints/.")
+
+
+def newest(folder: Path) -> Path | None:
+    """Find the newest checkpoint of a run's folder that is as it was written; ``None`` where there is none."""
+    return next((folder / name for name in (LAST, PREVIOUS) if whole(folder / name)), None)
+
+
+def passed_over(checkpoint: Path) -> list[str]:
+    """Say that a newer checkpoint than the one to be used is damaged; nothing if there is none."""
+    newer = checkpoint.with_name(LAST.name)
+    if checkpoint.name != PREVIOUS.name or not newer.is_file() or whole(newer):
+        return []
+    return [f"{newer} is cut or damaged (its checksum differs); {checkpoint.name}, the one before it, is used"]
+
+
+def found(cfg: DictConfig, folder: Path) -> DictConfig:
+    """The config of a run with ``resume=auto``: it goes on from the newest good checkpoint of its folder, or begins.
+
+    Args:
+        cfg: as composed.
+        folder: of the run.
+    """
+    checkpoint = newest(folder)
+    filled: dict[str, Any] = {"resume": checkpoint and str(checkpoint)}
+    if checkpoint is not None and cfg.train.get("lr_find"):  # it has been found, and is not looked for again
+        filled["train"] = {"lr": recorded(folder).train.lr}
+    merged = OmegaConf.merge(cfg, filled)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def done(cfg: DictConfig, folder: Path) -> list[str] | None:
+    """Tell whether the run of a folder has finished: by which options this command differs from it, else ``None``.
+
+    Raises:
+        SkimError: it has, and is another run than the one asked for.
+    """
+    try:
+        status = json.loads((folder / "results.json").read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return changes(cfg, folder) if status == "done" else None
 
 
 def again(cfg: DictConfig, folder: Path) -> DictConfig:
@@ -70,7 +120,8 @@ def again(cfg: DictConfig, folder: Path) -> DictConfig:
         cfg: as composed.
         folder: of the run.
     """
-    if cfg.resume is not None or not (folder / LAST).is_file() or not (folder / "config.yaml").is_file():
+    checkpoint = newest(folder) if cfg.resume is None and (folder / "config.yaml").is_file() else None
+    if checkpoint is None:
         return cfg
     results = folder / "results.json"
     status = json.loads(results.read_text()).get("status") if results.is_file() else None
@@ -82,18 +133,21 @@ def again(cfg: DictConfig, folder: Path) -> DictConfig:
     found = ("train.lr",) if new.get("train.lr_find") else ()
     if any(old.get(key) != new.get(key) for key in {**new, **old} if key not in (*FILLED, *found)):
         return cfg
-    before.resume = str(folder / LAST)
+    before.resume = str(checkpoint)
     return before
 
 
-def changes(cfg: DictConfig) -> list[str]:
+def changes(cfg: DictConfig, folder: Path | None = None) -> list[str]:
     """List the options that a run changes of the one that it goes on with, as lines ``train.epochs: 1 -> 2``.
+
+    Args:
+        cfg: of the run.
+        folder: of the one that it goes on with; ``None``: the one in which its checkpoint lies.
 
     Raises:
         SkimError: what differs is part of what the run has learned, or of how it learns.
     """
-    path = checkpoint_of(cfg.resume)
-    folder = path.parent.parent
+    folder = checkpoint_of(cfg.resume).parent.parent if folder is None else folder
     old, new = flat(recorded(folder)), flat(cfg)
     differ = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     weights = (new.get("train.distill"), new.get("train.distill_hidden"))
@@ -103,7 +157,7 @@ def changes(cfg: DictConfig) -> list[str]:
         said = ", ".join(f"{key} (was {shown(old.get(key))}, now {shown(new.get(key))})" for key in fixed[:4])
         more = f" and {len(fixed) - 4} more" if len(fixed) > 4 else ""
         raise SkimError(
-            f"resume={cfg.resume} goes on with what it began with, and cannot change {said}{more}.\n"
+            f"resume={cfg.resume or folder} goes on with what it began with, and cannot change {said}{more}.\n"
             f"Leave that away, or start a new run{f': init_from={folder}' if (folder / 'model').is_dir() else ''}."
         )
     return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key not in FILLED]
@@ -130,6 +184,13 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     """
     asked = [override for override in overrides if re.match(r"\+*resume=", override)]
     if not asked or asked[-1].endswith("=null"):
+        return list(overrides)
+    if asked[-1].endswith(f"={AUTO}"):
+        if not any(re.match(r"[+~]*hydra\.run\.dir=", override) for override in overrides):
+            raise SkimError(
+                "resume=auto looks for a checkpoint in the run's folder, and by default each start has a new one.\n"
+                "Name it: hydra.run.dir=runs/mine resume=auto"
+            )
         return list(overrides)
     typed = [override for override in overrides if override not in asked]
     named = plain(asked[-1].partition("=")[2])

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from torch import nn
 
-from skim.checkpoint import DESCRIBED, LEARNED, about_method, write_method
+from skim.checkpoint import DESCRIBED, LEARNED, about_method, add_checksums, write_method
 from skim.engine.adapters import adapters, unwrapped, whole_of
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
+from skim.files import filling
 from skim.merging import merged as without_idle
+
+CARD = "README.md"  # of the model
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, merged: bool = False) -> None:
@@ -47,11 +51,16 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, merged: bool = Fals
         if not hasattr(whole_of(outer), "skim_walk"):
             for name in (DESCRIBED, LEARNED):
                 (folder / name).unlink(missing_ok=True)  # of a model that was saved here before
-            outer.save_pretrained(str(folder))
+            with filling(folder, last="config.json") as part:
+                outer.save_pretrained(str(part))
             return
-    if outer is whole_of(outer):
-        weights = {k: v for k, v in outer.state_dict().items() if not k.startswith("method.")}
-        type(outer).save_pretrained(outer, folder, state_dict=weights)
-    else:
-        type(outer).save_pretrained(outer, str(folder))
-    write_method(outer, folder)
+    with filling(folder, last=DESCRIBED) as part:
+        if (folder / CARD).is_file():
+            shutil.copy(folder / CARD, part)  # to which PEFT adds
+        if outer is whole_of(outer):
+            weights = {k: v for k, v in outer.state_dict().items() if not k.startswith("method.")}
+            type(outer).save_pretrained(outer, part, state_dict=weights)
+        else:
+            type(outer).save_pretrained(outer, str(part))
+        write_method(outer, part)
+        add_checksums(part)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from skim.errors import SkimError
+from skim.files import write_text
 from tasks.data.parts import Parts
 from tasks.losses import Loss
 
@@ -213,7 +214,7 @@ class Task(Parts):
 
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> Path:
     """Write one JSON object per line; returns the file."""
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    write_text(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return file
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from skim import hub
 from skim.errors import SkimError, unknown
+from skim.files import write_text
 from tasks.base import Task
 from tasks.text import Kind, Text
 
@@ -126,7 +127,7 @@ class Glue(Text):
             return files
         numbers = rows["idx"] if "idx" in rows.column_names else range(len(rows))
         lines = [f"{index}\t{self._uploaded(predicted)}\n" for index, predicted in zip(numbers, found, strict=True)]
-        (folder / name).write_text("index\tprediction\n" + "".join(lines), encoding="utf-8")
+        write_text(folder / name, "index\tprediction\n" + "".join(lines))
         return [*files, folder / name]
 
     def _uploaded(self, predicted: dict[str, Any]) -> str:

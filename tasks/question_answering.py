@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from skim.errors import SkimError
+from skim.files import write_text
 from skim.options.kinds import Count, Number
 from tasks.base import Task, evenly
 from tasks.data.batches import Rows
@@ -243,7 +244,7 @@ class QuestionAnswering(Task):
         for kind, content in contents.items():
             if kind != "null_odds" or self.no_answers:
                 files.append(folder / f"{kind}.json")
-                files[-1].write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+                write_text(files[-1], json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         return files
 
     def _threshold(self, folder: Path) -> float:

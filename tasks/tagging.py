@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from skim.errors import SkimError
+from skim.files import write_text
 from tasks.base import Task, evenly, write_lines
 from tasks.data import conll
 from tasks.data.columns import Name, Rejects, as_names, check_column, column_of
@@ -182,7 +183,7 @@ class Tagging(Task):
         columns = folder / "predictions.txt"
         pairs = (zip(line["tokens"], line["tags"], strict=True) for line in lines)
         texts = ("".join(f"{word}\t{tag or '-'}\n" for word, tag in sentence) for sentence in pairs)
-        columns.write_text("\n".join(texts), encoding="utf-8")
+        write_text(columns, "\n".join(texts))
         return [write_lines(folder / "predictions.jsonl", lines), columns]
 
     def example_texts(self, count: int) -> list[Any]:

@@ -94,6 +94,16 @@ def _files_are_parsed_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """Leave files to the system: bringing them to the disk takes 9 ms each, and no test cuts the power.
+
+    That they are brought there is in ``tests/test_files.py``.
+    """
+    with mock.patch.object(os, "fsync"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _patience(request: pytest.FixtureRequest) -> None:
     """Give a slow test two hours, in place of the time after which others are taken to hang."""

@@ -29,7 +29,7 @@ def left(folder: Path, *overrides: str) -> DictConfig:
     """A run's folder, as far as its config and a checkpoint go."""
     cfg = composed(*overrides)
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "last.ckpt").touch()
+    torch.save({}, folder / "checkpoints" / "last.ckpt")
     OmegaConf.save(cfg, folder / "config.yaml")
     return cfg
 

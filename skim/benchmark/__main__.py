@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from skim.benchmark.shapes import SHAPES, shape_rows
 from skim.benchmark.table import rows_table
 from skim.benchmark.timing import machine, usable
 from skim.errors import SkimError
+from skim.files import write_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json is not None:
         about = {"backbone": options.backbone, "dtype": options.dtype, "clock": options.clock}
         about["machine"] = machine(options.device)
-        options.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
+        write_json(options.json, {**about, "rows": rows})
     return 0
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +18,7 @@ from skim.engine.inputs import inputs_of
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, first_line, unknown
 from skim.export.loaded import FORMAT, MARK, Exported, load, needed
+from skim.files import filling
 
 Operators: TypeAlias = Literal["fused", "standard"]
 Precision: TypeAlias = Literal["fp32", "int8"]
@@ -276,19 +274,13 @@ def ship(walk: Walk, tokenizer: Any, folder: Path) -> None:
 def written(file: Path) -> Iterator[Path]:
     """Give a folder to write into; what is in it takes its place beside ``file`` when all went well, and else goes."""
     above = [folder for folder in (file.parent, *file.parent.parents) if not folder.exists()]
-    folder = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
-        yield folder
-        for part in sorted(folder.iterdir(), key=lambda part: part.name == file.name):  # the model comes last
-            os.replace(part, file.parent / part.name)
+        with filling(file.parent, last=file.name) as folder:
+            yield folder
         above = []
     except OSError as error:
         raise SkimError(f"{file} cannot be written: {first_line(error)}. Nothing of it is left.") from error
     finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
         for made in above:
             if made.exists():
                 made.rmdir()

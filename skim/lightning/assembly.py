@@ -15,11 +15,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
+from skim.lightning.checkpoint_io import WholeCheckpoints
 from skim.lightning.distill import Distiller, teaches
 from skim.lightning.hardware import check_strategy, nodes_of
 from skim.lightning.module import SkimModule
@@ -108,6 +110,10 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }
     options = {name: value for name, value in follows.items() if name not in make.keywords}
+    plugins = make.keywords.get("plugins") or []
+    plugins = [*plugins] if isinstance(plugins, (list, tuple)) else [plugins]
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        options["plugins"] = [*plugins, WholeCheckpoints()]
     try:
         return make(callbacks=list(callbacks), logger=every(cfg, "logger", Logger) or False, **options)
     except (MisconfigurationException, ValueError, TypeError) as error:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from skim.files import write_text
 from skim.methods import method_name
 from skim.options.words import shown
 
@@ -74,4 +75,4 @@ def write_tree(cfg: DictConfig, folder: Path) -> None:
     with io.StringIO() as text:
         Console(file=text, width=WIDTH).print(config_tree(cfg), highlight=False)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]  # rich fills them up
-    (folder / FILE).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_text(folder / FILE, "\n".join([*lines, ""]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,14 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 
 from skim.errors import first_line
+from skim.files import write_text
+from skim.lightning.callbacks.checkpoints import earlier
 from skim.lightning.config_tree import write_tree
+from skim.lightning.loggers.curves import Curves, rows_of, write_rows
 from skim.lightning.loggers.told import Shows
 from skim.report.heatmap import TEXTS
 from skim.results import Results
-from skim.resume import LAST
+from skim.resume import LAST, PREVIOUS, newest
 from skim.signals import Stopped
 
 LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are written over
@@ -41,9 +43,10 @@ LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are writt
     "redundancy",
     "model",
     "checkpoints",
+    "metrics.csv",
     "tensorboard",
 )
-ADDED_TO = ("checkpoints", "tensorboard")  # by a run that goes on in its own folder
+ADDED_TO = ("checkpoints", "tensorboard", "metrics.csv")  # by a run that goes on in its own folder
 
 
 def begin(folder: Path, cfg: DictConfig) -> None:
@@ -53,6 +56,8 @@ def begin(folder: Path, cfg: DictConfig) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     goes_on_here = cfg.resume is not None and folder.resolve() in Path(cfg.resume).resolve().parents
+    if goes_on_here and Path(cfg.resume).name == PREVIOUS.name:
+        (folder / LAST).unlink(missing_ok=True)  # it is damaged, and would become the previous one
     for name in LEFT_BEHIND:
         path = folder / name
         if goes_on_here and name in ADDED_TO:
@@ -61,25 +66,24 @@ def begin(folder: Path, cfg: DictConfig) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     write_tree(cfg, folder)
 
 
 def continue_log(folder: Path, cfg: DictConfig, loggers: Sequence[Logger]) -> None:
-    """Keep what ``metrics.csv`` says of the steps before the checkpoint, where a run goes on in its own folder.
-
-    Lightning's logger begins the file anew.
-    """
+    """Cut ``metrics.csv`` at the checkpoint from which a run goes on in its own folder: the rest comes once more."""
     log = folder / "metrics.csv"
-    if cfg.resume is None or not log.is_file() or folder.resolve() not in Path(cfg.resume).resolve().parents:
+    if cfg.resume is None or folder.resolve() not in Path(cfg.resume).resolve().parents:
         return
-    step = step_of(Path(cfg.resume))
-    with log.open(newline="") as file:
-        lines = (line for line in file if line.endswith("\n"))  # a run that was killed may end in half a line
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    step, pending = place(Path(cfg.resume))
+    kept = [row for row in rows_of(log) if int(row["step"]) < step]
+    if pending and not any(row["step"] == pending["step"] and pending.keys() <= row.keys() for row in kept):
+        kept.append(pending)  # a checkpoint at the end of a step is written before what is logged of the step
+    write_rows(log, kept)
     for logger in loggers:
-        if isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve():
-            logger.experiment.metrics.extend(row for row in rows if int(row["step"]) < step)
+        ours = isinstance(logger, CSVLogger) and Path(logger.log_dir).resolve() == folder.resolve()
+        if ours and not isinstance(logger, Curves):  # Lightning's own begins the file anew
+            logger.experiment.metrics.extend(kept)
             logger.save()
 
 
@@ -136,20 +140,31 @@ def failed(folder: Path, results: Results, started: float, said: str) -> None:
         said: what has happened.
     """
     results.notes.append(said)
+    if results.status == "done":
+        results.status = "failed"
     results.wall_seconds = time.time() - started
     results.write(folder)
 
 
 def goes_on(folder: Path, resumed: str | None) -> str:
     """Say from where an interrupted run can go on: from a checkpoint of its own, or the one it began with."""
-    if not (folder / LAST).is_file():
+    if newest(folder) is None:
         if resumed is not None:
             return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
         return " before it wrote a checkpoint: start it anew (callbacks.save_every=<steps> writes one more often)"
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; resume={here} goes on from step {step_of(folder / LAST)}"
+    return f"; resume={here} goes on from step {place(newest(folder))[0]}"
 
 
-def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint has behind it."""
-    return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+def place(checkpoint: Path) -> tuple[int, dict[str, str]]:
+    """The optimizer steps that a checkpoint has behind it, and the row of the log that was still to be written."""
+    held = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    rows = (state.get("row") for state in held.get("callbacks", {}).values() if isinstance(state, dict))
+    row = next(filter(None, rows), {})
+    return held["global_step"], {name: str(value) for name, value in row.items()}
+
+
+def tidy(folder: Path) -> None:
+    """Remove the checkpoints that only a run which has not finished may need."""
+    for path in [folder / PREVIOUS, *(folder / PREVIOUS).parent.glob(earlier("*"))]:
+        path.unlink(missing_ok=True)

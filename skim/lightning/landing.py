@@ -14,7 +14,8 @@ from skim.compression import execution, walk_of
 from skim.lightning.assembly import part_of
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, Evaluation, LastCheckpoint
 from skim.lightning.callbacks.progress import counted
-from skim.lightning.module import SkimModule
+from skim.lightning.checkpoint_io import write_checkpoint
+from skim.lightning.module import TRAINED, SkimModule
 from skim.options.words import budgets
 from skim.results import Results
 from tasks.base import Task
@@ -73,17 +74,18 @@ def land(
             trainer.save_checkpoint(end.path, weights_only=False)
         if best is not None and same:
             trainer.save_checkpoint(best.path, weights_only=True)
+    module.trained = {}
     last = landed("last", step, trainer, module, calibration)
     if export == "last" or best is None or best.best is None or same:
         return [last]
     kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     progress = module.method.progress
     checkpoint = torch.load(best.path, map_location="cpu", weights_only=True)
-    module.load_state_dict(checkpoint["state_dict"])
+    module.load_state_dict(checkpoint["state_dict"] | checkpoint.get(TRAINED, {}))
     module.method.progress = checkpoint["method_progress"]
     calibration = calibrated(trainer, module, inputs, console)
     if calibration is not None and trainer.is_global_zero:
-        torch.save(checkpoint | {"state_dict": module.state_dict()}, best.path)
+        write_checkpoint(checkpoint | {"state_dict": module.state_dict(), TRAINED: module.trained}, best.path)
     found = landed("best", best.best.step, trainer, module, calibration)
     target = module.method.aims_at
     # the best is better, or training ends where it ended
@@ -117,8 +119,12 @@ def calibrated(
     what = f"calibration to {budgets(method.target)}"
     with trainer.precision_plugin.forward_context(), counted(console, what, passes(method.adapting)) as count:
         module.to(trainer.strategy.root_device)  # Lightning takes it off the device after each of its loops
+        state = {name: tensor.clone() for name, tensor in module.named_buffers(remove_duplicate=False)}
         before = spend(model, inputs)
         after = calibrate(model, inputs, each=count)
+    # what training has left goes into the checkpoints too: a run that is killed now does all of this once more
+    now = module.state_dict()
+    module.trained = {n: t for n, t in state.items() if n in now and not torch.equal(t, now[n])}
     return {"relative_flops_before": before, "relative_flops_after": after, "shift": float(method.shift)}
 
 

@@ -38,6 +38,8 @@ from skim.stages import Plan, Stage, of_method
 from tasks.base import Task
 from tasks.losses import Loss
 
+TRAINED = "trained"  # in a checkpoint: see SkimModule.trained
+
 
 class SkimModule(pl.LightningModule):
     """One compressed model on one task. Decisions are relaxed in training, hard and deterministic in evaluation.
@@ -62,6 +64,7 @@ class SkimModule(pl.LightningModule):
     Attributes:
         stage: the present one; ``None`` before training.
         loss: the task's in the last step of training, detached, for those who show it; ``None`` before.
+        trained: by name, what calibration has changed at the end, as training has left it: to train on from.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class SkimModule(pl.LightningModule):
         self.stages, self.method_after = tuple(stages), method_after
         self.stage: Stage | None = None
         self.loss: Tensor | None = None
+        self.trained: dict[str, Tensor] = {}
         self.optimizer, self.scheduler = optimizer, scheduler
         self.distiller, self.between = distiller, between
         self.scores = Scores(task, walk_of(model), formulas)
@@ -157,14 +161,17 @@ class SkimModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         # a training that is shorter than the interval of the log would leave no line
-        left = max(self.plan.steps - self.global_step, 1)
-        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, left)
+        self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, self.plan.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["method_progress"] = self.method.progress  # the next forward decides by it
+        if self.trained:
+            checkpoint[TRAINED] = self.trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.method.progress = checkpoint["method_progress"]
+        for state in (checkpoint["state_dict"], checkpoint.get("current_model_state", {})):
+            state.update(checkpoint.get(TRAINED, {}))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         # of the step as a whole, however many processes share it

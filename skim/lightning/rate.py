@@ -14,6 +14,7 @@ from pytorch_lightning.tuner.tuning import Tuner
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from skim.errors import SkimError
+from skim.files import replacing
 from skim.lightning.assembly import module_of
 from skim.lightning.build import Parts
 from skim.lightning.check import method_of
@@ -41,7 +42,8 @@ class RangeTest:
     def draw(self, folder: Path) -> None:
         """Draw loss against rate, the suggestion as a dot."""
         figure = self.finder.plot(suggest=True)
-        figure.savefig(folder / PICTURE, dpi=120, bbox_inches="tight")
+        with replacing(folder / PICTURE) as part:
+            figure.savefig(part, dpi=120, bbox_inches="tight")
 
 
 def tuned(cfg: DictConfig, parts: Parts, processes: int) -> tuple[DictConfig, RangeTest | None]:

@@ -22,7 +22,9 @@ from safetensors.torch import save_file
 
 from skim.benchmark import compare, machine
 from skim.calibration import check_survivors, check_target
+from skim.checkpoint import DESCRIBED, add_checksums
 from skim.errors import SkimError
+from skim.files import filling
 from skim.lightning.assembly import callbacks_of, leave_unused, module_of, part_of, trainer_of
 from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
@@ -32,7 +34,7 @@ from skim.lightning.callbacks.sentences import Sentences
 from skim.lightning.check import check, method_of
 from skim.lightning.config_tree import config_tree
 from skim.lightning.distill import weights_of
-from skim.lightning.folder import begin, concluded, continue_log, failed
+from skim.lightning.folder import begin, concluded, continue_log, failed, tidy
 from skim.lightning.hardware import scaled
 from skim.lightning.landing import land, measure
 from skim.lightning.loggers.told import flat
@@ -48,7 +50,7 @@ from skim.report.card import write_card
 from skim.report.heatmap import SkimmedText, read, write_texts
 from skim.report.page import write_page
 from skim.results import Results
-from skim.resume import again, changes, checkpoint_of
+from skim.resume import AUTO, again, changes, checkpoint_of, done, found, passed_over
 from skim.saving import save_pretrained
 from skim.signals import HEARD
 
@@ -75,8 +77,10 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     Raises:
         SkimError: for anything the user can mend; raised before the folder is written to, where that can be known.
     """
-    started = time.time()
+    started, auto = time.time(), cfg.resume == AUTO
     cfg, changed = settled(cfg, folder)
+    if auto and (differs := done(cfg, folder)) is not None:
+        return finished(folder, differs)
     callbacks = callbacks_of(cfg)
     console = next((callback.console for callback in callbacks if isinstance(callback, Shown)), Console(quiet=True))
     announce(cfg, changed, console)
@@ -124,11 +128,28 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
             export(parts, folder / "model")
             results.wall_seconds = time.time() - started
             results.status = "done"
-            results.write(folder)
             write_card(folder / "model", results.to_dict())
             write_texts(folder, skimmed)
             write_page(folder / "report.html", results.to_dict(), skimmed)
+            results.write(folder)  # when all else is there: whoever finds it takes the run for finished
+            tidy(folder)
     return Run(results, skimmed, folder)
+
+
+def finished(folder: Path, differs: list[str]) -> Run:
+    """Leave a run as it is that has finished before.
+
+    Args:
+        folder: of the run.
+        differs: options in which this command differs from the one that made it.
+    """
+    lines = [f"{folder} has finished: nothing is left to do, and its results stay as they are"]
+    if differs:
+        lines.append(f"not looked at: {', '.join(differs)}; to train on, resume={folder}")
+    if rank_zero_only.rank == 0:
+        Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        tidy(folder)
+    return Run(Results.read(folder), [], folder)
 
 
 def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
@@ -141,14 +162,16 @@ def settled(cfg: DictConfig, folder: Path) -> tuple[DictConfig, list[str]]:
     if cfg.paths.run is not None and Path(str(cfg.paths.run)).resolve() != folder.resolve():
         raise SkimError(f"paths.run={cfg.paths.run} is filled in when a run begins.\nChoose its folder: hydra.run.dir=")
     method = method_of(cfg)
-    found = method.settled()
-    said = [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in found.items()]
+    options = method.settled()
+    said = [f"method.{name}: {shown(cfg.method[name])} -> {shown(value)}" for name, value in options.items()]
     weights = weights_of(cfg, method)
     said += [f"train.{name}: null -> {value:g}, for there is a teacher" for name, value in weights.items() if value]
-    cfg = again(cast(DictConfig, OmegaConf.merge(cfg, {"method": found, "train": weights})), folder)
+    cfg = cast(DictConfig, OmegaConf.merge(cfg, {"method": options, "train": weights}))
+    cfg = found(cfg, folder) if cfg.resume == AUTO else again(cfg, folder)
     changed, resume = [], None
     if cfg.resume is not None:
-        changed, resume = changes(cfg), checkpoint_of(cfg.resume)
+        resume = checkpoint_of(cfg.resume)
+        changed = [*passed_over(resume), *changes(cfg)]
         check_resumable(resume)
     filled = {"paths": {"run": str(folder)}, "resume": resume and str(resume)}
     if cfg.hardware.threads is not None:
@@ -222,12 +245,14 @@ def fitted(results: Results, trainer: pl.Trainer, parts: Parts) -> None:
 
 def export(parts: Parts, folder: Path) -> None:
     """Write the model, its tokenizer, and what was trained beside it."""
-    save_pretrained(parts.model, folder)
-    parts.tokenizer.save_pretrained(folder)
-    if parts.companion is not None:
-        # what it shares with the model is stored twice: it is put where it was, whatever is loaded first
-        state = {name: tensor.detach().cpu().clone() for name, tensor in parts.companion.state_dict().items()}
-        save_file(state, folder / COMPANION)
+    with filling(folder, last=DESCRIBED) as part:
+        save_pretrained(parts.model, part)
+        parts.tokenizer.save_pretrained(part)
+        if parts.companion is not None:
+            # what it shares with the model is stored twice: it is put where it was, whatever is loaded first
+            state = {name: tensor.detach().cpu().clone() for name, tensor in parts.companion.state_dict().items()}
+            save_file(state, part / COMPANION)
+            add_checksums(part)
 
 
 def examples(parts: Parts) -> list[SkimmedText]:

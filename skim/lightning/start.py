@@ -12,7 +12,7 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from skim.checkpoint import described, read_method
+from skim.checkpoint import DESCRIBED, check_whole, described, read_method
 from skim.errors import SkimError
 from skim.methods import METHODS, Method, method_class
 from skim.published import ltp as published
@@ -224,6 +224,8 @@ def dense_folder(cfg: DictConfig) -> Path:
                 f"init_from={folder} was trained with backbone={before.backbone.name}, this run has "
                 f"backbone={cfg.backbone.name}.\nUse backbone={before.backbone.name}, or another init_from."
             )
+        if (folder / "model" / DESCRIBED).is_file():
+            check_whole(folder / "model", described(folder / "model"))
         return folder / "model"
     if (folder / "config.json").is_file():
         return folder

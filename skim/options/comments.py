@@ -15,6 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, cast
 
+from skim.files import write_text
 from skim.options.check import PLACES
 from skim.options.declared import arguments
 from skim.options.files import Entry, entries, parents
@@ -117,7 +118,7 @@ def main() -> None:
     for file in sorted(Path(sys.argv[1]).rglob("*.yaml")):
         text = written(file)
         if text != file.read_text():
-            file.write_text(text)
+            write_text(file, text)
             print(file)
 
 

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from skim.files import replacing
 from skim.options.words import budgets
 from skim.report.runs import Results
 from skim.report.table import latency_rows
@@ -35,7 +36,8 @@ def write_card(folder: Path, results: Results, chosen: str | None = None) -> Non
         results: of the run that it is from.
         chosen: how it was chosen among others, in Markdown; ``None``: it was not.
     """
-    card(folder, results, chosen).save(folder / CARD)
+    with replacing(folder / CARD) as part:
+        card(folder, results, chosen).save(part)
 
 
 def card(folder: Path, results: Results, chosen: str | None = None) -> Any:

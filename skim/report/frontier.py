@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skim.errors import SkimError
+from skim.files import write_text
 from skim.report.card import escaped
 from skim.report.choosing import difference
 from skim.report.curve import DROPPED, draw
@@ -48,7 +49,7 @@ def write_frontiers(runs: Sequence[Results], folder: Path) -> list[Path]:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "_", task)
         written += write_picture(draw(some, costs_of(some)), folder, name, ("svg",))
         written.append(folder / f"{name}.md")
-        written[-1].write_text(part(some, f"{folder.name}/{name}.svg"), encoding="utf-8")
+        write_text(written[-1], part(some, f"{folder.name}/{name}.svg"))
     return written
 
 

@@ -17,6 +17,7 @@ from rich.style import Style
 from rich.text import Text
 
 from skim.errors import SkimError
+from skim.files import write_text
 from skim.report.document import render
 from skim.report.shades import colors, step
 
@@ -159,7 +160,7 @@ def _pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 def write_texts(folder: Path, texts: Sequence[SkimmedText]) -> None:
     """Write a run's texts as ``examples.json``, so that runs can be compared without loading their models."""
-    (folder / TEXTS).write_text(json.dumps([asdict(text) for text in texts]) + "\n", encoding="utf-8")
+    write_text(folder / TEXTS, json.dumps([asdict(text) for text in texts]) + "\n")
 
 
 def load_texts(folder: Path) -> list[SkimmedText]:
@@ -223,4 +224,4 @@ def page(texts: Sequence[SkimmedText], title: str = "Skimmed text") -> str:
 
 def write_html(path: Path, texts: Sequence[SkimmedText], title: str = "Skimmed text") -> None:
     """Write :func:`page` to a file."""
-    Path(path).write_text(page(texts, title), encoding="utf-8")
+    write_text(path, page(texts, title))

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from skim.errors import SkimError
+from skim.files import write_text
 from skim.options.words import budgets
 from skim.report.card import escaped
 from skim.report.curve import styles
@@ -62,7 +63,7 @@ def write_overview(found: Found, folder: Path) -> list[Path]:
     kinds = {PAGE: page, "report.md": markdown, "report.csv": table}
     written = {folder / name: write(settings, folder, left_out) for name, write in kinds.items()}
     for path, text in written.items():
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return list(written)
 
 

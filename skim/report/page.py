@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from skim.files import write_text
 from skim.options.words import budgets
 from skim.report.classes import grids
 from skim.report.classes import notes as class_notes
@@ -30,7 +31,7 @@ from skim.report.table import (
 
 def write_page(path: Path, results: Results, texts: Sequence[SkimmedText] = ()) -> None:
     """Write :func:`page` to a file."""
-    Path(path).write_text(page(results, texts), encoding="utf-8")
+    write_text(path, page(results, texts))
 
 
 def page(results: Results, texts: Sequence[SkimmedText] = ()) -> str:

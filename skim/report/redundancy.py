@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from skim.files import replacing
 from skim.report.fitted import Column, Fitted, Naming
 from skim.report.redundancy_figures import drawings, fewest, save
 
@@ -177,7 +178,7 @@ def write_redundancy(section: Section, folder: Path) -> list[Path]:
     paths = []
     for name, sheet in sheets(section).items():
         paths.append(folder / f"{name}.csv")
-        with paths[-1].open("w", newline="", encoding="utf-8") as file:
+        with replacing(paths[-1]) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([sheet.heads, *sheet.rows])
     for name, drawing in drawings(section).items():
         paths += save(drawing, folder / name)

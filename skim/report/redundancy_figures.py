@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skim.files import replacing, write_text
+
 Section = dict[str, Any]
 COLORS = ("#1f6fb4", "#d1495b", "#2a9d6f", "#8a5fbf", "#c77f1a")
 QUIET, LINE, INK = "#6b7588", "#8f9aab40", "#22304a"
@@ -38,8 +40,9 @@ def drawings(section: Section) -> dict[str, Drawing]:
 def save(drawing: Drawing, path: Path) -> list[Path]:
     """Write a picture as PNG and SVG."""
     paths = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    drawing.figure.savefig(paths[0], dpi=160)
-    paths[1].write_text(_svg(drawing.figure, path.name), encoding="utf-8")
+    with replacing(paths[0]) as part:
+        drawing.figure.savefig(part, dpi=160)
+    write_text(paths[1], _svg(drawing.figure, path.name))
     return paths
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
+from skim.files import write_text
 from skim.report.heatmap import SkimmedText
 from skim.report.shades import STEPS, colors, rules, step
 
@@ -78,7 +79,7 @@ def grid(text: SkimmedText, cell: float = 20) -> str:
 
 def write_svg(path: Path, drawing: str) -> None:
     """Write a drawing of :func:`sentence` or :func:`grid`."""
-    Path(path).write_text(drawing, encoding="utf-8")
+    write_text(path, drawing)
 
 
 def _token(x: float, y: float, piece: str, place: int, fate: str, left: float, right: float) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from skim.errors import SkimError, first_line
+from skim.files import write_json
 
 BASELINES = ("packed_dense", "padded_hf")
 COLUMNS = ("method.name", "method.target", "train.lr", "train.method_lr", "seed")  # of options; parallel coordinates
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.json is None:
             said = saved(made)
         else:
-            asked.json.write_text(json.dumps(spec(made), indent=2) + "\n", encoding="utf-8")
+            write_json(asked.json, spec(made))
             said = str(asked.json)
     except SkimError as error:
         Console(stderr=True).print(Text(f"error: {error}"))

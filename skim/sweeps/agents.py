@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skim.errors import SkimError, unknown
+from skim.files import write_text
 from skim.options.agents import Agents
 from skim.options.check import typed
 from skim.options.members import values_of
@@ -107,8 +108,7 @@ def write(options: Agents, overrides: Sequence[str]) -> str:
 
     told = described(options, overrides)
     path = Path(options.file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(told, sort_keys=False, width=120), encoding="utf-8")
+    write_text(path, yaml.safe_dump(told, sort_keys=False, width=120))
     return (
         f"{path} sweeps over {', '.join(told['parameters'])}. Give it to W&B, and start as many agents as you like:\n"
         f"  wandb sweep {shlex.quote(str(path))}\n"

@@ -24,10 +24,11 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.options.words import quoted
 from skim.report.found import load
 from skim.report.runs import deciding
-from skim.results import SCHEMA, write_json
+from skim.results import SCHEMA
 from skim.resume import LAST, recorded
 
 State: TypeAlias = Literal["waiting", "running", "done", "failed", "interrupted", "pruned"]

@@ -366,7 +366,7 @@ def test_loggers_are_a_list_in_any_order(choice: str) -> None:
     cfg = typed(f"logger={choice}", "logger.wandb.project=mine")
     assert set(cfg.logger) == {"csv", "wandb"}
     assert cfg.logger.wandb.project == "mine"
-    assert cfg.logger.csv._target_.endswith("CSVLogger")
+    assert cfg.logger.csv._target_.endswith("Curves")
 
 
 def test_a_text_stays_a_text_in_a_table() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -107,7 +108,7 @@ def test_what_an_experiment_says_of_members_holds(tmp_path: Path) -> None:
 def test_a_run_goes_on_with_its_members_options(tmp_path: Path) -> None:
     cfg = conf_of(*settled(*TYPED, "task=builtin", "backbone=tiny"))
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    torch.save({}, tmp_path / "checkpoints" / "last.ckpt")
     OmegaConf.save(cfg, tmp_path / "config.yaml")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         again = compose(

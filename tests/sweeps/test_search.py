@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim import cli
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.places import CONF
-from skim.results import write_json
 from skim.sweeps.job import Pruned
 from skim.sweeps.pruning import StopsDominated
 from tests.report.results import results

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import multiprocessing
 import os
 import resource
@@ -43,6 +42,7 @@ from skim.benchmark.shapes import SHAPES as MODELS
 from skim.benchmark.timing import machine, time_side_by_side
 from skim.compression import compress
 from skim.engine.inputs import inputs_of
+from skim.files import write_json
 from skim.methods import method_class
 from skim.report.fitted import plain
 from tasks.builtin import Builtin
@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(table)
     console.print("\n".join(about), style="dim", highlight=False)
     if chosen.json is not None:
-        chosen.json.write_text(json.dumps(found, indent=2) + "\n")
+        write_json(chosen.json, found)
     return 0
 
 

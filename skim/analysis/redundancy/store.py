@@ -7,7 +7,6 @@ leaves at most one block to be computed again. States of another key are thrown 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -20,11 +19,10 @@ import numpy as np
 
 from skim.analysis.redundancy.states import States
 from skim.errors import SkimError, first_line
-from skim.results import write_json
+from skim.files import refused, write_json
 
 STATE = "state.json"
 VALUES, RAN = "values.npy", "ran.npy"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Store:
@@ -177,9 +175,9 @@ def writing(folder: Path) -> Iterator[None]:
     """Turn what a disk refuses into a SkimError, and leave nothing of the folder then."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SkimError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if error.errno in FULL:
+        if refused(error):
             raise SkimError(
                 f"The disk is full: {folder} cannot hold the states, and has been removed.\n"
                 "Make room, choose another folder, or store less: redundancy.dtype=float16, redundancy.max_rows=<rows>."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from skim.benchmark.gpu.rows import MARK, Row, table
 from skim.benchmark.gpu.times import SHAPES_TIMED, times
 from skim.benchmark.timing import machine, usable
 from skim.errors import SkimError, first_line
+from skim.files import write_json
 
 SECONDS = 440  # for everything, so that it is over in eight minutes
 LIMITS = {"laws": 110, "kernels": 60, "recovery": 40}  # seconds of a part; of a shape that is timed, the next
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
     if options.json is not None:
         about = {"machine": machine(device), "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, about)
     if not options.lines:
         Console(width=190).print(table(rows, f"skim on {machine(device)}"))
         print(f"{sum(row.good for row in rows)} of {len(rows)} rows as asked")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from skim.calibration import TOLERANCE
 from skim.errors import SkimError
+from skim.files import replacing, whole
+from skim.resume import LAST, PREVIOUS
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,28 @@ class BestCheckpoint(Callback):
         self.latest = Evaluation(trainer.global_step, metric, spent)
         # whoever saves waits for all ranks, so they shall be of one mind
         if trainer.strategy.broadcast(self.latest.beats(self.best, module.method.aims_at)):
+            if trainer.is_global_zero:
+                self.keep()
             self.best = self.latest
             trainer.save_checkpoint(self.path, weights_only=True)
+
+    def keep(self) -> None:
+        """Let the best so far live on if a checkpoint to go on from speaks of it; whoever goes on needs it."""
+        folder, spoken = self.path.parent, spoken_of(self.path.parent, self.state_key)
+        for path in folder.glob(earlier("*")):
+            if path.name not in map(earlier, spoken):
+                path.unlink()
+        if self.best is not None and self.best.step in spoken and holds(self.path, self.best.step):
+            copied(self.path, folder / earlier(self.best.step))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Bring the file along that the resumed checkpoint speaks of; without it, the best is yet to come."""
         if self.best is not None and trainer.is_global_zero and not holds(self.path, self.best.step):
-            before = Path(str(trainer.ckpt_path)).parent / self.path.name
-            if holds(before, self.best.step):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(before, self.path)
+            before = Path(str(trainer.ckpt_path)).parent
+            names = earlier(self.best.step), self.path.name
+            found = [before / name for name in names if holds(before / name, self.best.step)]
+            if found:
+                copied(found[0], self.path)
         trainer.strategy.barrier()
         if self.best is not None and not trainer.strategy.broadcast(holds(self.path, self.best.step)):
             self.lost, self.best = self.best.step, None
@@ -106,9 +122,38 @@ class BestCheckpoint(Callback):
         self.best = state_dict["best"] and Evaluation(**state_dict["best"])
 
 
+def earlier(step: object) -> str:
+    """Name the best checkpoint of before, while one to go on from speaks of it."""
+    return f"best-{step}.ckpt"
+
+
+def copied(one: Path, other: Path) -> None:
+    """Copy a checkpoint, at once or not at all; within a file system that has links, nothing is written."""
+    with replacing(other) as part:
+        try:
+            os.link(one, part)
+        except OSError:
+            shutil.copy(one, part)
+
+
 def holds(path: Path, step: int) -> bool:
-    """Tell whether a file is the checkpoint of that step."""
-    return path.is_file() and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"] == step
+    """Tell whether a file is the checkpoint of that step, and as it was written."""
+    return whole(path) and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"] == step
+
+
+def spoken_of(folder: Path, key: str) -> set[int]:
+    """Steps of the best evaluations that the checkpoints to go on from remember.
+
+    Args:
+        folder: of the checkpoints.
+        key: under which they hold the state of :class:`BestCheckpoint`.
+    """
+    steps = set()
+    for path in (folder / LAST.name, folder / PREVIOUS.name):
+        if path.is_file():
+            best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(key, {})["best"]
+            steps |= {best["step"]} if best else set()
+    return steps
 
 
 class LastStageStopping(Callback):
@@ -154,11 +199,20 @@ class LastStageStopping(Callback):
             self.step, self.of = trainer.global_step, module.plan.steps
             trainer.should_stop = True
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End a training that goes on from where it had been ended, unless there is more to wait for now."""
+        ends = self.patience is not None and self.waited >= self.patience and self.of == cast(Any, pl_module).plan.steps
+        if self.step is not None and ends:
+            trainer.should_stop = True
+        else:
+            self.step = None
+
     def state_dict(self) -> dict[str, Any]:
-        return {"waited": self.waited}
+        return {"waited": self.waited, "step": self.step, "of": self.of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.waited = state_dict["waited"]
+        self.step, self.of = state_dict.get("step"), state_dict.get("of", 0)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -170,6 +224,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     Attributes:
         put_off: one is due as soon as the batches of a step are through, and its evaluation.
+        row: what is logged of the step behind which a checkpoint is written, and not before.
     """
 
     def __init__(self, folder: str | Path, every: int | None = None) -> None:
@@ -178,6 +233,7 @@ class LastCheckpoint(ModelCheckpoint):
         self.every = every
         self._saved = 0  # the step of the last one in between
         self.put_off = False
+        self.row: dict[str, Any] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         step, loop = trainer.global_step, trainer.fit_loop
@@ -186,7 +242,9 @@ class LastCheckpoint(ModelCheckpoint):
         evaluates = loop.epoch_loop._should_check_val_fx(cast(Any, loop._data_fetcher))
         if due and not evaluates and not loop._should_accumulate():
             self._saved, self.put_off = step, False
+            self.row = pending(trainer)
             trainer.save_checkpoint(self.path)
+            self.row = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # between batches that share a step, gradients have gathered, and checkpoints hold none: at the step, then
@@ -198,3 +256,15 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.save_checkpoint(self.path)  # max_steps may end a run between two evaluations
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "row": self.row}
+
+
+def pending(trainer: pl.Trainer) -> dict[str, Any]:
+    """The row of the log that Lightning writes next, at the end of a step; empty where it writes none."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs or not (values := convert_tensors_to_scalars(connector.metrics["log"])):
+        return {}
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return {"epoch": trainer.current_epoch, **values, "step": step}

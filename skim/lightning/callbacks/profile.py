@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from skim.files import replacing, write_text
+
 
 class OperationProfile(Callback):
     """Record some training steps with torch's profiler: ``operations.txt``, ``trace.json``.
@@ -46,8 +48,9 @@ class OperationProfile(Callback):
         """Write both files."""
         by = "self_device_time_total" if ProfilerActivity.CUDA in recorded.activities else "self_cpu_time_total"
         table = recorded.key_averages().table(sort_by=by, row_limit=self.rows, max_name_column_width=60)
-        (self.folder / "operations.txt").write_text(table)
-        recorded.export_chrome_trace(str(self.folder / "trace.json"))
+        write_text(self.folder / "operations.txt", table)
+        with replacing(self.folder / "trace.json") as part:
+            recorded.export_chrome_trace(str(part))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._recording is not None:

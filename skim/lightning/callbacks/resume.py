@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from skim.errors import SkimError
+from skim.files import whole
 from skim.stages import check_bounds
 
 
@@ -25,6 +26,11 @@ def check_resumable(path: Path) -> None:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise SkimError(f"resume: {path} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}") from error
+    if not whole(path):
+        raise SkimError(
+            f"resume: {path} is cut or damaged: its checksum differs.\n"
+            "Name the run's folder, in which the one before it may be good, or start anew."
+        )
     if "optimizer_states" not in checkpoint:
         raise SkimError(
             f"resume: {path} holds weights and no state of an optimizer to train them on with.\n"

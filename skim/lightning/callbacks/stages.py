@@ -46,6 +46,16 @@ class Stages(Callback):
         if step == begin > first:  # the method begins within the stage
             forget(module, module.method.parameters())  # moments of no gradients
 
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Be in the last stage, also where training goes on behind its last step and sees no batch."""
+        stage, _, steps = module.plan.at(max(trainer.global_step - 1, 0))
+        if stage is not module.stage:
+            self.enter(module, stage, starts=False, steps=steps)
+
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        """Likewise, where there was nothing at all to do."""
+        self.on_train_end(trainer, module)
+
     def enter(self, module: Any, stage: Stage, starts: bool, steps: int) -> None:
         """Train by another stage from now on.
 

@@ -16,6 +16,7 @@ from skim.budgets import write_times
 from skim.calibration import EXTREME, TOLERANCE, Batches, calibrate, spend
 from skim.compression import walk_of
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.looks.metrics import measured
 from skim.lightning.recipe import latency
@@ -24,7 +25,6 @@ from skim.report.curve import write_curve
 from skim.report.found import CURVE
 from skim.report.runs import MOVED, OWN
 from skim.report.table import curve_table
-from skim.results import write_json
 
 SAMPLES = 512  # evaluation inputs on which decisions are moved to a target; as many as train.calibrate takes
 

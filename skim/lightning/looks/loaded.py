@@ -22,6 +22,7 @@ from skim.checkpoint import LEARNED, read_method, restore
 from skim.compression import walk_of
 from skim.engine.dtype import fastest
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, method_name
@@ -30,7 +31,6 @@ from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.report.card import write_card
 from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
-from skim.results import write_json
 from skim.resume import recorded
 from tasks.data.source import HOLDOUT
 

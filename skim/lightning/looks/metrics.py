@@ -7,13 +7,14 @@ import torch
 from omegaconf import DictConfig
 from rich.console import Console
 
+from skim.files import write_json
 from skim.lightning.landing import elsewhere, evaluated
 from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.module import SkimModule
 from skim.merging import parameters_of
 from skim.report.classes import class_tables
 from skim.report.table import print_run
-from skim.results import Results, write_json
+from skim.results import Results
 
 
 def measured(loaded: Loaded, command: str, trainer: pl.Trainer) -> Results:

@@ -19,11 +19,11 @@ from skim.benchmark.runtimes import Call
 from skim.benchmark.table import rows_table
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.lightning.looks.loaded import Loaded, is_run, load, pretrained
 from skim.methods import Method
 from skim.options.words import shown
 from skim.report.found import PEERS
-from skim.results import write_json
 
 
 def look(cfg: DictConfig, console: Console) -> None:

@@ -18,12 +18,13 @@ from skim.analysis.redundancy.extraction import Extraction, Reading
 from skim.analysis.redundancy.metrics import metric
 from skim.analysis.redundancy.splits import Split, splits_of
 from skim.analysis.redundancy.states import Splits
+from skim.files import write_json
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.looks.loaded import Loaded, finished, for_report, is_run, load, pretrained, trainer_of
 from skim.methods import method_name
 from skim.report.page import write_page
 from skim.report.redundancy import redundancy_table, write_redundancy
-from skim.results import Results, write_json
+from skim.results import Results
 
 
 def look(cfg: DictConfig, console: Console) -> None:

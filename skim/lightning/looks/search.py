@@ -20,6 +20,7 @@ from skim.calibration import calibrate
 from skim.compression import walk_of
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError, first_line
+from skim.files import write_json, write_text
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.landing import evaluated
 from skim.lightning.looks.curve import SAMPLES
@@ -27,7 +28,6 @@ from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import export
 from skim.report.search import search_table, write_search
-from skim.results import write_json
 from skim.resume import recorded
 from tasks.data.batches import LengthBatches
 
@@ -73,7 +73,7 @@ def look(cfg: DictConfig, console: Console) -> None:
         with console.status("calibration"), trainer.precision_plugin.forward_context():
             calibrate(loaded.parts.model, inputs)
     export(loaded.parts, folder / "model")
-    OmegaConf.save(recorded(loaded.folder), folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(recorded(loaded.folder)))
     section = {
         "command": f"python evaluate.py ckpt={cfg.ckpt} what=search",
         "options": OmegaConf.to_container(options),

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from skim.compression import standing_in, walk_of
 from skim.errors import SkimError
+from skim.files import write_json
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.landing import evaluated
 from skim.lightning.looks.loaded import Loaded, finished, load, trainer_of
 from skim.lightning.module import SkimModule
 from skim.methods.layer_drop import LayerDrop
 from skim.report.skip import skip_table, write_skip
-from skim.results import write_json
 
 Case = tuple[str, tuple[int, ...]]  # what is left out, and the layers that run
 
