@@ -34,6 +34,8 @@ class TopK(Pruner):
             on without attention, a sequence may lose all.
         token_keep_rate: share of the input's tokens that leaves the last layer; below 0 the schedule falls faster and
             ends at 0.01.
+        min_tokens: tokens of each input that every layer leaves, however low the rate: an input that has no more is not
+            pruned at all, so a short one stays whole while long ones pay; 0 is as published.
         start: first layer that prunes, from 0; ``None`` is max(3, ceil(0.15 L)), as published.
         target: relative FLOPs that the rate is moved to meet, before training and after, or a range of them for a model
             that takes any; ``None`` leaves it.
@@ -48,12 +50,14 @@ class TopK(Pruner):
         self,
         preset: Preset = "default",
         token_keep_rate: Annotated[float, Field(ge=-1, le=1)] = 0.3,
+        min_tokens: Annotated[int, Field(ge=0)] = 0,
         start: Layer | None = None,
         target: Target | None = None,
         protect: tuple[Special, ...] | None = None,
     ) -> None:
         super().__init__(preset, "padded", target, protect)  # a common divisor changes no order
         self.token_keep_rate = token_keep_rate
+        self.min_tokens = min_tokens
         self.start = start
 
     def build(self, spec: Spec) -> None:
@@ -76,4 +80,5 @@ class TopK(Pruner):
         return (precise(self.shift) * (done / steps) + published).clamp(LEAST, 1)  # type: ignore[arg-type]  # a buffer
 
     def keep(self, i: int, score: Tensor, occupancy: Occupancy) -> Tensor:
-        return most_attended(score, occupancy, occupancy.share(self.rate(i)))  # half to even, as published
+        count = occupancy.share(self.rate(i)).clamp_min(self.min_tokens)  # halves to even, as published
+        return most_attended(score, occupancy, count)

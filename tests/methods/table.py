@@ -413,6 +413,7 @@ METHODS: dict[str, Row] = {
     "ltp_rising": pruning(lambda: Rising(final_token_threshold=0.5)),
     "tome": merging(lambda: ToMe(r=0.25)),
     "topk": pruning(lambda: TopK(token_keep_rate=0.37, start=1)),
+    "topk_min": pruning(lambda: TopK(token_keep_rate=-0.5, start=0, min_tokens=4)),
     "length_drop": pruning(lambda: still(LengthDrop(drop=0.3))),
     "act_gate": halting(lambda: ACT(temperature=0.5), shift(1e4)),
     "act_mix": halting(lambda: ACT(mix="act", share_head=False)),

@@ -139,6 +139,15 @@ def test_top_k_keeps_the_largest_and_counts_the_protected_among_them() -> None:
         assert [row.nonzero().flatten().tolist() for row in kept] == wanted
 
 
+def test_top_k_leaves_short_inputs_whole() -> None:
+    method = built(TopK(token_keep_rate=-1.0, start=0, min_tokens=6), 4)
+    lengths = [3, 6, 7, 20, 200]
+    occupancy = occupancy_of(lengths)
+    kept = method.keep(3, torch.rand(len(lengths), 200), occupancy) & occupancy.sequences.real
+    assert kept.sum(1).tolist() == [3, 6, 6, 6, 6]
+    assert (method.keep(0, torch.rand(len(lengths), 200), occupancy) & occupancy.sequences.real).sum(1)[4] == 100
+
+
 def test_top_k_counts_the_input_and_not_who_is_left() -> None:
     occupancy = occupancy_of([10])
     keep = (torch.arange(10) % 2).float()[None]
