@@ -14,6 +14,24 @@ class SkimError(Exception):
     """
 
 
+class Interrupted(SkimError):
+    """A training that could not go on from a step to the next; there may be a checkpoint from which another does.
+
+    Args:
+        what: has happened, and where.
+        advice: a sentence or two.
+        said: how the run goes on.
+    """
+
+    def __init__(self, what: str, advice: str, said: str = "") -> None:
+        super().__init__(f"{what}{said}.\n{advice}")
+        self.what, self.advice = what, advice
+
+    def with_way_on(self, said: str) -> Interrupted:
+        """The same error, with a word on how the run goes on."""
+        return type(self)(self.what, self.advice, said)
+
+
 def unknown(kind: str, name: object, options: Iterable[str]) -> SkimError:
     """The error for a name that is not in a closed list: names the nearest option, then all of them.
 

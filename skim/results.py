@@ -54,6 +54,8 @@ class Results:
         redundancy: layers and neurons that suffice, see :mod:`skim.analysis.redundancy.analysis`; likewise.
         skip: the metric with layers left out, see :mod:`skim.lightning.looks.skip`; ``None`` if not measured.
         steps: optimizer steps that were trained.
+        steps_skipped: how many of them a loss or gradient that is not finite kept from being made, see
+            ``train.nonfinite``.
         stopped_early: ``step`` at which ``callbacks.patience`` ended the training, ``of`` how many it would have had,
             and that ``patience``, in evaluations; ``None`` if it did not.
         exported: the checkpoint whose weights were measured and are in ``model/``: ``best`` or ``last``.
@@ -96,6 +98,7 @@ class Results:
     redundancy: dict[str, Any] | None = None
     skip: dict[str, Any] | None = None
     steps: int = 0
+    steps_skipped: int = 0
     stopped_early: dict[str, int] | None = None
     exported: str = "last"
     checkpoints: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -14,12 +14,14 @@ from unittest import mock
 import pytest
 import torch
 
+from skim.lightning.callbacks.finite import NonFinite
 from skim.lightning.recipe import train
 from skim.train import start
+from tests.lightning.test_finite import Spoils
 from tests.lightning.test_method_after import recorded, same
 from tests.lightning.test_stages import watched
-from tests.ranks import COMMON, ROWS, RUNS, differences, trained
-from tests.runs import ROOT, environment, small
+from tests.ranks import COMMON, ROWS, RUNS, config, differences, trained
+from tests.runs import ROOT, environment, small, watched_by
 
 
 def test_a_sweep_with_ddp_runs_each_job_once_and_learns_alike(
@@ -71,9 +73,18 @@ def runs(folder: Path) -> dict[str, Any]:
             "stages": [vars(step) for step in watched(folder / "stages", "hardware=ddp_cpu", *STAGES)[1]],
             "late": recorded(folder / "late", "hardware=ddp_cpu", *LATE)[1],
             **{name: trained(name, folder / name, "ddp_cpu") for name in RUNS},
+            "spoilt": spoilt(folder / "spoilt"),
         }
     finally:
         torch.distributed.destroy_process_group()
+
+
+def spoilt(folder: Path) -> dict[str, Any]:
+    """What a rank says when the loss of the other one, of rank 1, is NaN in the third step."""
+    spoils = Spoils("loss", *([3] if torch.distributed.get_rank() else []))
+    with pytest.raises(NonFinite) as caught:
+        watched_by(spoils, config("dense", "ddp_cpu"), folder)
+    return {"said": str(caught.value), "rows": spoils.rows}
 
 
 def other(folder: str) -> None:
@@ -132,6 +143,14 @@ def test_both_ranks_learn_the_same_thresholds_and_then_freeze_them(joined: tuple
     assert all(torch.equal(step["delta"], one[3]["delta"]) for step in one[3:])
     assert one[3]["shift"] != 0
     assert all(not torch.equal(one[i]["weight"], one[i + 1]["weight"]) for i in range(5))
+
+
+def test_ranks_stop_together_at_a_loss_that_is_nan_on_one(joined: tuple[Path, list[dict[str, Any]]]) -> None:
+    one, other = (found["spoilt"] for found in joined[1])
+    assert one["said"] == other["said"]
+    rows = ", ".join(map(str, other["rows"]))
+    assert one["said"].startswith(f"step 3 of 4: the loss is nan; its batch has the rows {rows} of the training data")
+    assert not (joined[0] / "spoilt" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_two_ranks_begin_a_late_method_together(joined: tuple[Path, list[dict[str, Any]]]) -> None:

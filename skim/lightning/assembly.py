@@ -7,6 +7,7 @@ Each is instantiated by Hydra from ``_target_`` and its arguments. A part may co
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
@@ -126,6 +127,12 @@ def leave_unused(trainer: pl.Trainer) -> None:
         trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
+def allow(trainer: pl.Trainer, seconds: float) -> None:
+    """Let processes wait for each other longer than for that time, in which a rank that hangs is found and named."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._timeout = timedelta(seconds=2 * seconds + 60)
+
+
 def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
     """The LightningModule of a run."""
     train = cfg.train
@@ -145,6 +152,7 @@ def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:
         loss=parts.task.training_loss(cfg.train.label_smoothing),
         between=cfg.train.between,
         average=train.ema,
+        nonfinite=train.nonfinite,
     )
 
 

@@ -7,14 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 
-from skim.errors import first_line
+from skim.errors import Interrupted, first_line
 from skim.files import write_text
 from skim.lightning.callbacks.checkpoints import earlier
 from skim.lightning.config_tree import write_tree
@@ -25,6 +25,7 @@ from skim.results import Results
 from skim.resume import LAST, PREVIOUS, newest
 from skim.signals import Stopped
 
+Ends: TypeAlias = KeyboardInterrupt | Stopped | Interrupted  # of a run that can go on from its last checkpoint
 LEFT_BEHIND = (  # by an earlier run or look; config.yaml and the like are written over
     "results.json",
     "report.html",
@@ -96,13 +97,14 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
         results: as far as they go.
         resumed: the checkpoint that the run went on from.
         trainer: of the run; its loggers that show more than curves are told.
-        started: when, in seconds since the epoch.
+        started: when, by ``time.monotonic``.
     """
     loggers: list[Logger] = list(trainer.loggers)
     try:
         yield
     except BaseException as error:
-        ended = ending(error, goes_on(folder, resumed)) if isinstance(error, (KeyboardInterrupt, Stopped)) else error
+        way_on = isinstance(error, (KeyboardInterrupt, Stopped, Interrupted))
+        ended = ending(error, goes_on(folder, resumed)) if way_on else error
         if trainer.is_global_zero:
             if isinstance(error, Stopped) and error.requeued:
                 results.status = "preempted"
@@ -125,8 +127,10 @@ def told(logger: Shows, results: Results) -> None:
         Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
 
 
-def ending(error: KeyboardInterrupt | Stopped, said: str) -> KeyboardInterrupt | Stopped:
+def ending(error: Ends, said: str) -> Ends:
     """The same end of a run, with a word on how it goes on."""
+    if isinstance(error, Interrupted):
+        return error.with_way_on(said)
     return Stopped(error.number, said) if isinstance(error, Stopped) else KeyboardInterrupt(f"interrupted{said}")
 
 
@@ -136,13 +140,13 @@ def failed(folder: Path, results: Results, started: float, said: str) -> None:
     Args:
         folder: of the run.
         results: as far as they go.
-        started: when, in seconds since the epoch.
+        started: when, by ``time.monotonic``.
         said: what has happened.
     """
     results.notes.append(said)
     if results.status == "done":
         results.status = "failed"
-    results.wall_seconds = time.time() - started
+    results.wall_seconds = time.monotonic() - started
     results.write(folder)
 
 

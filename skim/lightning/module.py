@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -25,6 +25,7 @@ from skim.engine.trace import Trace
 from skim.errors import SkimError
 from skim.lightning.callbacks.average import Average
 from skim.lightning.callbacks.budget import Budget
+from skim.lightning.callbacks.finite import Finite
 from skim.lightning.callbacks.memory import TrimsHeap
 from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.callbacks.signals import EndsOnSignal
@@ -60,8 +61,11 @@ class SkimModule(pl.LightningModule):
         between: budgets that each step draws between the smallest and the largest, of a method that has a range.
         average: decay of a moving average of the weights that is evaluated in their place, and what is left in the end;
             ``None``: the weights themselves.
+        nonfinite: what happens at a loss or gradient that is NaN or infinite: ``stop`` ends training, ``skip`` leaves
+            the step out.
 
     Attributes:
+        finite: sees to that.
         stage: the present one; ``None`` before training.
         loss: the task's in the last step of training, detached, for those who show it; ``None`` before.
         trained: by name, what calibration has changed at the end, as training has left it: to train on from.
@@ -82,6 +86,7 @@ class SkimModule(pl.LightningModule):
         loss: Loss | None = None,
         between: int = 1,
         average: float | None = None,
+        nonfinite: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.model, self.task, self.companion = model, task, companion
@@ -92,7 +97,8 @@ class SkimModule(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.distiller, self.between = distiller, between
         self.scores = Scores(task, walk_of(model), formulas)
-        self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages(), TrimsHeap()]
+        self.finite = Finite(nonfinite)
+        self._callbacks: list[Callback] = [ExactResume(), EndsOnSignal(), Stages(), self.finite, TrimsHeap()]
         if calibrate_on is not None:
             self._callbacks.append(Budget(calibrate_on))
         if average is not None:
@@ -164,6 +170,7 @@ class SkimModule(pl.LightningModule):
         self.trainer.log_every_n_steps = min(self.trainer.log_every_n_steps, self.plan.steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.finite.check(self)
         checkpoint["method_progress"] = self.method.progress  # the next forward decides by it
         if self.trained:
             checkpoint[TRAINED] = self.trained
@@ -201,6 +208,8 @@ class SkimModule(pl.LightningModule):
             loss = loss + 0.0 * sum(parameter.sum() for parameter in method.parameters())
         if self.written:
             self.log("train/loss", self.loss, prog_bar=True)
+            if self.finite.then == "skip":
+                self.log("train/steps_skipped", float(len(self.finite.skipped)))
             self.log_dict({curve("lr", group["kind"]): group["lr"] for group in optimizer_of(self).param_groups})
         return loss
 
@@ -274,18 +283,20 @@ class SkimModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the method's gradients apart, and each chain member's: thresholds' can be a hundred times weights'."""
-        own = own_kinds(self.method)
+        own, norms = own_kinds(self.method), []
         for kind in ("", *dict.fromkeys(own.values())):
             some = [p for p in self.parameters() if own.get(p, "") == kind and p.grad is not None]
             if not some:
                 continue
             norm = nn.utils.get_total_norm([p.grad for p in some if p.grad is not None])
+            norms.append(norm)
             if self.written:
                 self.log(curve("grad_norm", kind), norm)
             if gradient_clip_val and gradient_clip_algorithm == "value":  # None and 0 are off
                 nn.utils.clip_grad_value_(some, gradient_clip_val)
             elif gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(some, gradient_clip_val, norm)
+        self.finite.judge(self.trainer, self, norms, optimizer_of(self))
 
     # ---- evaluation ----
 

@@ -21,6 +21,7 @@ import pytorch_lightning.strategies.launchers.subprocess_script as launcher
 from torch.distributed import DistError
 
 from skim.errors import SkimError
+from skim.signals import rank as own_rank
 
 LOOK = 1.0  # seconds between two looks
 GRACE = 20.0  # seconds in which a run whose rank has ended may fail by itself; who hangs in a collective does not
@@ -77,8 +78,8 @@ class Watch(threading.Thread):
 
 
 @contextmanager
-def watched(conclude: Callable[[str], object]) -> Iterator[None]:
-    """Watch over the ranks of a run, from both sides.
+def watched(conclude: Callable[[str], object]) -> Iterator[Callable[[str], None]]:
+    """Watch over the ranks of a run, from both sides; yields what gives the run up, for a rank that hangs.
 
     Args:
         conclude: told what has happened, if the run has to be ended by force.
@@ -92,12 +93,20 @@ def watched(conclude: Callable[[str], object]) -> Iterator[None]:
         watches.append(Watch(child_processes, conclude))
         watches[-1].start()
 
+    def give_up(said: str) -> None:
+        if not (number := own_rank()):
+            conclude(said)
+        print(f"error{f' on rank {number}' if number else ''}: {said}", file=sys.stderr, flush=True)
+        for one in watches:
+            one.stop()
+        os._exit(1)
+
     before, launcher._launch_process_observer = launcher._launch_process_observer, watch
     over = threading.Event()
     if int(os.environ.get("LOCAL_RANK", 0)):
         threading.Thread(target=orphaned, args=(os.getppid(), over), daemon=True).start()
     try:
-        yield
+        yield give_up
     except Exception as error:
         # who hangs up has not ended yet
         said = next(filter(None, (one.dead(GRACE) for one in watches)), None) if hung_up(error) else None

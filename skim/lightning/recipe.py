@@ -23,11 +23,13 @@ from safetensors.torch import save_file
 from skim.benchmark import compare, machine
 from skim.calibration import check_survivors, check_target
 from skim.checkpoint import DESCRIBED, add_checksums
-from skim.errors import SkimError
+from skim.errors import Interrupted, SkimError, first_line
 from skim.files import filling
-from skim.lightning.assembly import callbacks_of, leave_unused, module_of, part_of, trainer_of
+from skim.lightning.assembly import allow, callbacks_of, leave_unused, module_of, part_of, trainer_of
 from skim.lightning.build import COMPANION, Parts, build
 from skim.lightning.callbacks.checkpoints import BestCheckpoint, LastStageStopping
+from skim.lightning.callbacks.finite import Finite
+from skim.lightning.callbacks.marks import Marks
 from skim.lightning.callbacks.progress import Shown
 from skim.lightning.callbacks.resume import check_resumable
 from skim.lightning.callbacks.sentences import Sentences
@@ -77,7 +79,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     Raises:
         SkimError: for anything the user can mend; raised before the folder is written to, where that can be known.
     """
-    started, auto = time.time(), cfg.resume == AUTO
+    started, auto = time.monotonic(), cfg.resume == AUTO  # the clock of the machine may be set back in the meantime
     cfg, changed = settled(cfg, folder)
     if auto and (differs := done(cfg, folder)) is not None:
         return finished(folder, differs)
@@ -87,7 +89,9 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
     pl.seed_everything(cfg.seed, verbose=False)
     parts = build(cfg)
     prepare(cfg, parts)
-    trainer = trainer_of(cfg, callbacks, epochs=round(sum(stage.epochs for stage in parts.stages)))
+    marks = Marks(cfg.hardware.timeout)
+    trainer = trainer_of(cfg, [*callbacks, marks], epochs=round(sum(stage.epochs for stage in parts.stages)))
+    allow(trainer, cfg.hardware.timeout)
     cfg, tested = tuned(cfg, parts, trainer.world_size)
     if not cfg.task.get("global_batch"):
         parts.stages = scaled(parts.stages, trainer.num_nodes * trainer.num_devices, cfg.train.lr_scaling)
@@ -99,7 +103,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
         console.print(note, highlight=False, soft_wrap=True)
     with (
         concluded(folder, results, cfg.resume, trainer, started),
-        watched(partial(failed, folder, results, started)),
+        watched(partial(failed, folder, results, started)) as marks.give_up,
     ):
         if trainer.is_global_zero:
             begin(folder, cfg)
@@ -126,7 +130,7 @@ def train(cfg: DictConfig, folder: Path, command: str) -> Run:
                     results.latency = latency(parts, cfg.benchmark, console)
                     results.timed_on = timed_on(trainer, parts.model)
             export(parts, folder / "model")
-            results.wall_seconds = time.time() - started
+            results.wall_seconds = time.monotonic() - started
             results.status = "done"
             write_card(folder / "model", results.to_dict())
             write_texts(folder, skimmed)
@@ -221,19 +225,39 @@ def fit(trainer: pl.Trainer, module: SkimModule, parts: Parts, cfg: DictConfig) 
         trainer.fit(module, datamodule=parts.task, ckpt_path=cfg.resume, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if not cfg.hardware.num_workers or (lost := lost_worker(error)) is None:
+            raise
+        advice = "Out of memory? Fewer hardware.num_workers need less, and 0 loads in the run's own process."
+        raise Interrupted(lost, advice) from error
     finally:
         HEARD.waits = False
     HEARD.answer()
 
 
+def lost_worker(error: Exception) -> str | None:
+    """How a process that loads data has ended, if an error is about that; else ``None``."""
+    if not isinstance(error, RuntimeError):  # before torch has noticed
+        return f"a DataLoader worker does not answer any more: {first_line(error)}"
+    said = [str(one).partition(". ")[0] for one in (error.__cause__, error)]
+    return next((one for one in said if one.startswith("DataLoader worker")), None)
+
+
 def fitted(results: Results, trainer: pl.Trainer, parts: Parts) -> None:
     """Write down how training went: rows, machine, steps, and what was lost on the way."""
     best, stopping = part_of(trainer, BestCheckpoint), part_of(trainer, LastStageStopping)
+    finite = part_of(trainer, Finite)
     results.count(parts.task.report)
     results.notes += parts.notes
     device, threads = str(trainer.strategy.root_device), torch.get_num_threads()
     results.machine = {"device": device, "threads": threads, "precision": trainer.precision}
     results.steps = trainer.global_step
+    if finite is not None and finite.skipped:
+        results.steps_skipped = len(finite.skipped)
+        results.notes.append(
+            f"train.nonfinite=skip: {results.steps_skipped} of {results.steps} steps are left out, the first of them "
+            f"step {finite.skipped[0]}."
+        )
     if stopping is not None and stopping.step is not None:
         results.stopped_early = {"step": stopping.step, "of": stopping.of, "patience": cast(int, stopping.patience)}
     if best is not None and best.lost is not None:

@@ -96,6 +96,9 @@ class Training(Schedule):
     """norm to which gradients are clipped; null or 0 is off"""
     accumulate: Count = 1
     """batches whose gradients make one step"""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """at a loss or gradient that is NaN or infinite: stop ends training, names the step, its rows and the checkpoint to
+    go on from; skip leaves the step out, says so and counts it. Neither lets it touch the weights"""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     """learning rates where each process has a batch of its own (task.global_batch=false): none as they stand, linear
     times the number of processes, sqrt times its root. On one process, or with a global batch, they stay"""
@@ -152,6 +155,8 @@ class Hardware(Options):
     """of numbers: 32-true, 16-mixed, bf16-mixed"""
     strategy: str = "auto"
     """how several devices work together: auto, ddp"""
+    timeout: Positive = 1800.0
+    """seconds in which no process of a run moves on, after which it ends and names the one that hangs"""
     threads: Count | None = None
     """CPU threads of torch; null leaves torch's choice"""
     num_workers: Number = 0

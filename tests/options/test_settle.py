@@ -134,7 +134,7 @@ def test_what_there_is_stands_beside_it() -> None:
     assert "method has: preset, target, coefficient" in refuse("+method.foo=1", chosen_by([]))
     assert refuse("hardware.profiler=simple", chosen_by(["hardware=cpu"])) == (
         "hardware.profiler is not an option of hardware=cpu.\n"
-        "hardware has: accelerator, devices, num_nodes, precision, strategy, threads, num_workers."
+        "hardware has: accelerator, devices, num_nodes, precision, strategy, timeout, threads, num_workers."
     )
 
 

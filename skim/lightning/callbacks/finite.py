@@ -1,0 +1,192 @@
+"""Losses and gradients that are NaN or infinite: the step is not made, and training ends, or goes on without it.
+
+No step waits for the device for that. On a CPU the numbers are at hand. Elsewhere the device itself holds the fused
+optimizer back, and the host reads what has happened when it writes a line of the log and before it saves anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from skim.errors import Interrupted
+
+IN_A_ROW = 10  # steps without one that could be made: the weights are at fault, or all the data
+LISTED = 64  # rows that a message names
+
+
+class NonFinite(Interrupted):
+    """The loss or a gradient of a step is NaN or infinite, or a weight is."""
+
+
+@dataclass
+class Step:
+    """One optimizer step, as far as the device knows it.
+
+    Attributes:
+        number: counted from 1.
+        losses: one of each batch.
+        norms: of the gradients of each kind of parameter; empty where a scaler looks at them.
+        bad: 1 if one of these is not finite on any process, else 0.
+        rows: of each batch, by their numbers in the training data; ``None`` where batches have none.
+    """
+
+    number: int
+    losses: Tensor
+    norms: Tensor
+    bad: Tensor
+    rows: list[Tensor | None]
+
+    def told(self) -> tuple[str, list[int]]:
+        """The number that is not finite, and the rows of the batches that it is of."""
+        finite = torch.isfinite(self.losses).tolist()
+        wrong = [value for value in self.losses.tolist() if value - value != 0]
+        odd = [value for value in self.norms.tolist() if value - value != 0]
+        said = f"loss is {wrong[0]}" if wrong else f"gradient is {odd[0]}" if odd else ""
+        mine = [rows for rows, good in zip(self.rows, finite, strict=True) if not (wrong and good) and rows is not None]
+        return said, [row for rows in mine for row in rows.tolist()]
+
+
+class Finite(Callback):
+    """Makes no step by a loss or a gradient that is not finite, and lets no such weights into a checkpoint.
+
+    Under ``16-mixed`` only the loss counts: gradients that overflow are what the scaler is there for.
+
+    Args:
+        then: ``stop`` ends training at such a step, ``skip`` goes on with the next one.
+
+    Attributes:
+        skipped: steps that were not made, counted from 1.
+    """
+
+    def __init__(self, then: Literal["stop", "skip"] = "stop") -> None:
+        self.then = then
+        self.skipped: list[int] = []
+        self._losses: list[Tensor] = []  # of the present step
+        self._rows: list[Tensor | None] = []
+        self._before: list[Tensor] = []  # buffers of the method, which follow what the forward saw
+        self._steps: list[Step] = []  # that the host has not read
+
+    def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:
+        if not self._rows and self.then == "skip":
+            self._before = [buffer.clone() for buffer in self._state(module)]
+        self._rows.append(batch.get("row"))
+
+    def on_before_backward(self, trainer: pl.Trainer, module: Any, loss: Tensor) -> None:
+        self._losses.append(loss.detach())
+
+    def judge(
+        self, trainer: pl.Trainer, module: Any, norms: Sequence[Tensor], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Hold the optimizer back if a number of this step is not finite.
+
+        Args:
+            trainer: of the run.
+            module: in training.
+            norms: of its gradients.
+            optimizer: about to make the step.
+
+        Raises:
+            NonFinite: one is not, and training shall end at it.
+        """
+        if self not in trainer.callbacks:  # type: ignore[attr-defined]  # a test of rates goes to where a loss is infinite
+            return
+        losses = torch.stack(self._losses)
+        counted = torch.stack(list(norms)) if norms and trainer.precision != "16-mixed" else losses.new_zeros(0)
+        bad = (~torch.isfinite(torch.cat([losses, counted.to(losses)]))).any().float()
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce(bad, reduce_op="max")
+        self._steps.append(Step(trainer.global_step + 1, losses, counted, bad, self._rows))
+        self._losses, self._rows = [], []
+        if waits(losses.device, optimizer):
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # of its kernel: a step is made where it is 0
+            for before, buffer in zip(self._before, self._state(module), strict=False):
+                buffer.copy_(torch.where(bad > 0, before, buffer))
+            if module.written:
+                self.read(module)
+        elif self.read(module):
+            for parameter in module.parameters():
+                parameter.grad = None  # which every optimizer leaves as it is
+            for before, buffer in zip(self._before, self._state(module), strict=False):
+                buffer.copy_(before)
+
+    def read(self, module: Any) -> bool:
+        """Look at the steps since the last look; tell whether one of them was not made.
+
+        Raises:
+            NonFinite: one was not, and training shall end at it; or so many in a row that nothing is learned.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return False
+        found = torch.stack([step.bad for step in steps]).tolist()
+        for step, bad in zip(steps, found, strict=True):
+            if bad:
+                self._refuse(step, module)
+        return any(found)
+
+    def _refuse(self, step: Step, module: Any) -> None:
+        """Count a step that was not made, or end training at it."""
+        told = everywhere(step.told())
+        said = next((said for said, _ in told if said), "")
+        rows = sorted(row for what, rows in told for row in rows if what[:4] == said[:4])
+        named = ", ".join(map(str, rows[:LISTED])) + (f" and {len(rows) - LISTED} more" if len(rows) > LISTED else "")
+        of = f"; its batch has the rows {named} of the training data" if rows else ""
+        what = f"step {step.number} of {module.plan.steps}: the {said}{of}"
+        if self.then == "stop":
+            raise NonFinite(
+                what, "Look at them and at train.lr, or leave such steps out: train.nonfinite=skip beside resume=."
+            )
+        self.skipped.append(step.number)
+        module.print(f"{what}. It is skipped.")
+        if self.skipped[-IN_A_ROW:] == list(range(step.number - IN_A_ROW + 1, step.number + 1)):
+            raise NonFinite(
+                what, f"The last {IN_A_ROW} steps were skipped, so nothing is learned any more: see train.lr."
+            )
+
+    def check(self, module: Any) -> None:
+        """Refuse to save weights that are not finite; to be called before anything is written.
+
+        Raises:
+            NonFinite: some are not, or a step since the last look was not made and training shall end at it.
+        """
+        self.read(module)
+        named = [(name, tensor) for name, tensor in module.model.named_parameters() if tensor.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm([tensor.detach() for _, tensor in named], float("inf")))
+        finite = torch.isfinite(norms).tolist()
+        if not all(finite):
+            name = named[finite.index(False)][0]
+            step = f"step {module.global_step} of {module.plan.steps}"
+            raise NonFinite(f"{step}: {name} is not finite any more, and is not saved", "Lower train.lr.")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped} if self.skipped else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped = state_dict["skipped"]
+
+    @staticmethod
+    def _state(module: Any) -> list[Tensor]:
+        """Numbers of the method that a forward moves: its steering."""
+        return [buffer for buffer in module.method.buffers() if buffer.is_floating_point()]
+
+
+def waits(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether the host would have to wait for a device whose kernel can hold the step back by itself."""
+    return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def everywhere(mine: tuple[str, list[int]]) -> list[tuple[str, list[int]]]:
+    """What every process of the run has to say, in their order."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, mine)
+    return told
