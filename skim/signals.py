@@ -1,9 +1,10 @@
-"""Signals that end a run: ``kill``, and a cluster's before it takes the machine away. Imports nothing heavy.
+"""Signals that end a run: Ctrl-C, ``kill``, and a cluster's before it takes the machine away. Imports nothing heavy.
 
 In training a signal waits for a step at which a checkpoint is whole; elsewhere it ends the run at once.
 
 | in a job of | signal | the run |
 |---|---|---|
+| anybody | SIGINT (Ctrl-C) | as at SIGTERM, with exit code 130; a second one ends it at once |
 | nobody | SIGTERM | writes its checkpoint, says how to go on, and ends with exit code 143 |
 | submitit | SIGUSR2 (or SUBMITIT_PREEMPT_SIGNAL) | writes its checkpoint and ends; submitit queues the job again |
 | SLURM | SIGUSR1 | writes its checkpoint, queues the job again and ends |
@@ -23,6 +24,7 @@ from contextlib import contextmanager
 
 from skim.errors import SkimError
 
+SAVES = b"interrupted: the run saves at the end of this step, and ends; once more ends it now\n"
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")  # the first that is set counts
 
 
@@ -51,13 +53,19 @@ class Heard:
         number: of the last signal that has not been answered.
         waits: whether a step of training will answer it.
         on: whether this process listens at all.
+        interrupted: whether Ctrl-C was among them.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self.waits = self.on = False
+        self.waits = self.on = self.interrupted = False
 
     def __call__(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            if self.interrupted or not self.waits:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            os.write(2, SAVES)  # nothing else may be written from here: the signal may have come in the middle of it
         self.number = number
         if not self.waits:
             self.answer()
@@ -86,12 +94,28 @@ def requeue_signal() -> int | None:
 
 def ends(number: int) -> bool:
     """Tell whether a run shall end at a signal, and not only write its checkpoint."""
-    return requeue_signal() in (None, number)
+    return number == signal.SIGINT or requeue_signal() in (None, number)
 
 
 def rank() -> int:
     """The number of this process among those of a run."""
     return next((int(os.environ[name]) for name in RANKS if name in os.environ), 0)
+
+
+def numbers() -> set[int]:
+    """The signals that a run listens to; not to Ctrl-C if it was started in the background, to be spared by that."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    return {int(signal.SIGTERM), *(() if ignored else (int(signal.SIGINT),)), *filter(None, [requeue_signal()])}
+
+
+def deaf(worker: int = 0) -> None:
+    """Leave signals to the process that has started this one to load data, and that goes on till it has saved.
+
+    Ctrl-C and clusters send them to all processes of a run. A loader asks its workers to end by other means, and they
+    see by themselves when it is gone.
+    """
+    for number in numbers():
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -103,9 +127,8 @@ def heeded() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = {int(signal.SIGTERM), requeue_signal()} - {None}
-    before = {number: signal.signal(number, HEARD) for number in numbers if number is not None}
-    HEARD.number, HEARD.on = None, True
+    before = {number: signal.signal(number, HEARD) for number in numbers()}
+    HEARD.number, HEARD.on, HEARD.interrupted = None, True, False
     try:
         yield
     except Stopped as stopped:

@@ -102,6 +102,26 @@ def test_a_job_of_slurm_is_queued_again_and_goes_on_by_itself(
         signals.requeue(signals.Stopped(signal.SIGUSR1), signal.SIG_DFL)
 
 
+def test_ctrl_c_saves_and_ends_and_the_run_goes_on_bit_for_bit(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    code = ended(monkeypatch, *RUN, *sends(4, "SIGINT", tmp_path / "once"), f"hydra.run.dir={run}")
+    said = capfd.readouterr().err.splitlines()
+    assert said[-2] == "interrupted: the run saves at the end of this step, and ends; once more ends it now"
+    assert (code, said[-1]) == (130, f"stopped by SIGINT; resume={run} goes on from step 5")
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    train(composed(*RUN, f"resume={run}/checkpoints/last.ckpt", *sends(4, "SIGINT", tmp_path / "once")), run, "")
+    assert same(run, undisturbed)
+
+
+def test_ctrl_c_twice_ends_the_run_in_the_middle_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, more = tmp_path / "run", [f"+callbacks.more.{one[17:]}" for one in sends(4, "SIGINT", tmp_path / "twice")]
+    assert ended(monkeypatch, *RUN, *sends(4, "SIGINT", tmp_path / "once"), *more, f"hydra.run.dir={run}") == 130
+    note = json.loads((run / "results.json").read_text())["notes"][-1]
+    assert note == f"interrupted; resume={run} goes on from step 3", "the evaluation's checkpoint is the last"
+
+
 class Submitted:
     """A job of submitit, as Hydra's launcher makes one: requeued with what it began with."""
 

@@ -88,6 +88,7 @@ class Job:
             word, ``pruned`` was stopped by a search.
         error: what a failed job ended with, on one line.
         seconds: from its beginning to its end, or to now.
+        process: that computes it, or did last, if that is of this machine; else ``None``.
     """
 
     folder: Path
@@ -97,15 +98,19 @@ class Job:
     state: State
     error: str | None = None
     seconds: float = 0.0
+    process: int | None = None
 
     @classmethod
     def at(cls, folder: Path) -> Job:
         """Read the job of a folder."""
         said = json.loads((folder / JOB).read_text(encoding="utf-8"))
         job = cls(folder, said["number"], tuple(said["overrides"]), said["config"], said["state"], said.get("error"))
+        if said.get("host") == socket.gethostname():
+            job = replace(job, process=said.get("process"))
         began, ended = said.get("began"), said.get("ended")
         if began is not None:
-            job = replace(job, seconds=(time.time() if ended is None else ended) - began)
+            passed = (time.time() if ended is None else ended) - began
+            job = replace(job, seconds=max(passed, 0.0))  # the clock may have been set back, or be another machine's
         if job.state == "running" and not locked(folder / RUNNING):
             job = replace(job, state="interrupted")
         if job.state in ("running", "waiting", "pruned"):

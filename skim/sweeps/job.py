@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import socket
 import sys
 import threading
@@ -24,6 +25,8 @@ from skim.signals import Stopped, rank
 from skim.sweeps.folder import Job
 
 LOG = "log.txt"  # what a job in a process of its own has printed
+GRACE = 10  # seconds in which a job whose sweep is gone may save
+STOPPED: list[int] = []  # jobs that a signal has ended in this process: it begins no other
 HELD: list[FileLock] = []  # the GPU of this process, as long as it lives
 
 
@@ -59,6 +62,8 @@ class Recorded:
                 self.main(cfg)
             return
         beside = os.getpid() != self.sweeper and os.getppid() == self.sweeper
+        if beside and STOPPED:
+            return
         if beside:
             threading.Thread(target=end_with, args=[self.sweeper], daemon=True).start()
             if cfg.hardware.accelerator != "cpu" and cfg.hardware.devices == 1:
@@ -82,6 +87,7 @@ class Recorded:
             cause = left.__context__ if isinstance(left, SystemExit) and left.__context__ else left
             if isinstance(cause, (KeyboardInterrupt, Stopped)):
                 job.note("interrupted", ended=time.time())
+                STOPPED.append(job.number)
                 raise
             if isinstance(cause, Pruned):
                 job.note("pruned", ended=time.time())
@@ -150,7 +156,12 @@ def logged(path: Path) -> Iterator[None]:
 
 
 def end_with(parent: int) -> None:
-    """End this process when the one that has started it is gone: nobody would look at what it computes."""
+    """End this process when the one that has started it is gone; a training that it computes may save before.
+
+    Nobody would look at what it computes, but the sweep that goes on finds the checkpoint.
+    """
     while os.getppid() == parent:
         time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE)
     os._exit(1)

@@ -15,37 +15,58 @@ from typing import Any
 from hydra.plugins.launcher import Launcher
 from rich.console import Console
 
-from skim.signals import Stopped
+from skim.signals import Stopped, numbers
 from skim.sweeps.folder import Job
 from skim.sweeps.progress import Progress
 
-PATIENCE = 10  # seconds for processes of a killed sweep to end
+PATIENCE = 15  # seconds for processes of a killed sweep to end
+SAVING = 60  # seconds for jobs in processes of their own to save, when their sweep is ended
 
 
 @contextlib.contextmanager
-def killable() -> Iterator[None]:
-    """Let SIGTERM end a sweep as Ctrl-C does, between its jobs and while others compute them.
+def killable(jobs: Sequence[Job]) -> Iterator[None]:
+    """Let SIGTERM end a sweep as Ctrl-C does, between its jobs and while other processes compute them.
+
+    Those are told, and have time to save; joblib would kill them. At a second signal the sweep ends without them.
+
+    Args:
+        jobs: of the sweep.
 
     Raises:
-        Stopped: the signal has come.
+        Stopped: SIGTERM has come, or a cluster's own signal.
     """
+    heard: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped(number)
+        heard.append(number)
+        if len(heard) == 1:
+            save(jobs)
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in numbers()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-@killable()
+def save(jobs: Sequence[Job]) -> None:
+    """Have the jobs that other processes of this machine compute save and end, and wait for that."""
+    beside = [job for job in map(again, jobs) if job.state == "running" and job.process not in (None, os.getpid())]
+    if beside:
+        os.write(2, b"the jobs that are running save, and end; once more ends them now\n")
+    for job in beside:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(job.process or 0, signal.SIGTERM)
+    settle(beside, SAVING)
+
+
 def launch(launcher: Launcher, options: Any, jobs: Sequence[Job], console: Console, batch: int | None = None) -> None:
-    """Run the jobs that are not done; afterwards each says for itself what became of it.
+    """Run the jobs that are not done, as :func:`launched` does; SIGTERM and Ctrl-C end them.
 
     Args:
         launcher: set up with :class:`skim.sweeps.job.Recorded`.
@@ -54,6 +75,12 @@ def launch(launcher: Launcher, options: Any, jobs: Sequence[Job], console: Conso
         console: for the progress of all jobs.
         batch: jobs that are launched at a time.
     """
+    with killable(jobs):
+        launched(launcher, options, jobs, console, batch)
+
+
+def launched(launcher: Launcher, options: Any, jobs: Sequence[Job], console: Console, batch: int | None = None) -> None:
+    """Run the jobs that are not done; afterwards each says for itself what became of it."""
     died: Counter[int] = Counter()
     settle(jobs)
     left = [job for job in map(again, jobs) if job.state not in ("done", "running", "pruned")]
@@ -82,9 +109,9 @@ def again(job: Job) -> Job:
     return Job.at(job.folder)
 
 
-def settle(jobs: Sequence[Job]) -> None:
-    """Wait for jobs that still run, of a sweep that was killed: their processes end with it, a moment later."""
-    until = time.monotonic() + PATIENCE
+def settle(jobs: Sequence[Job], patience: float = PATIENCE) -> None:
+    """Wait some seconds for jobs that still run, of a sweep that is over: their processes end a moment after it."""
+    until = time.monotonic() + patience
     while time.monotonic() < until and any(again(job).state == "running" for job in jobs):
         time.sleep(0.2)
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from skim.errors import SkimError
 from skim.options.kinds import Count, Number
+from skim.signals import deaf
 from tasks.data.batches import LengthBatches, Rows, TokenBatches, check_budget, lengths_of
 from tasks.data.cache import mapped
 from tasks.data.columns import Rejects
@@ -277,6 +278,7 @@ class Parts(Source, ABC):
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=deaf,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,17 +20,40 @@ pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+GRID = ["method=ltp,topk", "method.target=0.4,0.5,0.6", "seed=1,2", "task=builtin", "backbone=tiny"]
+
+
+def command(state: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A sweep of twelve jobs, two at a time, in a process of its own."""
+    program = [sys.executable, "tests/sweeps/twelve.py", str(state), "-m", *GRID, "sweep.jobs=2", f"paths.runs={runs}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    return subprocess.Popen([*program, *overrides], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_ended_lets_its_jobs_save(number: int, code: int, tmp_path: Path) -> None:
+    """The signal reaches the sweep alone; joblib would kill the processes that compute its jobs."""
+    sweep = command(tmp_path, tmp_path / "runs")
+    while not (tmp_path / "trains").exists() and sweep.poll() is None:
+        time.sleep(0.05)
+    sweep.send_signal(number)
+    said = sweep.communicate()[0]
+    assert sweep.returncode == code, said
+    assert "the jobs that are running save, and end" in said
+    assert "The sweep was interrupted; sweep.resume=" in said
+    assert (tmp_path / "saved").read_text() == "SIGTERM"
+    states = {path.parent.name: json.loads(path.read_text())["state"] for path in tmp_path.glob("runs/*/*/*/job.json")}
+    assert states["3-builtin-ltp"] == "interrupted"
+    assert not [name for name, state in states.items() if state == "running"]
+    assert "waiting" in states.values(), "no other job is begun"
+
+
 def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
-    grid = ["method=ltp,topk", "method.target=0.4,0.5,0.6", "seed=1,2", "task=builtin", "backbone=tiny"]
-    where = ["sweep.jobs=2", f"paths.runs={tmp_path / 'runs'}"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
-    pipes["env"] = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def start(*overrides: str) -> subprocess.Popen[str]:
-        program = [sys.executable, "tests/sweeps/twelve.py", str(state)]
-        return subprocess.Popen([*program, "-m", *grid, *where, *overrides], **pipes)
+        return command(state, tmp_path / "runs", *overrides)
 
     def done() -> list[str]:
         return (state / "computed.txt").read_text().splitlines() if (state / "computed.txt").exists() else []
