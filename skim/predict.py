@@ -93,7 +93,8 @@ def predict(options: argparse.Namespace, console: Console) -> None:
         batch_tokens=options.batch_tokens,
         **of_task(task, options),
     )
-    about = {name: value for name, value in vars(options).items() if value is not None} | {"task": task}
+    given_options = {name: value for name, value in vars(options).items() if value is not None}
+    about = {**given_options, "task": task, "files": stamps(options.input, options.model)}
     with contextlib.ExitStack() as stack:
         write, done = stack.enter_context(output(options.output, about, console))
         bar = stack.enter_context(progress(console))
@@ -192,18 +193,73 @@ def output(name: str, about: dict[str, Any], console: Console) -> Iterator[tuple
     if not path.parent.is_dir():
         raise SkimError(f"There is no folder {path.parent}.")
     part, said = path.with_name(f"{path.name}.part"), path.with_name(f"{path.name}.part.json")
-    done = 0
-    if part.is_file():
-        if not said.is_file() or said.read_text() != json.dumps(about):
-            raise SkimError(f"{part} is of another command, which did not end.\nDelete it, or write elsewhere.")
-        with part.open("r+b") as file:
-            done = whole_lines(file)
-        console.print(f"{part} is there: going on after row {done:,}", highlight=False, soft_wrap=True)
-    said.write_text(json.dumps(about))
-    with part.open("a", encoding="utf-8") as file:
-        yield file.write, done
-    os.replace(part, path)
-    said.unlink()
+    with alone(path):
+        done = 0
+        if part.is_file():
+            check_same(part, said, about)
+            with part.open("r+b") as file:
+                done = whole_lines(file)
+            console.print(f"{part} is there: going on after row {done:,}", highlight=False, soft_wrap=True)
+        said.write_text(json.dumps(about))
+        with part.open("a", encoding="utf-8") as file:
+            yield file.write, done
+        os.replace(part, path)
+        said.unlink()
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold an output while it is written.
+
+    Raises:
+        SkimError: another process writes it, or nobody can there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        raise SkimError(
+            f"{path} is being written by another process.\nWait until it has ended, or write elsewhere."
+        ) from None
+    except OSError as error:
+        raise SkimError(f"{path} cannot be written: {first_line(error)}.") from error
+    with held:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def check_same(part: Path, said: Path, about: dict[str, Any]) -> None:
+    """Refuse to go on with the part of another command, or one whose input or model is another now."""
+    try:
+        before = json.loads(said.read_text())
+    except (OSError, ValueError):
+        before = {}
+    if before == about:
+        return
+    changed = [name for name, stamp in about["files"].items() if before.get("files", {}).get(name) != stamp]
+    if {**before, "files": None} == {**about, "files": None} and changed:
+        raise SkimError(
+            f"{part} was begun before {changed[0]} was changed: its rows and those to come would not be of one kind.\n"
+            "Delete it to begin anew, or write elsewhere."
+        )
+    raise SkimError(f"{part} is of another command, which did not end.\nDelete it, or write elsewhere.")
+
+
+def stamps(*places: str) -> dict[str, list[int]]:
+    """Size and time of change, in nanoseconds, of files that answers depend on; in a folder, of those of a model."""
+    from skim.checkpoint import DESCRIBED
+
+    found = {}
+    for place in map(Path, places):
+        files = [place] if place.is_file() else [*place.rglob("*.safetensors"), *place.rglob(DESCRIBED)]
+        for file in sorted(files):
+            about = file.stat()
+            found[str(file)] = [about.st_size, about.st_mtime_ns]
+    return found
 
 
 def whole_lines(file: IO[bytes]) -> int:

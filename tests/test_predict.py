@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import skim
+from skim import predict
 from skim.pipelines.batches import Batched
 from skim.predict import main
 from tests.pipelines.models import inputs_of, saved, texts_of, tokenizer_of
@@ -95,6 +96,29 @@ def test_an_interrupted_file_goes_on_and_a_strange_part_is_refused(
     expected = skim.pipeline(TASK, model, device="cpu")(texts)
     assert [one["score"] for one in answers(tmp_path / "out.jsonl")] == scores(expected)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "out.jsonl"]
+
+
+def test_an_input_that_was_changed_is_not_gone_on_with(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, out = tmp_path / "a.txt", tmp_path / "out.jsonl"
+    texts.write_text("fine\nbad\n")
+    about = {"model": model, "input": str(texts), "output": str(out), "device": "cpu", "task": TASK}
+    (tmp_path / "out.jsonl.part").write_text('{"label": "0", "score": 1.0}\n')
+    (tmp_path / "out.jsonl.part.json").write_text(json.dumps({**about, "files": predict.stamps(str(texts), model)}))
+    texts.write_text("fine\nbad\nnew\n")
+    assert main([model, str(texts), str(out), "--device", "cpu"]) == 2
+    assert f"was begun before {texts} was changed" in capsys.readouterr().err
+    assert len(answers(tmp_path / "out.jsonl.part")) == 1, "what is there stays as it is"
+
+
+def test_one_output_has_one_writer(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("fine\n")
+    out = tmp_path / "out.jsonl"
+    with predict.alone(out):
+        assert main([model, str(tmp_path / "a.txt"), str(out), "--device", "cpu"]) == 2
+    assert f"{out} is being written by another process.\nWait" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
 
 
 @pytest.mark.parametrize("task", ["question-answering", "token-classification", "fill-mask", "feature-extraction"])
