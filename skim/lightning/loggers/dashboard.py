@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from skim.errors import first_line
+from skim.lightning.loggers.lasting import Lasting
 from skim.lightning.loggers.told import numbers, sentences, sweep, times
 from skim.methods import method_name
 from skim.options.declared import checked
@@ -21,7 +22,7 @@ from skim.results import Results
 Artifacts = Literal["none", "model", "all"]
 
 
-class Dashboard(WandbLogger):
+class Dashboard(Lasting, WandbLogger):
     """One W&B run per job, tagged by task, method and backbone.
 
     Offline unless an API key is known: a run must not stop to ask for an account. Nor does it stop where W&B cannot be
@@ -107,7 +108,7 @@ class Dashboard(WandbLogger):
         columns, rows = sentences(texts)
         shaded = [wandb.Html(page([text], "Skimmed text"), inject=False) for text in texts]
         data = [[*row, picture] for row, picture in zip(rows, shaded, strict=True)]
-        self.log_table("sentences", [*columns, "shades"], data, step=step)
+        self.sent(lambda: self.log_table("sentences", [*columns, "shades"], data, step=step))
 
     @rank_zero_only
     def conclude(self, results: Results) -> None:

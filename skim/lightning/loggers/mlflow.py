@@ -12,16 +12,18 @@ from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from skim.errors import SkimError, first_line
+from skim.lightning.loggers.lasting import Lasting
 from skim.lightning.loggers.told import markdown, numbers, require, sweep, times
 from skim.methods import method_name
 from skim.options.declared import checked
 from skim.report.heatmap import SkimmedText, page
 from skim.results import Results
 
+LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # MLflow's own hold a run up
 STATUS = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
 
 
-class MLflow(MLFlowLogger):
+class MLflow(Lasting, MLFlowLogger):
     """One MLflow run per job, tagged by task, method, backbone and sweep.
 
     Args:
@@ -53,6 +55,8 @@ class MLflow(MLFlowLogger):
     ) -> None:
         require("mlflow", "mlflow", "mlflow")
         home, name = Path(runs).absolute(), method_name(method)
+        for limit, value in LIMITS.items():
+            os.environ.setdefault(limit, value)
         uri, location = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"), None
         if uri is None:
             require("sqlalchemy", "mlflow", "mlflow")
@@ -86,7 +90,8 @@ class MLflow(MLFlowLogger):
     @rank_zero_only
     def log_sentences(self, texts: Sequence[SkimmedText], step: int) -> None:
         """Keep a page of shaded sentences among the run's artifacts."""
-        self.experiment.log_text(self.run_id, page(texts, f"Step {step}"), f"sentences/step-{step:07}.html")
+        file = f"sentences/step-{step:07}.html"
+        self.sent(lambda: self.experiment.log_text(self.run_id, page(texts, f"Step {step}"), file))
 
     @rank_zero_only
     def conclude(self, results: Results) -> None:
