@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
@@ -45,6 +46,10 @@ class SkimmedText:
     rows: list[int]
     prediction: str | None = None
     truncated: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.rows or len(self.tokens) != len(self.survived):
+            raise ValueError("a text has a number of layers for each token, and of rows for each layer")
 
     @property
     def layers(self) -> int:
@@ -173,9 +178,13 @@ def load_texts(folder: Path) -> list[SkimmedText]:
     if not path.is_file():
         return []
     try:
-        return [SkimmedText(**text) for text in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise SkimError(f"{path} does not hold the texts of a run: {error}.") from None
+        return TypeAdapter(list[SkimmedText]).validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise SkimError(
+            f"{path} does not hold the texts of a run: {f'{place}: ' if place else ''}{wrong['msg']}."
+        ) from None
 
 
 def terminal(text: SkimmedText, marks: bool = False) -> Text:

@@ -73,6 +73,7 @@ class Search(Sweeper):
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
             )
+            check_drawn(study, space, folder)
             try:
                 for trials in self.batches(study, space):
                     jobs = [self.job_of(trial, fixed, sweep) for trial in trials]
@@ -197,6 +198,32 @@ def distribution(override: Override) -> Any:
         kind = kinds.IntDistribution if isinstance(steps[0], int) else kinds.FloatDistribution
         return kind(steps[0], steps[-1], step=value.step)
     return kinds.CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def check_drawn(study: Any, space: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on drawing from other values than the trials before; a wider interval is what a study can take.
+
+    Raises:
+        SkimError: what is drawn from other values, and from which.
+    """
+    compatible = imported().distributions.check_distribution_compatibility
+    for trial in study.get_trials(deepcopy=False):
+        for name, before in trial.distributions.items():
+            if (now := space.get(name)) is None:
+                continue
+            try:
+                compatible(before, now)
+            except ValueError:
+                raise SkimError(
+                    f"sweep.resume={folder}: the trials there draw {name} from {values(before)}, and this command from "
+                    f"{values(now)}.\nGo on with the same values, or start a new search without sweep.resume."
+                ) from None
+
+
+def values(drawn: Any) -> str:
+    """Write a distribution as it is typed."""
+    choices = getattr(drawn, "choices", None)
+    return f"interval({drawn.low},{drawn.high})" if choices is None else f"choice({','.join(map(str, choices))})"
 
 
 def conclude(study: Any, trial: Any, job: Job, cost: str) -> None:

@@ -20,6 +20,7 @@ from skim.report.choosing import Bounds, Candidate, asked, choose, compared, tab
 from skim.report.found import collect
 from skim.report.runs import FOLDER, Results, Setting, aggregate
 
+COMMAND = "python evaluate.py what=choose"
 EXPORT = "chosen"  # folder in that of the runs
 
 
@@ -40,6 +41,11 @@ def look(cfg: DictConfig, console: Console) -> None:
     )
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / DESCRIBED).is_file())):
         raise SkimError(f"folder={target} holds something else than a model of skim; name another one.")
+    if (target / DESCRIBED).is_file() and not chosen_before(target):
+        raise SkimError(
+            f"folder={target} holds a model that what=choose has not put there, and does not replace.\n"
+            "Name another folder, or move that one away."
+        )
     if target.name == "model" and (target.parent / "results.json").is_file():
         raise SkimError(f"folder={target} is the model of a run; name another one.")
     dense, candidates = among(folders, cfg, bounds, console)
@@ -49,13 +55,19 @@ def look(cfg: DictConfig, console: Console) -> None:
     finally:
         console.print(table(dense, candidates, chosen, bounds))
     said = [f"{chosen.setting.name}: {chosen.about(bounds)}", *warnings_of(chosen, dense, bounds)]
-    typed = f"python evaluate.py what=choose runs=[{','.join(map(str, folders))}] {asked(bounds)}".replace("~~~", "")
+    typed = f"{COMMAND} runs=[{','.join(map(str, folders))}] {asked(bounds)}".replace("~~~", "")
     run = exported(chosen, target, reason(chosen, dense, len(candidates), bounds, [*said[1:]], typed))
     said.append(f"seed {run['seed']}, the best of {len(chosen.setting.runs)}, from {run[FOLDER]}")
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
     console.print(Text(str(target)), soft_wrap=True)
     if cfg.push_to_hub is not None:
         console.print(Text(push(target, cfg.push_to_hub)), soft_wrap=True)
+
+
+def chosen_before(folder: Path) -> bool:
+    """Tell whether a model is an earlier choice, whose card says so: the next one takes its place."""
+    card = folder / "README.md"
+    return card.is_file() and COMMAND in card.read_text(encoding="utf-8", errors="replace")
 
 
 def among(folders: list[Path], cfg: DictConfig, bounds: Bounds, console: Console) -> tuple[Setting, list[Candidate]]:
