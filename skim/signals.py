@@ -138,7 +138,7 @@ def heeded() -> Iterator[None]:
             requeue(stopped, before[stopped.number])
         raise
     finally:
-        HEARD.on = False
+        HEARD.on, HEARD.number, HEARD.waits = False, None, False
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -14,10 +14,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from skim import cli
+from skim import cli, signals
 from skim.errors import SkimError
 from skim.places import CONF
-from skim.signals import HEARD, heeded
 from skim.started import command
 from tests.report.results import results
 
@@ -34,13 +33,14 @@ def main(cfg: DictConfig) -> None:
     if name == "topk 0.4 1" and not (STATE / "mended").exists():
         raise SkimError("out of luck\nTry again.")
     while name == "ltp 0.5 2" and not (STATE / "go").exists():  # until the process is killed
-        with heeded():
-            HEARD.waits = True  # as in a step of training
+        with signals.heeded():
+            heard = signals.HEARD  # of this process: joblib copies what stands here in the main module
+            heard.waits = True  # as in a step of training
             (STATE / "trains").touch()
-            while HEARD.number is None and not (STATE / "go").exists():
+            while heard.number is None and not (STATE / "go").exists():
                 time.sleep(0.05)
-            (STATE / "saved").write_text(signal.Signals(HEARD.number or 0).name if HEARD.number else "")
-            HEARD.answer()
+            (STATE / "saved").write_text(signal.Signals(heard.number).name if heard.number else "")
+            heard.answer()
     run = results(
         task="builtin",
         backbone="tiny",
