@@ -17,7 +17,7 @@ from skim.errors import SkimError
 from skim.options.kinds import Count
 from tasks.base import Task
 from tasks.data.columns import Rejects, check_texts, column_of
-from tasks.data.stream import Place, Stream, fetched, opened
+from tasks.data.stream import Place, Stream, fetched, files_of, opened
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -53,6 +53,7 @@ class Documents(Task):
         super().__post_init__()
         self._stream: Stream | None = None
         self._places: list[list[int]] | None = None  # of a run that goes on, by rank
+        self._before: list[int] | None = None  # bytes of the training files, in its checkpoint
         if self.streaming:
             self._check_stream()
 
@@ -201,6 +202,11 @@ class Documents(Task):
                     f"resume: the checkpoint has places in the stream of {before} processes, and now there are {ranks}."
                     f"\nUse as many as before, or start anew from its weights: init_from=<that run>."
                 )
+            if self._before not in (None, self._sizes()):
+                raise SkimError(
+                    f"resume: the checkpoint stands in the middle of {self.files['train']}, and its size has changed.\n"
+                    "Bring back what it was, or start anew from its weights: init_from=<that run>."
+                )
             start = Place(*self._places[dist.get_rank() if ranks > 1 and not self.global_batch else 0])
         self._resume = self._places = None
         tokenizer = self.tokenizer
@@ -222,6 +228,11 @@ class Documents(Task):
         )
         return DataLoader(self._stream, batch_size=None, pin_memory=torch.cuda.is_available())
 
+    def _sizes(self) -> list[int] | None:
+        """List the bytes of the user's training files; ``None`` for a data set of the hub."""
+        file = self.files.get("train")
+        return None if file is None else [found.stat().st_size for found in files_of(str(file))]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place of each rank's stream, for checkpoints; Lightning asks all ranks."""
         if self._stream is None:
@@ -232,7 +243,7 @@ class Documents(Task):
             gathered: list[Any] = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, places[0])
             places = gathered
-        return {"places": places}
+        return {"places": places, "bytes": self._sizes()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._places = state_dict["places"]
+        self._places, self._before = state_dict["places"], state_dict.get("bytes")

@@ -35,6 +35,13 @@ KEPT = 16  # places of the last batches that are remembered: Lightning fetches a
 READERS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
+def files_of(file: str) -> list[Path]:
+    """Find the files that a path, or a pattern such as ``corpus/*.jsonl``, names."""
+    if (path := Path(file).expanduser()).is_file():  # whose name may look like a pattern
+        return [path]
+    return sorted(map(Path, glob.glob(str(path), recursive=True)))
+
+
 def opened(file: str, **options: Any) -> IterableDataset:
     """Open a user's files as a stream of rows.
 
@@ -47,15 +54,17 @@ def opened(file: str, **options: Any) -> IterableDataset:
     """
     import datasets
 
-    found = sorted(glob.glob(str(Path(file).expanduser()), recursive=True))
+    found = files_of(file)
     if not found:
         raise SkimError(f"{file} is not there (looked for {Path(file).expanduser().absolute()}).")
-    name = Path(found[0])
+    name = found[0]
     kind = (name.with_suffix("") if name.suffix in (".gz", ".zst") else name).suffix.lower()
     if kind not in READERS:
         raise SkimError(f"{found[0]}: skim streams {', '.join(READERS)}, also packed as .gz or .zst, not '{kind}'.")
     settings: dict[str, Any] = options if kind == ".txt" else {"sep": "\t"} if kind == ".tsv" else {}
-    return datasets.load_dataset(READERS[kind], data_files={"rows": found}, split="rows", streaming=True, **settings)
+    return datasets.load_dataset(
+        READERS[kind], data_files={"rows": list(map(str, found))}, split="rows", streaming=True, **settings
+    )
 
 
 def fetched(hub_id: str, config: str, split: str) -> IterableDataset:

@@ -103,7 +103,7 @@ class ExactResume(Callback):
         self.before = checkpoint["plan"]["bounds"], checkpoint["plan"]["begin"]
         epoch, batch = position(checkpoint)
         before, now = checkpoint["order"], order(trainer, module)
-        if batch and (differs := [name for name in now if before.get(name) != now[name]]):
+        if batch and (differs := [name for name in now if before.get(name, now[name]) != now[name]]):
             said = ", ".join(f"{name}={before.get(name)}, now {now[name]}" for name in differs)
             raise SkimError(
                 f"resume: the checkpoint stands in the middle of an epoch, whose batches are others now: {said}.\n"
@@ -121,5 +121,6 @@ def order(trainer: pl.Trainer, module: Any) -> dict[str, Any]:
         "task.batch_size": None if by_tokens else task.batch_size,
         "task.tokens_per_batch": task.tokens_per_batch,
         "training rows": task.training_rows,
+        "content of task.files.train": task.contents.get("train"),
         "processes": None if task.global_batch else trainer.world_size,  # shared out, a step is the same on any number
     }
