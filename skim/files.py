@@ -29,6 +29,7 @@ except ImportError:  # no such locks on Windows, where what a killed process lea
 
 PART = ".part"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOWHERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 MARK = b"xxh3_128:"  # before the checksum in a checkpoint, which is a zip archive and has room for a comment
 CHUNK = 1 << 20
 SUM = ".sum"  # behind the name of a file: the checksum of one that has no room for it
@@ -116,8 +117,8 @@ def accepted(path: Path) -> Iterator[None]:
                 f"{path} was not written, for the disk is full (or a quota, or a limit on the size of files).\n"
                 "What was there before is as it was. Make room, and start again."
             ) from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise SkimError(f"{path} cannot be written: {first_line(error)}.\nChoose another folder.") from error
+        if isinstance(error, OSError) and error.errno in NOWHERE:
+            raise SkimError(f"{path} cannot be written: {first_line(error)}.\nChoose another place.") from error
         raise
 
 

@@ -18,12 +18,12 @@ import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.files import write_json
 from skim.options.words import quoted
 from skim.report.found import load
@@ -33,6 +33,7 @@ from skim.resume import LAST, recorded
 
 State: TypeAlias = Literal["waiting", "running", "done", "failed", "interrupted", "pruned"]
 SWEEP, JOB = "sweep.json", "job.json"
+NOTED = {"number": int, "overrides": list, "config": dict, "state": str}  # what is in the latter at least
 CLAIM, RUNNING = ".claim", ".running"  # files that are locked while a sweep, or a job, is at work
 SAME = ("seed", "init_from")  # seeds of one setting are jobs of their own
 
@@ -103,7 +104,7 @@ class Job:
     @classmethod
     def at(cls, folder: Path) -> Job:
         """Read the job of a folder."""
-        said = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        said = noted(folder)
         job = cls(folder, said["number"], tuple(said["overrides"]), said["config"], said["state"], said.get("error"))
         if said.get("host") == socket.gethostname():
             job = replace(job, process=said.get("process"))
@@ -147,15 +148,14 @@ class Job:
         """Take over how an equal job is asked for now, such as on which hardware, if this one has still to run."""
         if self.state in ("done", "running", "pruned"):
             return self
-        path = self.folder / JOB
-        said = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**said, "overrides": list(asked.overrides), "config": asked.config})
+        write_json(
+            self.folder / JOB, {**noted(self.folder), "overrides": list(asked.overrides), "config": asked.config}
+        )
         return replace(self, overrides=asked.overrides, config=asked.config)
 
     def note(self, state: State, **more: Any) -> None:
         """Write down a state, in the process that brings it about."""
-        path = self.folder / JOB
-        write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "state": state, **more})
+        write_json(self.folder / JOB, {**noted(self.folder), "state": state, **more})
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -169,6 +169,23 @@ class Job:
                 yield
         except Timeout:
             raise SkimError(f"{self.folder} is being computed by another process.") from None
+
+
+def noted(folder: Path) -> dict[str, Any]:
+    """Read a job's ``job.json``.
+
+    Raises:
+        SkimError: it is damaged.
+    """
+    try:
+        said = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        whole = isinstance(said, dict) and all(isinstance(said[name], kind) for name, kind in NOTED.items())
+        if whole and said["state"] in get_args(State):
+            return said
+        why = f"it has no {', '.join(NOTED)} as a sweep writes them"
+    except (OSError, ValueError, KeyError) as error:
+        why = first_line(error)
+    raise SkimError(f"{folder / JOB} is damaged: {why}.\nMove {folder} out of the sweep: its job is computed anew.")
 
 
 class Sweep:

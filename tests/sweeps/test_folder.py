@@ -169,3 +169,13 @@ def test_a_sweep_of_another_version_is_left_alone(tmp_path: Path):
         pass
     assert len(str(refused.value).splitlines()) == 2
     assert (tmp_path / "sweep.json").read_text() == said
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"number": 1', "[]", '{"number": "1", "overrides": [], "config": {}, "state": "done"}']
+)
+def test_a_job_whose_notes_are_damaged_is_named(content: str, tmp_path: Path):
+    (tmp_path / "3-sst2-ltp").mkdir()
+    (tmp_path / "3-sst2-ltp" / "job.json").write_text(content)
+    with pytest.raises(SkimError, match=r"3-sst2-ltp/job\.json is damaged: .*\nMove .*3-sst2-ltp out of the sweep"):
+        Sweep(tmp_path).jobs()

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from skim.checkpoint import DESCRIBED
 from skim.errors import SkimError
+from skim.files import accepted
 from skim.hub.push import check_repository, push
 from skim.lightning.build import COMPANION
 from skim.loading import from_pretrained
@@ -105,8 +106,9 @@ def exported(chosen: Candidate, target: Path, why: str) -> Results:
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(Path(runs[0][FOLDER]) / "model", part, ignore=shutil.ignore_patterns(COMPANION))
-        write_card(part, runs[0], why)
+        with accepted(target):
+            shutil.copytree(Path(runs[0][FOLDER]) / "model", part, ignore=shutil.ignore_patterns(COMPANION))
+            write_card(part, runs[0], why)
         from_pretrained(part)
         if target.exists():
             shutil.rmtree(target)
