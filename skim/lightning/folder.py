@@ -103,8 +103,9 @@ def concluded(folder: Path, results: Results, resumed: str | None, trainer: Any,
     try:
         yield
     except BaseException as error:
-        way_on = isinstance(error, (KeyboardInterrupt, Stopped, Interrupted))
-        ended = ending(error, goes_on(folder, resumed)) if way_on else error
+        ended: BaseException = error
+        if isinstance(error, (KeyboardInterrupt, Stopped, Interrupted)):
+            ended = ending(error, goes_on(folder, resumed))
         if trainer.is_global_zero:
             if isinstance(error, Stopped) and error.requeued:
                 results.status = "preempted"
@@ -152,19 +153,19 @@ def failed(folder: Path, results: Results, started: float, said: str) -> None:
 
 def goes_on(folder: Path, resumed: str | None) -> str:
     """Say from where an interrupted run can go on: from a checkpoint of its own, or the one it began with."""
-    if newest(folder) is None:
+    if (last := newest(folder)) is None:
         if resumed is not None:
             return f" before it wrote a checkpoint of its own; resume={resumed} goes on from there once more"
         return " before it wrote a checkpoint: start it anew (callbacks.save_every=<steps> writes one more often)"
     here = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    return f"; resume={here} goes on from step {place(newest(folder))[0]}"
+    return f"; resume={here} goes on from step {place(last)[0]}"
 
 
 def place(checkpoint: Path) -> tuple[int, dict[str, str]]:
     """The optimizer steps that a checkpoint has behind it, and the row of the log that was still to be written."""
     held = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     rows = (state.get("row") for state in held.get("callbacks", {}).values() if isinstance(state, dict))
-    row = next(filter(None, rows), {})
+    row: dict[str, Any] = next(filter(None, rows), {})
     return held["global_step"], {name: str(value) for name, value in row.items()}
 
 

@@ -243,3 +243,15 @@ def test_the_table_shows_all(runs: Path) -> None:
     text = console.export_text()
     for part in ("→ ltp 0.5", "topk 0.7", "0.9150±.0071", "0.70", "0.10", "max_drop", "b32 time"):
         assert part in text
+
+
+def test_a_model_that_was_not_chosen_is_not_replaced(runs: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    skim.save_pretrained(skim.compress(model_of(TASK), skim.TopK(target=0.5, start=1)), mine)
+    before = {path.name: path.read_bytes() for path in mine.iterdir()}
+    with pytest.raises(SkimError, match=r"^folder=.*mine holds a model that what=choose has not put there"):
+        look(f"runs={runs}", "max_drop=1.0", f"folder={mine}")
+    assert {path.name: path.read_bytes() for path in mine.iterdir()} == before
+    look(f"runs={runs}", "max_drop=1.0")
+    look(f"runs={runs}", "max_drop=0.5")  # a choice takes the place of the one before
+    assert "topk" in yaml.safe_load((runs / "chosen" / "README.md").read_text().split("---\n")[1])["tags"]

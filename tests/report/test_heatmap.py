@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -18,12 +19,13 @@ from transformers import (
 )
 
 import skim
+from skim import SkimError
 from skim.benchmark import KeepShare
 from skim.methods.act import ACT
 from skim.methods.early_exit import EarlyExit
 from skim.methods.funnel import Funnel
 from skim.report import svg
-from skim.report.heatmap import SkimmedText, _pieces, page, read, show, terminal, write_html
+from skim.report.heatmap import SkimmedText, _pieces, load_texts, page, read, show, terminal, write_html
 from skim.report.shades import DARK, LIGHT, STEPS, colors, contrast, step
 
 EVIL = "<script>alert('x')</script>"
@@ -244,3 +246,21 @@ def test_byte_level_pieces_are_joined_and_readable():
     tokenizer = RobertaTokenizer(vocab=vocabulary, merges=[])
     ids = [vocabulary[token] for token in ["<s>", "film", "s", "Ġcaf", "Ã©", "</s>"]]
     assert _pieces(tokenizer, ids) == ["<s>", "film", "##s", "caf", "##é", "</s>"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "Invalid JSON"),
+        ('"texts"', "should be a valid"),
+        ('[{"tokens": 5, "survived": [], "rows": []}]', "0.tokens: "),
+        ('[{"tokens": ["a"], "survived": ["4"], "rows": [1]}]', "0.survived.0: "),
+        ('[{"tokens": ["a", "b"], "survived": [4], "rows": [1]}]', "a number of layers for each token"),
+        ('[{"tokens": [], "survived": [], "rows": []}]', "a number of layers for each token"),
+    ],
+)
+def test_texts_that_no_run_has_written_are_refused(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "examples.json").write_text(content)
+    with pytest.raises(SkimError, match="does not hold the texts of a run: ") as caught:
+        load_texts(tmp_path)
+    assert says in str(caught.value)

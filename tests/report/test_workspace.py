@@ -106,3 +106,10 @@ def test_without_a_key_it_says_so(
     assert main(["wandb-workspace"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "W&B cannot be used: No API key configured. Log in (wandb login), or write the dashboard" in said
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "view.json"
+    file.mkdir()
+    assert main(["wandb-workspace", "--json", str(file)]) == 2
+    assert f"error: {file} cannot be written: " in " ".join(capsys.readouterr().err.split("\n"))

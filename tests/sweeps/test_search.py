@@ -118,3 +118,17 @@ def test_a_run_that_a_finished_one_dominates_is_ended_at_its_evaluation(tmp_path
     assert StopsDominated(str(tmp_path / "sweep"), 0.1).better("accuracy", 1, 0.85, 1.0) is None
     assert StopsDominated(str(tmp_path / "sweep"), 0.1).better("accuracy", 1, 0.75, 0.9) is None
     assert StopsDominated(str(tmp_path / "sweep"), 0.1).better("accuracy", 2, 0.1, 1.0) is None
+
+
+def test_other_choices_than_those_of_the_trials_before_are_refused_in_our_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    COMPUTED.clear()
+    command = ["sweep.trials=1", "sweep.random=1", "method=transkimmer", "task=builtin", "backbone=tiny"]
+    command += ["method.target=choice(0.4,0.6)"]
+    assert search(monkeypatch, *command, f"hydra.sweep.dir={tmp_path}/sweep") is None
+    command[0], command[-1] = "sweep.trials=3", "method.target=choice(0.4,0.5)"
+    assert search(monkeypatch, *command, f"sweep.resume={tmp_path}/sweep") == 2
+    said = capsys.readouterr().err
+    assert "draw method.target from choice(0.4,0.6), and this command from choice(0.4,0.5).\nGo on with" in said
+    assert len(COMPUTED) == 1

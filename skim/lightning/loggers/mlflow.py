@@ -98,6 +98,7 @@ class MLflow(Lasting, MLFlowLogger):
         """End the job's run, as failed if the job has: the last value of each metric is what ``results.json`` says."""
         if not self._initialized:
             return
+        self.until = 0.0  # it is asked once more, whatever was before
         self.log_metrics(numbers(results), results.steps)
         self.experiment.set_tag(self.run_id, "mlflow.note.content", "\n\n".join(results.notes))
         columns, rows = times(results)
