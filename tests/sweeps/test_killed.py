@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from skim.lightning.recipe import train
+from skim.resume import newest
 from skim.sweeps.launch import cores
+from tests.runs import SMALL, composed
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 
@@ -46,6 +50,43 @@ def test_a_sweep_that_is_ended_lets_its_jobs_save(number: int, code: int, tmp_pa
     assert states["3-builtin-ltp"] == "interrupted"
     assert not [name for name, state in states.items() if state == "running"]
     assert "waiting" in states.values(), "no other job is begun"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_trainings_of_a_sweep_save_when_it_is_ended_and_go_on(name: str, tmp_path: Path) -> None:
+    """Two at a time, by the command; what comes out is what a run alone comes to."""
+    run = [*SMALL, "method=dense", "task.batch_size=2", "callbacks.log_every=1", "callbacks.progress=false"]
+    program = [sys.executable, "train.py", "-m", *run, "seed=1,2", "sweep.jobs=2", f"paths.runs={tmp_path}"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+
+    def steps() -> list[int]:
+        logs = [path.read_text().splitlines() for path in tmp_path.glob("sweeps/*/*/metrics.csv")]
+        return [len(lines) for lines in logs]
+
+    first = subprocess.Popen(program, **pipes)
+    while not (len(steps()) == 2 and min(steps()) > 3) and first.poll() is None:
+        time.sleep(0.05)
+    first.send_signal(signal.Signals[name])
+    said = first.communicate()[0]
+    assert first.returncode == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -signal.SIGKILL}[name], said
+    (folder,) = (tmp_path / "sweeps").iterdir()
+    jobs = sorted(path.parent for path in folder.glob("*/job.json"))
+    until = time.monotonic() + 30  # of a sweep that was killed the jobs see it for themselves
+    while name == "SIGKILL" and time.monotonic() < until and not all(newest(job) for job in jobs):
+        time.sleep(0.05)
+    for job in jobs:
+        checkpoint = newest(job)
+        assert checkpoint is not None, said
+        assert 3 <= torch.load(checkpoint, weights_only=True)["global_step"] < 128
+    second = subprocess.run([*program, f"sweep.resume={folder}"], **pipes, check=False)
+    assert second.returncode == 0, second.stdout
+    for job in jobs:
+        assert "going on from" in (job / "log.txt").read_text()
+        results = json.loads((job / "results.json").read_text())
+        alone = train(composed(*run, f"seed={results['seed']}"), tmp_path / f"alone-{job.name}", "").results
+        assert (results["status"], results["metrics"]) == ("done", alone.metrics)
+        print(f"{name}: job {job.name} was ended and went on to the metrics of a run alone")
 
 
 def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_path: Path) -> None:
