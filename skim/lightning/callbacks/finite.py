@@ -184,7 +184,7 @@ def waits(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def everywhere(mine: tuple[str, list[int]]) -> list[tuple[str, list[int]]]:
-    """What every process of the run has to say, in their order."""
+    """Gather what every process of the run has to say, in their order."""
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]
     told: list[Any] = [None] * dist.get_world_size()
