@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import xxhash
 
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError
 
 try:
     import fcntl
@@ -118,7 +118,7 @@ def accepted(path: Path) -> Iterator[None]:
                 "What was there before is as it was. Make room, and start again."
             ) from error
         if isinstance(error, OSError) and error.errno in NOWHERE:
-            raise SkimError(f"{path} cannot be written: {first_line(error)}.\nChoose another place.") from error
+            raise SkimError(f"{path} cannot be written: {error.strerror or error}.\nChoose another place.") from error
         raise
 
 

@@ -262,5 +262,7 @@ def content(repository: Any, group: str, option: str) -> Any:
 
 
 def plain(value: str) -> str:
-    """A text that may stand in quotes."""
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value
+    """A text that may stand in quotes, in which a backslash is before such a quote."""
+    quote = value[:1]
+    inside = len(value) > 1 and value[-1] == quote and quote in ("'", '"')
+    return value[1:-1].replace(f"\\{quote}", quote) if inside else value

@@ -149,7 +149,8 @@ def test_ranks_stop_together_at_a_loss_that_is_nan_on_one(joined: tuple[Path, li
     one, other = (found["spoilt"] for found in joined[1])
     assert one["said"] == other["said"]
     rows = ", ".join(map(str, other["rows"]))
-    assert one["said"].startswith(f"step 3 of 4: the loss is nan; its batch has the rows {rows} of the training data")
+    assert one["said"].startswith("step 3 of 4: the loss is nan before it wrote a checkpoint: start it anew")
+    assert f"\nIts batch has the rows {rows} of the training data." in one["said"]
     assert not (joined[0] / "spoilt" / "checkpoints" / "last.ckpt").exists()
 
 

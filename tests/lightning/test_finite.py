@@ -19,9 +19,7 @@ from tests.runs import composed, watched_by
 
 # seven steps of seven or eight rows
 RUN = ["task=builtin", *COMMON, "method=transkimmer", "method.target=0.6", "task.train_rows=52"]
-LINE = (
-    r"^step 5 of 7: the (loss is nan|gradient is inf|gradient is nan); its batch has the rows ([\d, ]+) of the training"
-)
+LINE = r"^step 5 of 7: the (loss is nan|gradient is inf|gradient is nan); resume="
 
 
 class Spoils(pl.Callback):
@@ -85,7 +83,7 @@ def test_training_stops_names_step_rows_and_checkpoint_and_goes_on_from_there(
         watched_by(spoils, composed(*RUN, "callbacks.log_every=7", "callbacks.save_every=2"), tmp_path)
     said = str(caught.value).splitlines()
     assert len(spoils.rows) >= 7
-    assert f"the rows {', '.join(map(str, spoils.rows))} of" in said[0]
+    assert f"the rows {', '.join(map(str, spoils.rows))} of" in said[1]
     assert said[0].endswith(f"; resume={tmp_path} goes on from step 4.")
     assert last(tmp_path)["global_step"] == 4
     results = json.loads((tmp_path / "results.json").read_text())

@@ -112,4 +112,4 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.C
     file = tmp_path / "view.json"
     file.mkdir()
     assert main(["wandb-workspace", "--json", str(file)]) == 2
-    assert f"error: {file} cannot be written: " in " ".join(capsys.readouterr().err.split("\n"))
+    assert f"error: {file} cannot be written: " in " ".join(capsys.readouterr().err.split())

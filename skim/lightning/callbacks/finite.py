@@ -135,17 +135,19 @@ class Finite(Callback):
     def _refuse(self, step: Step, module: Any) -> None:
         """Count a step that was not made, or end training at it."""
         told = everywhere(step.told())
-        said = next((said for said, _ in told if said), "")
+        # the loss of one process spoils the gradients of all
+        said = min((said for said, _ in told if said), key=lambda said: not said.startswith("loss"), default="")
         rows = sorted(row for what, rows in told for row in rows if what[:4] == said[:4])
         named = ", ".join(map(str, rows[:LISTED])) + (f" and {len(rows) - LISTED} more" if len(rows) > LISTED else "")
-        of = f"; its batch has the rows {named} of the training data" if rows else ""
-        what = f"step {step.number} of {module.plan.steps}: the {said}{of}"
+        of = f"Its batch has the rows {named} of the training data." if rows else "Its batch has no rows of its own."
+        what = f"step {step.number} of {module.plan.steps}: the {said}"
         if self.then == "stop":
             raise NonFinite(
-                what, "Look at them and at train.lr, or leave such steps out: train.nonfinite=skip beside resume=."
+                what,
+                f"{of} Look at them and at train.lr, or leave such steps out: train.nonfinite=skip beside resume=.",
             )
         self.skipped.append(step.number)
-        module.print(f"{what}. It is skipped.")
+        module.print(f"{what}. It is skipped. {of}")
         if self.skipped[-IN_A_ROW:] == list(range(step.number - IN_A_ROW + 1, step.number + 1)):
             raise NonFinite(
                 what, f"The last {IN_A_ROW} steps were skipped, so nothing is learned any more: see train.lr."
@@ -158,13 +160,17 @@ class Finite(Callback):
             NonFinite: some are not, or a step since the last look was not made and training shall end at it.
         """
         self.read(module)
-        named = [(name, tensor) for name, tensor in module.model.named_parameters() if tensor.is_floating_point()]
+        named = [(name, tensor) for name, tensor in module.named_parameters() if tensor.is_floating_point()]
+        named = [(name, tensor) for name, tensor in named if tensor.numel()]
         norms = torch.stack(torch._foreach_norm([tensor.detach() for _, tensor in named], float("inf")))
         finite = torch.isfinite(norms).tolist()
         if not all(finite):
             name = named[finite.index(False)][0]
             step = f"step {module.global_step} of {module.plan.steps}"
             raise NonFinite(f"{step}: {name} is not finite any more, and is not saved", "Lower train.lr.")
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self.read(module)  # with callbacks.last_checkpoint=null nothing is saved any more
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped} if self.skipped else {}
