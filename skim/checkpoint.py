@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from skim.engine.walk import Walk, walk_of
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError, first_line, reading
 from skim.files import checksum, replacing, write_json
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
@@ -120,11 +119,8 @@ def read_method(
     except SkimError as error:
         raise SkimError(f"{folder}/skim.json: {error}") from error
     file = folder / LEARNED
-    try:
+    with reading(file, "what a method has learned", "Save the model again."):
         return method, load_file(file)
-    except (OSError, SafetensorError) as error:
-        what = first_line(error) if file.is_file() else "it is not there"
-        raise SkimError(f"{file}, what the method learned, cannot be read: {what}. Save the model again.") from error
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -148,10 +144,8 @@ def described(folder: Path) -> dict[str, Any]:
 
 def parsed(file: Path) -> dict[str, Any]:
     """A JSON file that holds a mapping."""
-    try:
+    with reading(file, "JSON", "Save the model again."):
         about = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise SkimError(f"{file} cannot be read: {first_line(error)}. Save the model again.") from error
     if not isinstance(about, dict):
         raise SkimError(f"{file} is damaged: it holds no mapping. Save the model again.")
     return about
@@ -206,6 +200,6 @@ def restore(module: nn.Module, state: dict[str, torch.Tensor], source: str | Pat
     """
     try:
         module.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # of values that are no tensors, too
         lines = [line.strip()[:200] for line in str(error).splitlines()[:3]]
         raise SkimError("\n".join([f"{source} does not fit this backbone and method:", *lines])) from None

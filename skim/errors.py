@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class SkimError(Exception):
@@ -43,6 +44,23 @@ def unknown(kind: str, name: object, options: Iterable[str]) -> SkimError:
     options = sorted(options)
     what = "null" if name is None else name
     return SkimError(f"Unknown {kind} '{what}'.{nearest(name, options)}\nAvailable: {', '.join(options)}.")
+
+
+@contextlib.contextmanager
+def reading(file: object, what: str, advice: str = "") -> Iterator[None]:
+    """Say that a file is damaged, whatever a library raises about it: there are as many ways as there are readers.
+
+    Args:
+        file: what is read within.
+        what: it should be, such as ``a checkpoint``.
+        advice: a sentence on what to do.
+    """
+    try:
+        yield
+    except SkimError:
+        raise
+    except Exception as error:
+        raise SkimError(f"{file} cannot be read as {what}: {first_line(error)}.{advice and f' {advice}'}") from error
 
 
 def nearest(name: object, options: Iterable[str]) -> str:

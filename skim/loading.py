@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
 from skim import hub
@@ -19,10 +18,9 @@ from skim.budgets import fastest_enough, set_budget
 from skim.checkpoint import LEARNED, allowed, check_whole, described, parsed, read_method, restore
 from skim.compression import compress
 from skim.engine.dtype import fastest
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError, reading
 from skim.methods import Method
-
-BROKEN = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ImportError, AssertionError)
+from skim.published.files import check_settings
 
 
 def from_pretrained(
@@ -87,15 +85,13 @@ def from_pretrained(
             f"model_class={model_class!r} is not a model's class; name the class, such as model_class=Mine."
         )
     kind = model_class or class_of_model(folder, about, trust_modules)
-    try:
+    with reading(folder, kind.__name__):
         if "adapters" in about:
             from skim.integrations import peft
 
             loaded = peft.load(folder, about["adapters"], made, state, base, kind, execution, options)
             return ready(loaded, budget)
         model, found = kind.from_pretrained(folder, output_loading_info=True, **options)  # type: ignore[attr-defined]
-    except (*BROKEN, SafetensorError) as error:
-        raise SkimError(f"{folder} cannot be loaded as {kind.__name__}: {first_line(error)}") from error
     unexpected = [key for key in found["unexpected_keys"] if not key.startswith("method.")]  # a trainer's has them
     if found["missing_keys"] or unexpected:
         raise SkimError(
@@ -133,8 +129,10 @@ def class_of_model(folder: Path, about: dict[str, Any], trust_modules: Sequence[
         return allowed(own, f"{folder} holds a model of your own class, {own}", "model_class", trust_modules)
     if not (folder / "config.json").is_file():
         raise SkimError(f"{folder} is not a whole model: there is no config.json in it.")
-    names = parsed(folder / "config.json").get("architectures")
+    told = parsed(folder / "config.json")
+    check_settings(told, folder / "config.json")
+    names = told.get("architectures")
     found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and len(names) == 1 else None
-    if not hasattr(found, "from_pretrained"):
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from skim.errors import SkimError
 from skim.files import whole
 from skim.options.members import brought
 from skim.options.settle import composed
+from skim.options.stored import read
+from skim.options.targets import UNTRUSTED, marked, stranger, targets
 from skim.options.tree import leaves
 from skim.options.words import quoted, shown, written
 
@@ -34,18 +36,25 @@ FREE = re.compile(
     r"|task\.(batch_size|eval_batch_size|tokens_per_batch|max_eval_samples|eval_split|test_split|files\.(validation|test))"
     r"|method\.(\w+\.)?stages\.\w+\.epochs"
 )
-FILLED = ("resume", "paths.run")  # anew in every run
+FILLED = ("resume", "paths.run", "trust_modules")  # anew in every run
 AUTO = "auto"  # resume=auto
 ABSENT = object()
+TRUSTED = re.compile(r"\+*trust_modules=\[?([^\]]*)\]?")  # as typed
+OPTION = re.compile(r"(?!hydra\.)\w[\w-]*(\.\w[\w-]*)+|(?!hydra$)\w[\w-]*")  # a dotted path that an override may set
 
 
-def recorded(folder: Path) -> DictConfig:
-    """The config that a run's folder remembers."""
+def recorded(folder: Path, trusted: Collection[str] = ()) -> DictConfig:
+    """The config that a run's folder remembers; what it may not name is marked, see :mod:`skim.options.targets`.
+
+    Args:
+        folder: of the run.
+        trusted: modules, or classes, that the user trusts; what the config itself says of that is not read.
+    """
     if not (folder / "config.yaml").is_file():
         raise SkimError(f"{folder} is not a run's folder: there is no config.yaml in it.")
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    return config
+    tree = read(folder / "config.yaml")
+    tree.pop("trust_modules", None)
+    return OmegaConf.create(marked(tree, trusted))
 
 
 def checkpoint_of(resume: object) -> Path:
@@ -128,7 +137,7 @@ def again(cfg: DictConfig, folder: Path) -> DictConfig:
     restarted = status is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
     if status != "preempted" and not restarted:
         return cfg
-    before = recorded(folder)
+    before = recorded(folder, named_in(cfg))
     old, new = flat(before), flat(cfg)
     found = ("train.lr",) if new.get("train.lr_find") else ()
     if any(old.get(key) != new.get(key) for key in {**new, **old} if key not in (*FILLED, *found)):
@@ -148,7 +157,7 @@ def changes(cfg: DictConfig, folder: Path | None = None) -> list[str]:
         SkimError: what differs is part of what the run has learned, or of how it learns.
     """
     folder = checkpoint_of(cfg.resume).parent.parent if folder is None else folder
-    old, new = flat(recorded(folder)), flat(cfg)
+    old, new = flat(recorded(folder, named_in(cfg))), flat(cfg)
     differ = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     weights = (new.get("train.distill"), new.get("train.distill_hidden"))
     teaches = any(weights) and new.get("train.distill_from", "init") == "init"
@@ -161,6 +170,11 @@ def changes(cfg: DictConfig, folder: Path | None = None) -> list[str]:
             f"Leave that away, or start a new run{f': init_from={folder}' if (folder / 'model').is_dir() else ''}."
         )
     return [f"{key}: {shown(old.get(key))} -> {shown(new.get(key))}" for key in differ if key not in FILLED]
+
+
+def named_in(cfg: DictConfig) -> list[str]:
+    """The classes that a config of the user's own names."""
+    return [str(target) for _, target in targets(OmegaConf.to_container(cfg, resolve=False))]
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:
@@ -197,7 +211,8 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     if "," in named and not Path(named).exists():
         raise SkimError(f"resume={named}: runs go on one at a time, each by its own config. Type a command for each.")
     path = checkpoint_of(named)
-    before: Any = OmegaConf.to_container(recorded(path.parent.parent), resolve=False)
+    asked_of = [plain(one) for o in typed if (match := TRUSTED.fullmatch(o)) for one in match[1].split(",") if one]
+    before: Any = OmegaConf.to_container(recorded(path.parent.parent, asked_of), resolve=False)
     choices = {match[1]: match[2] for o in typed if (match := re.fullmatch(r"\+*(\w+)=(.*)", o))}
     if changing := next((group for group in ("experiment", "recipe", "debug") if group in choices), None):
         raise SkimError(
@@ -212,9 +227,14 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
             f"resume={path}: no file of conf/{lost[0]} makes what that run was made with. Name it: {lost[0]}=<file>."
         )
     chosen = [f"{group}={choices[group].split(',')[0] if group in anew else file}" for group, file in files.items()]
+    for part, target in targets({group: part for group, part in before.items() if group not in anew}):
+        if str(target).startswith(UNTRUSTED):
+            raise stranger(target, f"resume={path}: {part} of ")
     hydra = [*search, *(override for override in typed if re.match(r"[+~]*hydra[./]", override))]
     members = brought((before.get("method") or {}).get("methods"), files_in("method"))
     there = dict(leaves(composed(name, [*chosen, *hydra], members).tree))
+    if strange := [key for key, _ in leaves(before) if not OPTION.fullmatch(key)]:
+        raise SkimError(f"resume={path}: its config.yaml is damaged: {shown(strange[0])} is not an option.")
     values = [
         f"++{key}={written(value)}"
         for key, value in leaves(before)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.options.kinds import Count
 from tasks.base import Task
 from tasks.data.columns import Rejects, check_texts, column_of
@@ -79,7 +79,7 @@ class Documents(Task):
         try:
             rows = datasets.load_dataset("text", data_files={"rows": file}, split="rows", sample_by=self.documents)
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            why = str(error.__cause__ or error).strip().splitlines()[0]
+            why = first_line(error.__cause__ or error)
             raise SkimError(f"{file} cannot be read as text: {why}") from error
         return rows.rename_column("text", self.text_column) if self.text_column != "text" else rows
 

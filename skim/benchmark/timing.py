@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def usable(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise SkimError(f"device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise SkimError(f"device {name} cannot be used here: {first_line(error)}") from None
 
 
 FEATURES = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx_vnni", "avx512f", "avx2")  # that decide speed

@@ -14,6 +14,6 @@ from __future__ import annotations
 
 from skim.hub.data import dataset, held, lacking, parquet
 from skim.hub.door import mirror
-from skim.hub.models import complete, model_path
+from skim.hub.models import complete, model_path, tokenizer_of
 
-__all__ = ["complete", "dataset", "held", "lacking", "mirror", "model_path", "parquet"]
+__all__ = ["complete", "dataset", "held", "lacking", "mirror", "model_path", "parquet", "tokenizer_of"]

@@ -46,12 +46,11 @@ def fetch(overrides: list[str]) -> None:
 
 def data_of(task: str, overrides: list[str]) -> tuple[str, str, list[str]]:
     """Hub id and configuration of a task's data set, and the splits that a training reads; none if it needs none."""
-    from hydra.utils import instantiate
-
     from skim.options.check import typed
+    from skim.options.targets import instantiated
 
     with typed("task"):
-        made = instantiate(composed([f"task={task}", *overrides]).task)
+        made = instantiated(composed([f"task={task}", *overrides]).task, "task")
     return made.hub_id or "", made.config, made.splits()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError, first_line, reading
 from skim.hub.door import mirror, nowhere, problem_with
 
 # what transformers needs to load a model without unpickling anything
@@ -71,6 +71,22 @@ def model_path(
             problem = first_line(error)
     looked.append(f"the hub: {problem}")
     raise nowhere(f"Model {name}{f' at {revision}' if revision else ''}", looked, fetch, name)
+
+
+def tokenizer_of(folder: str | Path, config: Any = None) -> Any:
+    """Load the tokenizer in a folder; code that may lie beside it is not run.
+
+    Args:
+        folder: of a model.
+        config: of that model, if transformers cannot read it there.
+
+    Raises:
+        SkimError: there is none, or it is damaged, or only code of its own could make it.
+    """
+    from transformers import AutoTokenizer
+
+    with reading(folder, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
 
 
 def complete(folder: Path, pickled: bool = False) -> bool:

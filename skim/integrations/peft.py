@@ -60,7 +60,7 @@ def load(
                 f"{at[first]}/adapter_config.json does not say which model the adapter was trained on.\n"
                 "Load that one yourself, without compressing it: skim.from_pretrained(folder, base=model)."
             )
-        settings = transformers.AutoConfig.from_pretrained(folder)
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = kind.from_pretrained(name, config=settings, **options)
     copied = "method" in (getattr(config, "modules_to_save", None) or ())
     if copied:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar
 from pytorch_lightning.loggers import Logger
@@ -27,6 +26,7 @@ from skim.lightning.distill import Distiller, teaches
 from skim.lightning.hardware import check_strategy, nodes_of
 from skim.lightning.module import SkimModule
 from skim.options.declared import OptionError
+from skim.options.targets import instantiated
 
 Part = TypeVar("Part")
 FILLED = ("callbacks", "logger")  # arguments of the Trainer that are groups of their own
@@ -40,20 +40,14 @@ def made(cfg: DictConfig, path: str, **options: Any) -> Any:
     """
     part = OmegaConf.select(cfg, path)
     try:
-        return instantiate(part, _convert_="all", **options)
+        return instantiated(part, path, **options)
     except InstantiationException as error:
         cause = error.__cause__ or error
         if isinstance(cause, OptionError):
             raise SkimError(cause.typed(path)) from None
         if isinstance(cause, SkimError):
             raise cause from None
-        target = part.get("_target_")
-        if "Error locating target" not in str(error):
-            raise SkimError(f"{path} ({target}) cannot be made: {first_line(cause)}.") from error
-        raise SkimError(
-            f"{path}._target_={target} cannot be imported: {first_line(cause)}.\n"
-            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
-        ) from None
+        raise SkimError(f"{path} ({part.get('_target_')}) cannot be made: {first_line(cause)}.") from error
 
 
 def every(cfg: DictConfig, group: str, kind: Any) -> list[Any]:
@@ -118,7 +112,7 @@ def trainer_of(cfg: DictConfig, callbacks: Sequence[Callback], epochs: int) -> p
     try:
         return make(callbacks=list(callbacks), logger=every(cfg, "logger", Logger) or False, **options)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise SkimError(f"trainer or hardware cannot be used as configured: {str(error).splitlines()[0]}") from error
+        raise SkimError(f"trainer or hardware cannot be used as configured: {first_line(error)}") from error
 
 
 def leave_unused(trainer: pl.Trainer) -> None:

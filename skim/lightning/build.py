@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from safetensors.torch import load_file
 from torch import nn
 
 from skim import hub
 from skim.backbones import families
 from skim.calibration import Batches
+from skim.checkpoint import restore
 from skim.compression import compress
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
@@ -37,7 +36,9 @@ from skim.lightning.start import (
 )
 from skim.methods import Method
 from skim.options.check import typed
+from skim.options.targets import instantiated
 from skim.published import ltp as published
+from skim.published.files import unpickled
 from skim.resume import recorded
 from skim.stages import Stage
 from tasks.base import Task
@@ -114,13 +115,13 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
     check(cfg)
     method = method_of(cfg)
     stages = stages_of(cfg, method)
-    task: Task = instantiate(cfg.task, _convert_="all", seed=cfg.seed, num_workers=cfg.hardware.num_workers)
+    task: Task = instantiated(cfg.task, "task", seed=cfg.seed, num_workers=cfg.hardware.num_workers)
     start = dense_folder(cfg) if cfg.init_from else None
     source = start or (
         hub.model_path(cfg.backbone.hub_id, f"backbone={cfg.backbone.name}") if cfg.backbone.hub_id else None
     )
     if source is not None:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, config=published.model_config(source))
+        tokenizer = hub.tokenizer_of(source, published.model_config(source))
     else:
         tokenizer = task.own_tokenizer()
     if tokenizer is None:
@@ -174,7 +175,7 @@ def build(cfg: DictConfig, purpose: str = "fit") -> Parts:
         check_begin(method, stages, continued)
     companion = task.companion(model)
     if companion is not None and start is not None and (start / COMPANION).is_file():
-        companion.load_state_dict(load_file(start / COMPANION))
+        restore(companion, unpickled(start / COMPANION), start / COMPANION)
     return Parts(task, tokenizer, model, stages, teacher, companion, (*notes, *continued.notes))
 
 

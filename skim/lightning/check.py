@@ -6,15 +6,14 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError
 from skim.methods import Method
 from skim.options.check import check_places, typed
 from skim.options.declared import check_options
 from skim.options.members import CHAIN, groups_of
+from skim.options.targets import instantiated, located
 
 
 def check(cfg: DictConfig) -> None:
@@ -29,7 +28,7 @@ def check(cfg: DictConfig) -> None:
         method_of(cfg)
     if cfg.get("task"):
         with contextlib.suppress(ImportError, AttributeError, ValueError), typed("task"):  # said when it is made
-            check_options(get_class(cfg.task._target_), tree["task"])
+            check_options(located(cfg.task._target_), tree["task"])
     for name, options in (tree.get("logger") or {}).items():
         if options is not None and not isinstance(options, Mapping):
             raise SkimError(f"logger.{name}={options} must be a group of options, as logger=wandb has, or null.")
@@ -77,23 +76,15 @@ def made_of(node: Any, place: str) -> Method:
     # of a chain, also groups of methods that are members in other jobs of a sweep
     others = [key for key in node if methods is not None and OmegaConf.is_dict(node[key])]
     options = OmegaConf.masked_copy(node, [key for key in node if key not in ("stages", *others)])
-    target = options.get("_target_")
     members = [
         made_of(node[group], f"{place}.{group}") if isinstance(one, str) and group in node else one
         for group, one in zip(groups, named, strict=True)
     ]
-    try:
-        with typed(place):
-            # convert: lists as lists, also for a user's own method, whose file may not ask for it
-            made = instantiate(options, _convert_="all", _partial_=bool(members))
-            method = made(methods=members) if members else made
-    except InstantiationException as error:
-        if "Error locating target" not in str(error):
-            raise
-        raise SkimError(
-            f"{place}._target_={target} cannot be imported: {first_line(error.__cause__ or error)}.\n"
-            "A module of your own is looked for beside train.py and in PYTHONPATH: export PYTHONPATH=<its folder>."
-        ) from None
+    with typed(place):
+        made = instantiated(options, place, _partial_=bool(members))
+        method = made(methods=members) if members else made
     if not isinstance(method, Method):
-        raise SkimError(f"{place}._target_={target} makes a {type(method).__name__}, and not a skim.Method.")
+        raise SkimError(
+            f"{place}._target_={options.get('_target_')} makes a {type(method).__name__}, and not a skim.Method."
+        )
     return method

@@ -18,7 +18,7 @@ from skim.engine.ranks import share, weighed
 from skim.engine.trace import Trace
 from skim.engine.walk import walk_of
 from skim.errors import SkimError
-from skim.methods import Method, method_name
+from skim.methods import METHODS, Method
 from skim.resume import recorded
 from tasks.base import Task
 
@@ -50,7 +50,7 @@ def starts_dense(cfg: DictConfig) -> bool:
     if cfg.init_from is None or not (Path(str(cfg.init_from)) / "config.yaml").is_file():
         return False
     before = recorded(Path(str(cfg.init_from)))
-    return method_name(before.method._target_) == "dense" and before.task.name == cfg.task.name
+    return before.method._target_ == METHODS["dense"] and before.task.name == cfg.task.name
 
 
 @dataclass(frozen=True)

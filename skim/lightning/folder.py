@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger
 from rich.console import Console
 
-from skim.errors import Interrupted, first_line
+from skim.errors import Interrupted, first_line, reading
 from skim.files import write_text
 from skim.lightning.callbacks.checkpoints import earlier
 from skim.lightning.config_tree import write_tree
 from skim.lightning.loggers.curves import Curves, rows_of, write_rows
 from skim.lightning.loggers.told import Shows
+from skim.published.files import tensors_of
 from skim.report.heatmap import TEXTS
 from skim.results import Results
 from skim.resume import LAST, PREVIOUS, newest
@@ -163,10 +163,11 @@ def goes_on(folder: Path, resumed: str | None) -> str:
 
 def place(checkpoint: Path) -> tuple[int, dict[str, str]]:
     """The optimizer steps that a checkpoint has behind it, and the row of the log that was still to be written."""
-    held = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    rows = (state.get("row") for state in held.get("callbacks", {}).values() if isinstance(state, dict))
-    row: dict[str, Any] = next(filter(None, rows), {})
-    return held["global_step"], {name: str(value) for name, value in row.items()}
+    with reading(checkpoint, "a checkpoint of a run"):
+        held = tensors_of(checkpoint, mmap=True)
+        rows = (state.get("row") for state in held.get("callbacks", {}).values() if isinstance(state, dict))
+        row: dict[str, Any] = next(filter(None, rows), {})
+        return int(held["global_step"]), {name: str(value) for name, value in row.items()}
 
 
 def tidy(folder: Path) -> None:

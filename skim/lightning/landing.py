@@ -17,6 +17,7 @@ from skim.lightning.callbacks.progress import counted
 from skim.lightning.checkpoint_io import write_checkpoint
 from skim.lightning.module import TRAINED, SkimModule
 from skim.options.words import budgets
+from skim.published.files import tensors_of
 from skim.results import Results
 from tasks.base import Task
 
@@ -80,7 +81,7 @@ def land(
         return [last]
     kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
     progress = module.method.progress
-    checkpoint = torch.load(best.path, map_location="cpu", weights_only=True)
+    checkpoint = tensors_of(best.path)
     module.load_state_dict(checkpoint["state_dict"] | checkpoint.get(TRAINED, {}))
     module.method.progress = checkpoint["method_progress"]
     calibration = calibrated(trainer, module, inputs, console)

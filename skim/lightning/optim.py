@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from skim.engine.walk import walk_of
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from skim.methods import Method
 from skim.stages import Plan, Stage, kind_of
 
@@ -88,7 +88,7 @@ def optimized(make: Optimizer, groups: list[dict[str, Any]], fused: bool) -> tor
     try:
         return make(groups, **({} if chosen or not fused else {"fused": True}))
     except (TypeError, ValueError) as error:
-        raise SkimError(f"optimizer cannot be used as configured: {str(error).splitlines()[0]}") from error
+        raise SkimError(f"optimizer cannot be used as configured: {first_line(error)}") from error
 
 
 def scheduled(make: Scheduler, optimizer: torch.optim.Optimizer, plan: Plan) -> LRScheduler:
@@ -113,7 +113,7 @@ def scheduled(make: Scheduler, optimizer: torch.optim.Optimizer, plan: Plan) -> 
     try:
         made = make(optimizer, plan=plan) if follows else make(optimizer)
     except (TypeError, ValueError) as error:
-        raise SkimError(f"scheduler cannot be used as configured: {str(error).splitlines()[0]}") from error
+        raise SkimError(f"scheduler cannot be used as configured: {first_line(error)}") from error
     if isinstance(made, ReduceLROnPlateau):
         raise SkimError("scheduler: ReduceLROnPlateau waits for a metric, and learning rates here follow the step.")
     return made

@@ -38,6 +38,9 @@ class Look(Options):
     folder: Folder | None = None
     """for a look without a run: the folder that it writes into; null is runs/<task>/<method>/<backbone>/
     pretrained, and for what=choose the folder chosen/ in that of the runs"""
+    trust_modules: tuple[str, ...] = ()
+    """modules of your own that a config in a run's folder may take classes from: [mine]. Any class may be named on this
+    command line and in conf/; a stored config is a stranger's, and names skim's, Lightning's and torch's alone"""
     what: Kind = "metrics"
     """metrics: the task's metrics and FLOPs, packed, and each class's; predict: files of what the model says of the
     test split or of split, row by row, and in the format of the task's leader board where it has one; tokens: a shaded

@@ -49,6 +49,9 @@ class Run(Options):
     """the folder of an interrupted run to go on with, from its checkpoints/last.ckpt, or a checkpoint file. Its config
     is taken over; what is typed beside it is a change, which is listed, or refused where it would break the schedule;
     null begins anew"""
+    trust_modules: tuple[str, ...] = ()
+    """modules of your own that a config in a run's folder may take classes from: [mine]. Any class may be named on this
+    command line and in conf/; a stored config is a stranger's, and names skim's, Lightning's and torch's alone"""
     execution: Execution = "auto"
     """execution in evaluation: auto (packed, or narrowed where the family cannot), masked, packed, narrowed"""
     formulas: tuple[Literal["ltp"], ...] = ()

@@ -128,10 +128,10 @@ def targets_at(place: str, chosen: Chosen) -> list[str]:
 
 def arguments(target: str) -> list[str]:
     """Names of a class's arguments, ``**`` for any: also if it cannot be imported, which the run then says better."""
-    from hydra.utils import get_object
+    from skim.options.targets import located
 
     try:
-        parameters = inspect.signature(get_object(target)).parameters.values()
+        parameters = inspect.signature(located(target)).parameters.values()
     except Exception:
         return ["**"]
     return ["**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]

@@ -14,8 +14,8 @@ from skim.checkpoint import DESCRIBED, described
 from skim.compression import compress
 from skim.engine.adapters import whole_of
 from skim.engine.dtype import fastest
-from skim.errors import SkimError, first_line, unknown
-from skim.loading import BROKEN, class_of_model, from_pretrained
+from skim.errors import SkimError, first_line, reading, unknown
+from skim.loading import class_of_model, from_pretrained
 from skim.pipelines.batches import Batched
 from skim.pipelines.kinds import ALIASES, KINDS
 
@@ -55,8 +55,6 @@ def pipeline(
     Raises:
         SkimError: a task that skim has no pipeline for, a model that was found nowhere or has another head.
     """
-    from transformers import AutoTokenizer
-
     task = ALIASES.get(task, task)
     if task not in KINDS:
         raise unknown("task of pipelines", task, KINDS)
@@ -74,10 +72,7 @@ def pipeline(
     if source is None:
         raise SkimError("skim.pipeline: a loaded model has no tokenizer beside it; pass tokenizer=.")
     if isinstance(source, (str, Path)):
-        try:
-            source = AutoTokenizer.from_pretrained(hub.model_path(str(source), None))
-        except BROKEN as error:
-            raise SkimError(f"There is no tokenizer in {source}: {first_line(error)}. Pass tokenizer=.") from error
+        source = hub.tokenizer_of(hub.model_path(str(source), None))
     try:
         made = KINDS[task].pipeline(model=model.eval(), tokenizer=source, task=task, device=device, **options)
     except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:  # transformers' own words
@@ -131,10 +126,8 @@ def opened(folder: Path, task: str) -> nn.Module:
     if (folder / DESCRIBED).is_file():
         return from_pretrained(folder)
     kind = class_of_model(folder, {})
-    try:
+    with reading(folder, kind.__name__):
         model, found = kind.from_pretrained(folder, output_loading_info=True)
-    except BROKEN as error:
-        raise SkimError(f"{folder} cannot be loaded as {kind.__name__}: {first_line(error)}") from error
     if found["missing_keys"]:
         raise SkimError(f"{folder} is not a whole model: {sorted(found['missing_keys'])[:3]} are missing.")
     return compress(model, "dense")

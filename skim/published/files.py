@@ -1,39 +1,70 @@
-"""Files that other code wrote, read without running anything in them."""
+"""Files that others wrote, or may have, read without running anything in them."""
 
 from __future__ import annotations
 
 import json
-import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from skim.errors import SkimError
+from skim.errors import SkimError, reading
 
 
 def described(path: Path) -> dict[str, Any]:
     """Read a JSON file that holds options."""
-    try:
+    with reading(path, "JSON"):
         told = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise SkimError(f"{path} is broken: {error}") from None
     if not isinstance(told, dict):
         raise SkimError(f"{path} is broken: it holds no options.")
     return told
 
 
+def check_settings(told: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model's config that names code: kernels of the hub, which transformers would download and run.
+
+    Args:
+        told: the config, as it stands in the file.
+        path: of the file.
+
+    Raises:
+        SkimError: it names some.
+    """
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            check_settings(value, path)
+            if "implementation" not in key:
+                continue
+            value = list(value.values())
+        if "implementation" in key and "/" in str(value):
+            raise SkimError(
+                f"{path}: '{key}' names code of the hub, {str(value)[:60]}, which skim does not run. Remove it."
+            )
+
+
+def tensors_of(path: str | Path, mmap: bool = False) -> Any:
+    """Read a file of ``torch.save``: tensors, numbers, texts and what holds them; a pickle of more is refused, not run.
+
+    Args:
+        path: of the file.
+        mmap: leave the tensors on the disk until they are looked at.
+
+    Raises:
+        SkimError: it holds more, or is damaged.
+    """
+    with reading(path, "a checkpoint of tensors and nothing else"):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
 def unpickled(path: Path) -> dict[str, Tensor]:
     """The tensors in a file, by name; anything else in a pickle is refused and not run."""
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        with reading(path, "tensors"):
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise SkimError(f"{path} cannot be read: it is broken, or holds more than tensors.") from error
+    state = tensors_of(path)
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise SkimError(f"{path} holds something else than tensors by their names.")
     return state

@@ -8,7 +8,6 @@ thresholds mean the same in this run is checked.
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import transformers
 from safetensors import safe_open
 from torch import Tensor
 
-from skim.errors import SkimError
+from skim.errors import SkimError, reading
+from skim.published.files import check_settings, described, unpickled
 
 MODEL_TYPE = "ltp"
 PREFIX, RENAMED = "ibert.", "roberta."
@@ -27,24 +27,23 @@ PUBLISHED_NORMS = ("fixed", "padded")  # attention received / 128, the length to
 def model_config(folder: str | Path) -> Any:
     """The transformers config in a folder, also in one that the published code wrote."""
     path = Path(folder) / "config.json"
-    told = json.loads(path.read_text()) if path.is_file() else {}
-    if told.pop("model_type", None) == MODEL_TYPE:
-        return transformers.RobertaConfig.from_dict(told)
-    return transformers.AutoConfig.from_pretrained(folder)
+    told = described(path) if path.is_file() else {}
+    check_settings(told, path)
+    with reading(path, "the config of a model"):
+        if told.pop("model_type", None) == MODEL_TYPE:
+            return transformers.RobertaConfig.from_dict(told)
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
     """All weights that the published code saved, under RoBERTa's names; empty for a checkpoint of anything else."""
     safe, pickled = Path(folder) / "model.safetensors", Path(folder) / "pytorch_model.bin"
     if safe.is_file():
-        with safe_open(safe, "pt") as file:
+        with reading(safe, "weights"), safe_open(safe, "pt") as file:
             names = list(file.keys())
             state = {name: file.get_tensor(name) for name in names} if any(map(is_threshold, names)) else {}
     elif pickled.is_file():
-        try:
-            state = torch.load(pickled, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise SkimError(f"{pickled} cannot be read: it is broken, or holds more than tensors.") from error
+        state = unpickled(pickled)
         state = state if any(map(is_threshold, state)) else {}
     else:
         return {}

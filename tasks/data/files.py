@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from tasks.data.cache import Parsed, cached, problems
 from tasks.data.cells import Columns
 from tasks.data.objects import take_objects
@@ -86,7 +86,7 @@ def read(path: str, columns: Sequence[str] | None = None, reader: Reader | None 
         zlib.error,
         pa.ArrowException,
     ) as error:  # no permission, a broken gzip file, a full disk
-        raise SkimError(f"{path} cannot be read as {kind[1:]}: {str(error).splitlines()[0].rstrip('.')}.") from error
+        raise SkimError(f"{path} cannot be read as {kind[1:]}: {first_line(error)}.") from error
     if len(rows) == 0:
         found = problems(rows)
         if found:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from skim import hub
-from skim.errors import SkimError
+from skim.errors import SkimError, first_line
 from tasks.data.batches import laid_out
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def fetched(hub_id: str, config: str, split: str) -> IterableDataset:
         return datasets.load_dataset(hub_id, config, split=split, streaming=True)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         looked = f"the mirror has no {file}; " if file is not None else "SKIM_MIRROR is not set; "
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        why = first_line(error)
         raise SkimError(f"{hub_id} ({config}, {split}) cannot be streamed.\nLooked: {looked}the hub: {why}") from error
 
 
@@ -236,4 +236,4 @@ class Stream(torch.utils.data.IterableDataset):
                     )
                 yield [text for text in texts if isinstance(text, str)]
         except (datasets.exceptions.DatasetsError, pa.ArrowException, OSError, ValueError) as error:
-            raise SkimError(f"{self.where} cannot be read: {str(error).strip().splitlines()[0]}") from error
+            raise SkimError(f"{self.where} cannot be read: {first_line(error)}") from error

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 
 from skim.calibration import TOLERANCE
 from skim.errors import SkimError
 from skim.files import replacing, whole
+from skim.published.files import tensors_of
 from skim.resume import LAST, PREVIOUS
 
 
@@ -138,7 +138,7 @@ def copied(one: Path, other: Path) -> None:
 
 def holds(path: Path, step: int) -> bool:
     """Tell whether a file is the checkpoint of that step, and as it was written."""
-    return whole(path) and torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"] == step
+    return whole(path) and tensors_of(path, mmap=True)["global_step"] == step
 
 
 def spoken_of(folder: Path, key: str) -> set[int]:
@@ -151,7 +151,7 @@ def spoken_of(folder: Path, key: str) -> set[int]:
     steps = set()
     for path in (folder / LAST.name, folder / PREVIOUS.name):
         if path.is_file():
-            best = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["callbacks"].get(key, {})["best"]
+            best = tensors_of(path, mmap=True)["callbacks"].get(key, {})["best"]
             steps |= {best["step"]} if best else set()
     return steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from skim.errors import SkimError
 from skim.files import whole
+from skim.published.files import tensors_of
 from skim.stages import check_bounds
 
 
@@ -22,16 +22,13 @@ def check_resumable(path: Path) -> None:
     Raises:
         SkimError: it cannot be read, or lacks the state of an optimizer, as ``best.ckpt`` does.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise SkimError(f"resume: {path} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}") from error
+    checkpoint = tensors_of(path, mmap=True)
     if not whole(path):
         raise SkimError(
             f"resume: {path} is cut or damaged: its checksum differs.\n"
             "Name the run's folder, in which the one before it may be good, or start anew."
         )
-    if "optimizer_states" not in checkpoint:
+    if not isinstance(checkpoint, dict) or "optimizer_states" not in checkpoint:
         raise SkimError(
             f"resume: {path} holds weights and no state of an optimizer to train them on with.\n"
             "Use last.ckpt beside it, or start anew from its run: init_from=<run>."

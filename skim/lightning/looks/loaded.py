@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -18,16 +16,17 @@ from torch import Tensor
 
 from skim.benchmark import usable
 from skim.budgets import set_budget
-from skim.checkpoint import LEARNED, read_method, restore
+from skim.checkpoint import LEARNED, parsed, read_method, restore
 from skim.compression import walk_of
 from skim.engine.dtype import fastest
-from skim.errors import SkimError
+from skim.errors import SkimError, reading
 from skim.files import write_json
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, method_name
 from skim.options.check import PLACES
 from skim.options.tree import Chosen, exists, leaves, no_option
+from skim.published.files import tensors_of
 from skim.report.card import write_card
 from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
@@ -74,7 +73,7 @@ def load(cfg: DictConfig) -> Loaded:
     """
     check_budget(cfg)
     folder, checkpoint = run_of(Path(cfg.ckpt))
-    before = recorded(folder)
+    before = recorded(folder, cfg.trust_modules)
     check_overrides(cfg.overrides, before, folder)
     before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
     task: dict[str, Any] = {"eval_batch_size": cfg.batch_size, "tokens_per_batch": None}
@@ -89,8 +88,9 @@ def load(cfg: DictConfig) -> Loaded:
     exported = folder / "model"
     complete = (exported / "skim.json").is_file()
     if complete and before.task.get("label_names", ()) is None:  # came from the training rows, which may not be here
-        names = json.loads((exported / "config.json").read_text()).get("id2label", {})
-        task["label_names"] = [names[str(i)] for i in range(len(names))] or None
+        names = parsed(exported / "config.json").get("id2label", {})
+        with reading(exported / "config.json", "the config of a model"):
+            task["label_names"] = [names[str(i)] for i in range(len(names))] or None
     source = str(exported) if complete else None
     start: dict[str, Any] = {"init_from": source, "resume": None, "train": {"distill": 0.0, "distill_hidden": 0.0}}
     run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
@@ -101,12 +101,8 @@ def load(cfg: DictConfig) -> Loaded:
             raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
     parts = build(run, purpose="predict" if predicts else "validate")
     if checkpoint is not None:
-        try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        except (RuntimeError, KeyError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise SkimError(
-                f"{checkpoint} cannot be read as a checkpoint: {str(error).splitlines()[0][:200]}"
-            ) from error
+        with reading(checkpoint, "a checkpoint of a run"):
+            state = dict(tensors_of(checkpoint)["state_dict"])
         for name, module in (("model.", parts.model), ("companion.", parts.companion)):
             if module is not None:
                 own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
@@ -265,8 +261,7 @@ def finished(folder: Path) -> dict[str, Any]:
     path = folder / "results.json"
     if not path.is_file():
         raise SkimError(f"{folder} has no results.json to write measurements into: the run did not finish.")
-    results: dict[str, Any] = json.loads(path.read_text())
-    return results
+    return parsed(path)
 
 
 def for_report(loaded: Loaded, results: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from skim.calibration import calibrate
 from skim.compression import walk_of
 from skim.engine.inputs import inputs_of
 from skim.errors import SkimError, first_line
-from skim.files import write_json, write_text
+from skim.files import replacing, write_json
 from skim.lightning.callbacks.progress import counted
 from skim.lightning.landing import evaluated
 from skim.lightning.looks.curve import SAMPLES
@@ -28,7 +29,6 @@ from skim.lightning.looks.loaded import Loaded, load, trainer_of
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import export
 from skim.report.search import search_table, write_search
-from skim.resume import recorded
 from tasks.data.batches import LengthBatches
 
 START = 16  # configurations of the first generation, evenly over the path that the model has
@@ -73,7 +73,8 @@ def look(cfg: DictConfig, console: Console) -> None:
         with console.status("calibration"), trainer.precision_plugin.forward_context():
             calibrate(loaded.parts.model, inputs)
     export(loaded.parts, folder / "model")
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(recorded(loaded.folder)))
+    with replacing(folder / "config.yaml") as part:
+        shutil.copyfile(loaded.folder / "config.yaml", part)
     section = {
         "command": f"python evaluate.py ckpt={cfg.ckpt} what=search",
         "options": OmegaConf.to_container(options),
