@@ -30,7 +30,7 @@ MAKE = ("backbone", "task", "method")  # groups whose file names the run; of the
 # What neither a step of training nor the schedule depends on, or what is looked at when the checkpoint is loaded (how
 # long a run is, which batches come next), by the parts that know where it stands.
 FREE = re.compile(
-    r"(hardware|logger|callbacks|benchmark|paths|sweep)\..*|formulas|execution|resume|tags|print_config"
+    r"(hardware|logger|callbacks|benchmark|paths|sweep)\..*|formulas|execution|resume|tags|print_config|trust_modules"
     r"|trainer\.(?!gradient_clip|accumulate_grad_batches|limit_train_batches|overfit_batches).*"
     r"|train\.(epochs|max_steps|evals_per_epoch|eval_every|calibrate|gradient_checkpointing|method_after|nonfinite)"
     r"|task\.(batch_size|eval_batch_size|tokens_per_batch|max_eval_samples|eval_split|test_split|files\.(validation|test))"

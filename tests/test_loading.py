@@ -95,8 +95,8 @@ def test_a_skim_json_that_is_none(folder: Path, text: bytes) -> None:
         ("class", 1, "'class' is 1"),
         ("class", "skim.methods.nowhere.First", "cannot be imported"),
         ("class", "skim.errors.SkimError", "which is not a method"),
-        ("adapters", {}, "cannot be loaded"),
-        ("adapters", {"names": ["default"], "active": ["default"]}, "cannot be loaded"),
+        ("adapters", {}, "cannot be read as"),
+        ("adapters", {"names": ["default"], "active": ["default"]}, "cannot be read as"),
         ("adapters", [1], "'adapters' is [1]"),
         ("model_class", "First", "not imported unless you say so"),
     ],
@@ -179,7 +179,7 @@ def test_dtype_device_and_execution(saved: Path) -> None:
     assert not model.training
     with pytest.raises(skim.SkimError, match="Unknown execution 'packt'"):
         skim.from_pretrained(saved, execution="packt")
-    with pytest.raises(skim.SkimError, match=r"cannot be loaded as BertForSequenceClassification: .*nothing"):
+    with pytest.raises(skim.SkimError, match=r"cannot be read as BertForSequenceClassification: .*nothing"):
         skim.from_pretrained(saved, nothing=1)
 
 
@@ -216,7 +216,7 @@ def test_device_map(saved: Path) -> None:
     wanted = logits(skim.from_pretrained(saved))
     assert torch.equal(logits(skim.from_pretrained(saved, device_map="cpu")), wanted)
     if not torch.cuda.is_available():
-        with pytest.raises(skim.SkimError, match=r"cannot be loaded as BertForSequenceClassification: "):
+        with pytest.raises(skim.SkimError, match=r"cannot be read as BertForSequenceClassification: "):
             skim.from_pretrained(saved, device_map="cuda")
 
 

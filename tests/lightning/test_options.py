@@ -77,11 +77,13 @@ def test_what_is_no_method_of_ones_own(target: str, says: str) -> None:
 
 
 def test_a_method_of_ones_own_is_trained_evaluated_gone_on_with_and_loaded(tmp_path: Path) -> None:
-    """The run's own config names it, which is the user's word; a folder that is loaded in Python has to be allowed."""
+    """On the command line it is the user's word; a folder that names it has to be allowed to, each time."""
     own = ["method=dense", f"method._target_={__name__}.Own", "+method.places=[1,2]", "train.max_steps=1"]
     run = tmp_path / "run"
     train(small(*own), run, "")
-    loaded = load(looking(run))
+    with pytest.raises(SkimError, match="trust_modules="):
+        load(looking(run))
+    loaded = load(looking(run, f"trust_modules=[{__name__}]"))
     assert type(loaded.parts.model.method) is Own
     assert loaded.parts.model.method.places == (1, 2)
     assert type(build(small(*own, f"init_from={run}")).model.method) is Own

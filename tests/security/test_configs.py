@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from omegaconf import OmegaConf
 
 from skim.errors import SkimError
@@ -139,11 +141,7 @@ def test_what_is_no_class_of_a_config_is_not_called(tmp_path: Path, config: Any,
 def test_a_stored_config_sets_nothing_but_options(
     tmp_path: Path, config: Any, change: dict[str, Any], says: str, refused: Refused
 ) -> None:
-    tree = copy.deepcopy(config) | change
-    run = tmp_path / "run"
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "checkpoints" / "last.ckpt").touch()
-    (run / "config.yaml").write_text(__import__("yaml").safe_dump(tree))
+    run = begun(tmp_path / "run", yaml.safe_dump(copy.deepcopy(config) | change))
     assert says in refused("train.py", f"resume={run}")
 
 

@@ -23,7 +23,7 @@ from skim.errors import SkimError, reading
 from skim.files import write_json
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
-from skim.methods import METHODS, method_name
+from skim.methods import METHODS, REGISTERED, method_name, path_of
 from skim.options.check import PLACES
 from skim.options.tree import Chosen, exists, leaves, no_option
 from skim.published.files import tensors_of
@@ -73,7 +73,7 @@ def load(cfg: DictConfig) -> Loaded:
     """
     check_budget(cfg)
     folder, checkpoint = run_of(Path(cfg.ckpt))
-    before = recorded(folder, cfg.trust_modules)
+    before = recorded(folder, [*cfg.trust_modules, *map(path_of, REGISTERED.values())])  # to register is to allow
     check_overrides(cfg.overrides, before, folder)
     before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
     task: dict[str, Any] = {"eval_batch_size": cfg.batch_size, "tokens_per_batch": None}
