@@ -14,7 +14,7 @@ from skim.errors import SkimError, message
 from skim.options.settle import settle
 from skim.options.teach import teach
 from skim.options.words import quoted
-from skim.resume import inherited, recorded
+from skim.resume import check_named, inherited, recorded
 from skim.signals import Stopped
 from skim.started import command, remember, repeated
 
@@ -81,6 +81,7 @@ def settled(arguments: list[str], conf: Path, name: str) -> list[str]:
             sweeps.register(plan, command())
             overrides = list(plan.grids[0])  # the sweeper knows the others
         else:
+            check_named(overrides)
             overrides = settle(overrides, given.config_name or name, search)
     flags = list(arguments)
     for override in given.overrides:
@@ -228,10 +229,9 @@ def one_job() -> Iterator[None]:
             f"hydra.run.dir='{config.runtime.output_dir}'",
             f"hydra.job.name=rank{local_rank}",
         ]
-        # which the first rank may have found by itself
+        # which the first rank may have found by itself, or not
         resume = recorded(Path(config.runtime.output_dir)).get("resume")
-        if resume is not None:
-            arguments.append(f"resume={quoted(resume)}")
+        arguments.append("resume=null" if resume is None else f"resume={quoted(resume)}")
         return [*repeated(), *arguments], config.runtime.cwd
 
     before = launcher._hydra_subprocess_cmd

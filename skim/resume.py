@@ -199,12 +199,7 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     asked = [override for override in overrides if re.match(r"\+*resume=", override)]
     if not asked or asked[-1].endswith("=null"):
         return list(overrides)
-    if asked[-1].endswith(f"={AUTO}"):
-        if not any(re.match(r"[+~]*hydra\.run\.dir=", override) for override in overrides):
-            raise SkimError(
-                "resume=auto looks for a checkpoint in the run's folder, and by default each start has a new one.\n"
-                "Name it: hydra.run.dir=runs/mine resume=auto"
-            )
+    if asked[-1].endswith(f"={AUTO}"):  # typed with all that makes the run
         return list(overrides)
     typed = [override for override in overrides if override not in asked]
     named = plain(asked[-1].partition("=")[2])
@@ -244,6 +239,24 @@ def inherited(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -
     again = [f"{group}={choices[group]}" for group in files if group in choices and group not in anew]
     typed = [override for override in typed if override.lstrip("+") not in again]
     return [*kept, *again, *values, *typed, f"resume={quoted(str(path))}"]
+
+
+def check_named(overrides: Sequence[str]) -> None:
+    """Refuse ``resume=auto`` for a run whose folder is another one at each start.
+
+    Args:
+        overrides: of one run.
+
+    Raises:
+        SkimError: it has no name.
+    """
+    asked = [override for override in overrides if re.match(r"\+*resume=", override)]
+    named = any(re.match(r"[+~]*hydra\.run\.dir=", override) for override in overrides)
+    if asked and asked[-1].endswith(f"={AUTO}") and not named:
+        raise SkimError(
+            "resume=auto looks for a checkpoint in the run's folder, and by default each start has a new one.\n"
+            "Name it: resume=auto hydra.run.dir=runs/mine"
+        )
 
 
 def file_of(group: str, before: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.options.settle import settle
-from skim.resume import changes, inherited
+from skim.resume import LAST, PREVIOUS, changes, check_named, checkpoint_of, done, found, inherited, passed_over
 from tests.runs import CONF, composed, small, watched_by
 
 
@@ -135,6 +135,49 @@ def test_a_run_of_somebodys_own_method_asks_for_its_file(tmp_path: Path) -> None
     OmegaConf.save(OmegaConf.merge(cfg, {"method": {"_target_": "mine.First"}}), tmp_path / "run" / "config.yaml")
     with pytest.raises(SkimError, match=r"Name it: method=<file>"):
         going_on(f"resume={tmp_path / 'run'}")
+
+
+def test_going_on_by_itself_needs_a_folder_with_a_name() -> None:
+    with pytest.raises(SkimError, match=r"by default each start has a new one\.\nName it: resume=auto hydra"):
+        check_named(["method=topk", "resume=auto"])
+    for given in (["resume=auto", "hydra.run.dir=runs/mine"], ["resume=runs/auto"], ["resume=auto", "resume=null"]):
+        check_named(given)
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path) -> None:
+    left(tmp_path, "method=topk")
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    torch.save({"global_step": 3}, previous)
+    assert checkpoint_of(tmp_path) == last
+    assert passed_over(last) == []
+    damaged(last)
+    assert checkpoint_of(tmp_path) == previous
+    assert passed_over(previous) == [
+        f"{last} is cut or damaged (its checksum differs); previous.ckpt, the one before it, is used"
+    ]
+    cfg = found(composed("method=topk", "resume=auto"), tmp_path)
+    assert cfg.resume == str(previous)
+    damaged(previous)
+    assert found(composed("method=topk", "resume=auto"), tmp_path).resume is None
+    with pytest.raises(SkimError, match=r"last\.ckpt and .*previous\.ckpt are cut or damaged"):
+        checkpoint_of(tmp_path)
+
+
+def test_a_finished_run_is_told_from_another_one_in_its_folder(tmp_path: Path) -> None:
+    cfg = composed("method=topk", "resume=auto")
+    left(tmp_path, "method=topk")
+    assert done(cfg, tmp_path) is None
+    (tmp_path / "results.json").write_text('{"status": "failed"}')
+    assert done(cfg, tmp_path) is None
+    (tmp_path / "results.json").write_text('{"status": "done"}')
+    assert done(cfg, tmp_path) == []
+    assert done(composed("method=topk", "resume=auto", "train.epochs=2"), tmp_path) == ["train.epochs: 1 -> 2"]
+    with pytest.raises(SkimError, match=r"cannot change seed \(was 1, now 2\)"):
+        done(composed("method=topk", "resume=auto", "seed=2"), tmp_path)
 
 
 # --------------------------------------------------------------------------- with a training

@@ -46,9 +46,11 @@ class Run(Options):
     """a finished run's folder (or a folder of transformers) whose backbone and head the training starts from; a run of
     the same method hands on what its method has learned as well; null starts from the pretrained backbone"""
     resume: Folder | None = None
-    """the folder of an interrupted run to go on with, from its checkpoints/last.ckpt, or a checkpoint file. Its config
-    is taken over; what is typed beside it is a change, which is listed, or refused where it would break the schedule;
-    null begins anew"""
+    """the folder of an interrupted run to go on with, from its checkpoints/last.ckpt (previous.ckpt, if that is
+    damaged), or a checkpoint file. Its config is taken over; what is typed beside it is a change, which is listed, or
+    refused where it would break the schedule. auto, with hydra.run.dir=<folder>: this same command goes on in that
+    folder as often as it is started, begins there if there is no checkpoint yet, and leaves a run that has finished as
+    it is; with -m, the newest sweep of this command goes on. null begins anew"""
     trust_modules: tuple[str, ...] = ()
     """modules of your own that a config in a run's folder may take classes from: [mine]. Any class may be named on this
     command line and in conf/; a stored config is a stranger's, and names skim's, Lightning's and torch's alone"""

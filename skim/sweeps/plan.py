@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from skim.errors import SkimError
 from skim.options.settle import renamed, settle
 from skim.options.sweep import Sweep as Options
 from skim.options.words import quoted
+from skim.resume import AUTO
 from skim.sweeps.folder import Sweep
 
 HYDRA = re.compile(r"[+~]*hydra[./]")
 BESIDE = re.compile(r"\+*(sweep\.(jobs|resume)|paths\.\w+)=")  # where and how jobs run, and not which
+ON = re.compile(rf"\+*resume={AUTO}")  # each job goes on from its own checkpoint in any case
 SWEEP = re.compile(r"\+*sweep(\.\w+)?=")  # words about the sweep, that say nothing to a job
 
 
@@ -58,18 +60,22 @@ def planned(overrides: Sequence[str], name: str, search: Sequence[str] = ()) -> 
 
     hydra = [override for override in overrides if HYDRA.match(override)]
     beside = [override for override in overrides if BESIDE.match(override)]
-    typed = [override for override in overrides if override not in (*hydra, *beside)]
+    auto = [override for override in overrides if ON.fullmatch(override)]
+    typed = [override for override in overrides if override not in (*hydra, *beside, *auto)]
     cfg = asked([*typed, *beside], hydra, name, search)
     if "sweep" not in cfg:
         return Plan(tuple(typed), (tuple(settle(overrides, name, search, sweeps=True)),), tuple(hydra), False)
     others = not str(cfg.hydra.sweeper.get("_target_")).startswith("hydra_plugins.skim.")
-    if others and (cfg.sweep.grids or cfg.sweep.resume is not False):
+    if others and (cfg.sweep.grids or cfg.sweep.resume is not False or auto):
         raise SkimError(
-            "Another sweeper than skim's knows neither sweep.resume nor sweep.grids.\nLeave hydra/sweeper away."
+            "Another sweeper than skim's knows no sweep to go on with, and no sweep.grids.\nLeave hydra/sweeper away."
         )
     folder = None
     if cfg.sweep.resume is not False:
         folder = resumed(cfg.sweep.resume, Path(cfg.hydra.sweep.dir), typed)
+    elif auto:
+        folder = same(sweeps_by(Path(cfg.hydra.sweep.dir)), typed)
+    if folder is not None:
         hydra.append(f"hydra.sweep.dir={quoted(str(folder))}")
         anew = {key_of(override) for override in typed}
         typed = [*(one for one in Sweep(folder).about["overrides"] if key_of(one) not in anew), *typed]
@@ -129,11 +135,20 @@ def resumed(named: bool | str | int, fresh: Path, typed: Sequence[str]) -> Path:
             f"sweep.resume={named} is not the folder of a sweep: there is no sweep.json in it that can be read.\n"
             f"Sweeps are in {fresh.parent}; sweep.resume=true takes the newest one of the same command."
         )
-    folders = [fresh, *sorted(fresh.parent.glob("*/"), reverse=True)]
-    sweeps = {folder: about for folder in folders if (about := Sweep(folder).about)}
-    for folder, about in sweeps.items():
-        if sorted(about["overrides"]) == sorted(typed):
-            return folder
+    sweeps = sweeps_by(fresh)
+    if (folder := same(sweeps, typed)) is not None:
+        return folder
     newest = next(iter(sweeps.items()), None)
     hint = f"The newest is {newest[0]}: {newest[1]['command']}" if newest else "Leave sweep.resume away to begin one."
     raise SkimError(f"sweep.resume=true: no sweep in {fresh.parent} is of this command.\n{hint}")
+
+
+def sweeps_by(fresh: Path) -> dict[Path, dict[str, Any]]:
+    """Find the sweeps beside a folder, and in it, the newest first, with what each says of itself."""
+    folders = [fresh, *sorted(fresh.parent.glob("*/"), reverse=True)]
+    return {folder: about for folder in folders if (about := Sweep(folder).about)}
+
+
+def same(sweeps: Mapping[Path, dict[str, Any]], typed: Sequence[str]) -> Path | None:
+    """Find the first of some sweeps that was made by these overrides; ``None`` if there is none."""
+    return next((folder for folder, about in sweeps.items() if sorted(about["overrides"]) == sorted(typed)), None)

@@ -89,6 +89,18 @@ def test_resume_finds_the_newest_sweep_of_the_same_overrides(tmp_path):
     assert "python train.py -m method=ltp seed=1,2,3" in said
 
 
+def test_a_sweep_that_is_to_go_on_by_itself_begins_if_there_is_none(tmp_path):
+    runs, grid = f"paths.runs={tmp_path}", ["method=ltp", "seed=1,2"]
+    found = asked(*grid, runs, "resume=auto")
+    assert (found.typed, found.resumed) == (tuple(grid), False)
+    before = sweep(tmp_path / "sweeps" / "20260102", *grid)
+    sweep(tmp_path / "sweeps" / "20260103", "method=ltp", "seed=1,2,3")
+    found = asked(*grid, runs, "resume=auto")
+    assert (found.hydra, found.resumed) == ((f"hydra.sweep.dir='{before}'",), True)
+    assert not any("resume" in override for override in found.grids[0]), "each job has a checkpoint of its own"
+    assert "Leave hydra/sweeper away" in refusal(*grid, "resume=auto", "hydra/sweeper=basic")
+
+
 def test_resume_by_name_needs_no_other_word(tmp_path):
     runs = f"paths.runs={tmp_path}"
     folder = sweep(tmp_path / "sweeps" / "20260101", "method=ltp", "seed=1,2")
