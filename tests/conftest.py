@@ -29,9 +29,16 @@ KEPT = ("PYTEST_", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--laws=full`` runs the laws over every method on every family, and on a GPU if there is one; see tests/laws."""
+    """Say how much is run: ``--laws=full`` every method on every family, and on a GPU; ``--share`` of slow tests."""
     choices = ["quick", "default", "full"]
-    parser.addoption("--laws", choices=choices, default="default", help="how many pairs the laws run over")
+    parser.addoption(
+        "--laws",
+        choices=choices,
+        default="default",
+        help="pairs that the laws run over; by default a sample, the others are slow",
+    )
+
+    parser.addoption("--share", type=float, default=1.0, help="share of the cases, steps or seconds of slow tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,12 +68,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("device", ["cpu", "cuda"] if cuda else ["cpu"])
 
 
+def takes_slow(config: pytest.Config) -> bool:
+    """Tell whether slow tests may have been asked for: by ``-m``, or by name."""
+    return bool(config.option.markexpr) or any("::" in argument for argument in config.args)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out unless some are asked for, by ``-m`` or by name; what takes long comes first.
 
     So that no worker is left with it when the others are done.
     """
-    if not config.option.markexpr and not any("::" in argument for argument in config.args):
+    if not takes_slow(config):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
@@ -109,6 +121,12 @@ def _patience(request: pytest.FixtureRequest) -> None:
     """Give a slow test two hours, in place of the time after which others are taken to hang."""
     if request.node.get_closest_marker("slow"):
         faulthandler.dump_traceback_later(7200, exit=True, file=sys.__stderr__)
+
+
+@pytest.fixture
+def share(request: pytest.FixtureRequest) -> float:
+    """The share of its cases that a slow test shall run; ``--share=0.1``."""
+    return float(request.config.getoption("share"))
 
 
 @pytest.fixture(autouse=True)

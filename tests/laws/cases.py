@@ -1,7 +1,8 @@
 """The pairs of methods and families that the laws run over.
 
-By default all methods on three families (chains on two of them), all families with two methods, and every head with
-one. ``--laws=full`` is the whole product, on every device that there is; ``--laws=quick`` all methods on one family.
+Wide: all methods on three families (chains on two of them), all families with two methods, and every head with one.
+``make test`` runs a sample of these, in which every method, every family and every head is, and ``make test-slow`` the
+others. ``--laws=full`` is the whole product, on every device that there is; ``--laws=quick`` all methods on one family.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Case:
 
     def compressed(self, device: str = "cpu") -> nn.Module:
         """A model in evaluation mode whose decisions are ragged on :meth:`batch`."""
-        return copy.deepcopy(_ragged(self)).to(device)
+        return copy.deepcopy(drawn(self)).to(device)
 
     @property
     def pools(self) -> bool:
@@ -97,7 +98,8 @@ class Case:
 
 
 @functools.cache
-def _ragged(case: Case) -> nn.Module:
+def drawn(case: Case) -> nn.Module:
+    """Make a case's model, once: only for whoever changes nothing of it."""
     return ragged(plain(case.family, case.head), case.batch(), case.row)
 
 
@@ -132,16 +134,8 @@ def tried_on(method: str) -> tuple[str, ...]:
     return (can[0], can[1:][chains.index(method) % len(can[1:])]) if method in chains else tuple(can)
 
 
-def pairs(selection: str, once: bool = False) -> list[tuple[str, str]]:
-    """Pair methods with families; those that cannot be are among them.
-
-    Args:
-        selection: ``default``, ``full`` or ``quick``.
-        once: by default each method on one family only, and not on three.
-    """
-    if selection != "default":
-        families = FAMILIES if selection == "full" else THREE[:1]
-        return [(method, family) for family in families for method in METHODS]
+def wide(once: bool = False) -> list[tuple[str, str]]:
+    """Pair all methods with the families that they are tried on, and all families with two methods."""
     tried = {method: (*tried_on(method), *row.also) for method, row in METHODS.items()}
     three = [(method, family) for method, some in tried.items() for family in some[: 1 if once else None]]
     two = [(method, family) for family in FAMILIES for method in TWO]
@@ -149,16 +143,51 @@ def pairs(selection: str, once: bool = False) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*three, *two, *instead]))
 
 
+def sample(once: bool = False) -> list[tuple[str, str]]:
+    """Choose of :func:`wide`: every method and every family.
+
+    A method runs on the first of its families and another in turn, a chain on one, in turn; a family with one of its
+    two methods, in turn. All laws have the same sample: what is dear about a case is to find decisions that differ.
+    """
+    found = []
+    for k, (method, row) in enumerate(METHODS.items()):
+        first, *others = tried_on(method)
+        turn = others[k % len(others)]
+        some = (first,) if once else ((first, turn)[k % 2],) if row.is_chain else (first, turn, *row.also)
+        found += [(method, family) for family in some]
+    for k, family in enumerate(FAMILIES):
+        of_two = TWO if looks_apart(family) else (TWO[0], INSTEAD)
+        found.append((of_two[k % 2], family))
+    return list(dict.fromkeys(found))
+
+
+def pairs(selection: str, once: bool = False) -> list[tuple[str, str]]:
+    """Pair methods with families; those that cannot be are among them.
+
+    Args:
+        selection: ``default``, ``wide``, ``full`` or ``quick``.
+        once: but for ``full``, each method on one family only.
+    """
+    if selection in ("default", "wide"):
+        return (sample if selection == "default" else wide)(once)
+    families = FAMILIES if selection == "full" else THREE[:1]
+    return [(method, family) for family in families for method in METHODS]
+
+
 def cases(selection: str = "default", heads: Iterable[str] = (), once: bool = False) -> list[Case]:
     """List the cases of a law.
 
     Args:
-        selection: ``default``, ``full`` or ``quick``.
-        heads: families on which one method runs under every head as well, but for ``quick``.
+        selection: as in :func:`pairs`.
+        heads: families on which one method runs under every head as well, but for ``quick``; by ``default`` under one
+            in turn, and under every head where a family is one of the three.
         once: as in :func:`pairs`, for a law about what a method or a family is, and not what they do together.
     """
     some = pairs(selection, once)
     found = [Case(method, family, usual(family, METHODS[method].reads_head)) for method, family in some]
     if selection != "quick":
-        found += [Case(EVERY_HEAD, family, head) for family in heads for head in HEADS]
+        for k, family in enumerate(heads):
+            there = [head for head in HEADS if has(family, head)]
+            one_of = [there[k % len(there)]] if selection == "default" and family not in THREE else there
+            found += [Case(EVERY_HEAD, family, head) for head in one_of]
     return [case for case in dict.fromkeys(found) if case.applies]

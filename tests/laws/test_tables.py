@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skim import backbones
 from skim.methods import METHODS as REGISTERED
-from tests.families import FAMILIES, HEADS, config_of
+from tests.families import FAMILIES, HEADS, config_of, has
 from tests.laws.cases import THREE, TWO, cases, looks_apart
 from tests.methods.table import METHODS
 
@@ -15,10 +15,20 @@ def test_the_tables_are_the_registries() -> None:
 
 
 def test_the_default_selection_has_all_methods_all_families_and_all_heads() -> None:
-    some = cases(heads=FAMILIES)
-    assert {case.method for case in some} == set(METHODS)
-    assert {case.family for case in some} == set(FAMILIES)
+    some, wide = cases(heads=FAMILIES), cases("wide", heads=FAMILIES)
+    assert set(some) < set(wide) < set(cases("full", heads=FAMILIES))
+    for once in (False, True):
+        sample = cases(once=once)
+        assert set(sample) < set(cases("wide", once=once))
+        assert {case.method for case in sample} == set(METHODS)
+        assert {case.family for case in sample} == set(FAMILIES)
+    assert {case.family for case in some if case.row.is_chain} == set(THREE)
     assert {case.head for case in some} == set(HEADS)
+    assert {(case.family, case.head) for case in some} >= {(f, head) for f in THREE for head in HEADS if has(f, head)}
+
+
+def test_the_wide_selection_has_methods_on_three_families() -> None:
+    some = cases("wide", heads=FAMILIES)
     for family in FAMILIES:
         assert len({case.method for case in some if case.family == family}) > len(TWO)
     for name, row in METHODS.items():
@@ -27,7 +37,6 @@ def test_the_default_selection_has_all_methods_all_families_and_all_heads() -> N
         assert families >= can or (row.is_chain and "bert" in families and len(families & can) == 2)
     chains = [case for case in some if case.row.is_chain]
     assert {case.family for case in chains} >= set(THREE)
-    assert set(some) < set(cases("full", heads=FAMILIES))
 
 
 def test_which_families_look_apart() -> None:
