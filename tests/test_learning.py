@@ -171,6 +171,7 @@ def test_attention_tells_what_matters_and_chance_does_not(pruned) -> None:
     assert blind < 0.85
 
 
+@pytest.mark.slow
 def test_a_chain_learns_and_lands_on_its_total(dense: Path) -> None:
     """Three layers of four, and in them a share of the tokens; as many of them by chance are not enough."""
     overrides = ["method=[layer_drop,ltp]", "method.layer_drop.layers=3", "method.ltp.target=0.45", "train.epochs=1"]
@@ -228,6 +229,7 @@ def test_merging_keeps_what_dropping_as_much_loses(dense: Path) -> None:
     assert accuracy(model, batches) < 0.85
 
 
+@pytest.mark.slow
 def test_the_default_has_no_leak_and_the_published_mask_has_one(dense: Path, skimmed) -> None:
     """After the softmax, retired tokens still speak through the denominator: it can look right and keep nothing."""
     masked, packed = skimmed.results.masked_metrics["accuracy"], skimmed.results.metrics["accuracy"]

@@ -59,19 +59,20 @@ def misspelled(key: str, chosen: Chosen) -> str:
     return next(path for slip in slips if slip if (path := ".".join([*above, slip])) not in known | set(chosen.tree))
 
 
+@pytest.mark.parametrize("each", [1, pytest.param(len(SIGNS), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", ["train", "evaluate", *GROUPS])
-def test_every_option_misspelled_is_refused_with_any_sign(group: str) -> None:
-    """Every option of every file of every group, and those of the primary configs."""
+def test_every_option_misspelled_is_refused_with_any_sign(group: str, each: int) -> None:
+    """Every option of every file of every group, and those of the primary configs; with one sign in turn, or each."""
     files = [option for where, option in OPTIONS if where == group] or [None]
     seen: set[str] = set()
     for file in files:
         chosen = chosen_by([f"{group}={file}"] if file else [], group if file is None else "train")
         keys = {key for key, _ in leaves(chosen.tree) if file is None or key.startswith(f"{group}.")} - seen
-        for key in keys:
+        for number, key in enumerate(sorted(keys)):
             if key.startswith(tuple(f"{place}." for place in OPEN)):
                 continue
             wrong = misspelled(key, chosen)
-            for sign in SIGNS:
+            for sign in (*SIGNS, *SIGNS)[number % len(SIGNS) :][:each]:
                 said = refuse(f"~{wrong}" if sign == "~" else f"{sign}{wrong}=1", chosen)
                 assert said.startswith(f"{wrong} is not an option"), said
         seen |= keys

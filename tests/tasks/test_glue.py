@@ -133,7 +133,14 @@ def test_keys_are_arguments_with_the_same_defaults(name: str) -> None:
 
 
 @real_data
-@pytest.mark.parametrize("name", ["cola", "mrpc", "rte", "sst2", "stsb", "wnli", "rotten_tomatoes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mrpc",
+        "stsb",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("cola", "rte", "sst2", "wnli", "rotten_tomatoes")),
+    ],
+)
 def test_real_data(name: str) -> None:
     minilm = transformers.AutoTokenizer.from_pretrained(hub.model_path("sentence-transformers/all-MiniLM-L6-v2"))
     rows = {"cola": 8551, "mrpc": 3668, "rte": 2490, "sst2": 67349, "stsb": 5749, "wnli": 635, "rotten_tomatoes": 8530}

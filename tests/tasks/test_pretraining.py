@@ -231,6 +231,7 @@ def test_a_generator_is_saved_and_loaded_with_the_run(tmp_path: Path) -> None:
 # ---- a run that learns, and what is refused ----
 
 
+@pytest.mark.slow
 def test_it_learns_the_built_in_grammar(tmp_path: Path) -> None:
     """Better than one who knows how often each word is: 16 % are "the", at a perplexity of 44."""
     given = ["task=builtin_text", "method=dense", "hardware=cpu", "hardware.threads=1", "benchmark.enabled=false"]

@@ -38,7 +38,7 @@ def test_by_the_interpreter() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [KERNELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in KERNELS[1:])])
 def test_compiles_for_a_gpu(name: str) -> None:
     """For an H100, in bfloat16, as BERT is: what the interpreter runs, a compiler may still refuse."""
     import triton

@@ -99,7 +99,7 @@ def test_blocks_are_full_and_their_numbers_are_their_own(tmp_path: Path, tokeniz
     assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize("done", [1, 3, 9, 10, 11, 25])
+@pytest.mark.parametrize("done", [1, 10, 11, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 9, 25))])
 @pytest.mark.parametrize("pack", [True, False])
 def test_it_goes_on_where_it_stood(tmp_path: Path, tokenizer: Any, done: int, pack: bool) -> None:
     """In the middle of a chunk, behind one, and in a later pass."""
