@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
 from transformers.pipelines.base import ChunkPipeline, Pipeline, pad_collate_fn
 
 from skim.engine.walk import Walk
+from skim.errors import SkimError, shortened
+
+# Threads share a tokenizer, in which a call sets where to cut and the next may set it otherwise, and the counts.
+SHARED = Lock()
 
 Piece = Mapping[str, Any]  # what a forward takes of one text, or of one part of it: tensors (1, N), and what goes along
 
@@ -29,6 +34,12 @@ class Spent:
     flops: float = 0.0
     dense_flops: float = 0.0
 
+    def add(self, tokens: int, flops: float, dense_flops: float) -> None:
+        """Count a forward."""
+        self.tokens += tokens
+        self.flops += flops
+        self.dense_flops += dense_flops
+
     @property
     def relative_flops(self) -> float:
         """FLOPs / FLOPs of the dense encoder on the same tokens; 1 of a model that is not skim's."""
@@ -36,11 +47,12 @@ class Spent:
 
 
 class Batched(Pipeline):
-    """A pipeline of transformers that answers in batches of its own making.
+    """A pipeline of transformers that answers in batches of its own making. Threads may share it.
 
     Attributes:
         window: texts that are held at a time, sorted by length, and answered in the order in which they came.
         batch_tokens: tokens of a forward at most, pads included; a text that is longer goes alone.
+        longest: tokens that a text may have, by the model's positions; ``None``: memory is the only limit.
         by_token: outputs of the forward that have a row for each token; those of pads are cut off.
         walk: of a compressed model, whose trace is counted; ``None`` for another.
         spent: counts of what was computed.
@@ -48,6 +60,7 @@ class Batched(Pipeline):
 
     window = 1024
     batch_tokens = 2048
+    longest: int | None = None
     by_token: frozenset[str] = frozenset()
     walk: Walk | None = None
     spent: Spent
@@ -61,6 +74,16 @@ class Batched(Pipeline):
         if isinstance(inputs, Iterator):  # a file, a map: it knows only generators, and takes others for one text
             inputs = (text for text in inputs)
         return [] if isinstance(inputs, list) and not inputs else super().__call__(inputs, *args, **options)
+
+    def run_single(
+        self,
+        inputs: Any,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """Answer one text; called by transformers' ``__call__``, with the task's parameters."""
+        return self.answers([inputs], None, preprocess_params, forward_params, postprocess_params)[0]
 
     def get_iterator(
         self,
@@ -104,8 +127,11 @@ class Batched(Pipeline):
         places: list[tuple[int, int]] = []  # of each piece: its text, and the how manieth of it
         outputs: list[list[Any]] = []
         for number, text in enumerate(window):
-            made: Any = self.preprocess(text, **preprocess)
-            parts = list(made) if chunks else [made]
+            with SHARED:
+                made: Any = self.preprocess(text, **preprocess)
+                parts = list(made) if chunks else [made]
+            for part in parts:
+                self.check_length(part, text)
             pieces += parts
             places += [(number, part) for part in range(len(parts))]
             outputs.append([None] * len(parts))
@@ -119,6 +145,19 @@ class Batched(Pipeline):
                     answers[text] = self.postprocess(found, **postprocess)
                     outputs[text] = []
         return answers
+
+    def check_length(self, piece: Piece, text: Any) -> None:
+        """Refuse a text that is longer than the model: on a GPU it would end the process, and all that others asked.
+
+        Raises:
+            SkimError: with the tokens that it has, and how to cut it.
+        """
+        if self.longest is not None and length(piece) > self.longest:
+            cut = "tokenizer_kwargs={'truncation': True}" if self.task == "fill-mask" else "truncation=True"
+            raise SkimError(
+                f"{self.task}: a text of {length(piece):,} tokens is longer than the model, which takes "
+                f"{self.longest:,}: {shortened(str(text)[:200])}.\nCut it: {cut}, or max_length=."
+            )
 
     def run(self, pieces: Sequence[Piece], forward: dict[str, Any]) -> Iterator[Any]:
         """Compute one batch; yields the outputs of each piece as if it had been alone: without the rows of pads."""
@@ -144,11 +183,13 @@ class Batched(Pipeline):
     def forward(self, model_inputs: Any, **forward_params: Any) -> Any:
         """Compute one batch on the pipeline's device, and count it."""
         mask = model_inputs.get("attention_mask")
-        self.spent.tokens += int(model_inputs["input_ids"].numel() if mask is None else mask.sum())
+        tokens = int(model_inputs["input_ids"].numel() if mask is None else mask.sum())
         outputs = super().forward(model_inputs, **forward_params)
+        flops = dense = 0.0
         if self.walk is not None:
-            self.spent.flops += float(self.walk.trace.flops().sum())
-            self.spent.dense_flops += float(self.walk.trace.dense_flops.sum())
+            flops, dense = float(self.walk.trace.flops().sum()), float(self.walk.trace.dense_flops.sum())
+        with SHARED:
+            self.spent.add(tokens, flops, dense)
         return outputs
 
 

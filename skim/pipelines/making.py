@@ -86,6 +86,10 @@ def pipeline(
                 f"skim.pipeline: dtype={dtype} is unknown; there are auto, float32, bfloat16, float16."
             ) from error
     made.walk = vars(whole_of(model)).get("skim_walk")
+    if made.walk is not None:
+        made.longest = made.walk.backbone.longest_input(made.walk.base.config)
+        if made.longest is not None and source is not tokenizer:  # some say 1e30, and then truncation cuts nothing
+            source.model_max_length = min(source.model_max_length, made.longest)
     if KINDS[task].models is None:
         made.model = whole_of(model).base_model
     if window is not None:

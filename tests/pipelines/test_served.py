@@ -1,0 +1,166 @@
+"""Eight threads on one pipeline and one model: everybody gets the answers that he would get alone, nothing piles up."""
+
+from __future__ import annotations
+
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import skim
+from skim import SkimError
+from skim.lightning.callbacks.memory import pages
+from skim.pipelines.batches import Batched
+from tests.pipelines.models import model_of, texts_of, tokenizer_of
+from tests.pipelines.test_pipelines import near
+
+THREADS = 8
+METHODS: dict[str, Callable[[], skim.Method]] = {
+    "topk": lambda: skim.TopK(target=0.5, start=1),
+    "transkimmer": lambda: skim.Transkimmer(margin=0.0),
+    "any budget": lambda: skim.TopK(target=[0.4, 1.0], start=1),
+}
+# threads that cut at different lengths, and some that do not cut
+OPTIONS: list[dict[str, Any]] = [{}, *({"truncation": True, "max_length": n} for n in (6, 12, 24))]
+MILLION = "a film " * 500_000
+
+
+@pytest.fixture(autouse=True)
+def _switching_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def served(method: str) -> Batched:
+    model = skim.compress(model_of("text-classification"), METHODS[method]())
+    return skim.pipeline("text-classification", model, tokenizer_of(), device="cpu", top_k=None)
+
+
+class Requests:
+    """Random requests to one pipeline, and the answers that each gets when nobody else asks.
+
+    Args:
+        pipe: with a compressed model.
+        count: texts, each with options of its own.
+        seed: of the texts and options.
+    """
+
+    def __init__(self, pipe: Batched, count: int, seed: int) -> None:
+        draw = random.Random(seed)
+        self.pipe = pipe
+        self.asked = [(text, draw.choice(OPTIONS)) for text in texts_of(count, seed)]
+        self.batches = [pipe.tokenizer(text, return_tensors="pt") for text, _ in self.asked]
+        self.alone = [pipe(text, **options) for text, options in self.asked]
+        with torch.no_grad():
+            self.logits = [pipe.model(**batch).logits for batch in self.batches]
+
+    def one(self, draw: random.Random) -> None:
+        """Ask something: a text, several that are cut alike, or the model itself."""
+        k, kind = draw.randrange(len(self.asked)), draw.random()
+        text, options = self.asked[k]
+        if kind < 0.5:
+            assert self.pipe(text, **options) == self.alone[k]
+        elif kind < 0.8:
+            some = [i for i, (_, others) in enumerate(self.asked) if others == options][:4]
+            assert near(self.pipe([self.asked[i][0] for i in some], **options), [self.alone[i] for i in some])
+        else:
+            with torch.no_grad():
+                assert torch.equal(self.pipe.model(**self.batches[k]).logits, self.logits[k])
+
+
+def ask(requests: Requests, goes_on: Callable[[int], bool], seed: int) -> int:
+    """Let eight threads ask; the number of requests, each of which was answered as alone."""
+
+    def one_thread(number: int) -> int:
+        draw, count = random.Random(1000 * seed + number), 0
+        while goes_on(count):
+            requests.one(draw)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return sum(threads.map(one_thread, range(THREADS)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_under_eight_threads_are_those_of_one(method: str) -> None:
+    """And what was spent is counted to the last token."""
+    pipe = served(method)
+    requests = Requests(pipe, count=24, seed=1)
+    lengths = {
+        (text, str(options)): len(pipe.tokenizer(text, **options)["input_ids"]) for text, options in requests.asked
+    }
+    pipe.spent.tokens = 0
+    whole = [(text, options) for text, options in requests.asked for _ in range(2)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = list(threads.map(lambda asked: pipe(asked[0], **asked[1]), whole))
+    assert found == [answer for answer in requests.alone for _ in range(2)]
+    assert pipe.spent.tokens == 2 * sum(lengths[text, str(options)] for text, options in requests.asked)
+    count = ask(requests, lambda count: count < 12, seed=2)
+    print(f"{method}: {count + len(whole)} requests of {THREADS} threads, seeds 1 and 2")
+
+
+def test_a_million_tokens_are_refused_or_cut_and_the_others_are_answered() -> None:
+    pipe = served("topk")
+    requests = Requests(pipe, count=12, seed=3)
+    said: list[str] = []
+
+    def giant() -> None:
+        with pytest.raises(SkimError) as refused:
+            pipe(MILLION)
+        said.append(str(refused.value))
+        with pytest.raises(SkimError):
+            pipe([requests.asked[0][0], MILLION])
+        said.append(str(pipe(MILLION, truncation=True) == pipe(MILLION[:1000], truncation=True)))
+
+    thread = threading.Thread(target=giant)
+    thread.start()
+    count = ask(requests, lambda count: count < 6 or thread.is_alive(), seed=4)
+    thread.join()
+    print(f"{count} requests beside one of a million tokens")
+    assert said == [
+        "text-classification: a text of 1,000,002 tokens is longer than the model, which takes 64: "
+        "a film a film a film a film a film a film a film a film ....\nCut it: truncation=True, or max_length=.",
+        "True",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_ten_minutes_of_eight_threads_leave_memory_as_it_was(method: str, share: float) -> None:
+    """After a tenth of the time, in which heaps of threads and caches come to their size; giants among the requests."""
+    pipe = served(method)
+    requests = Requests(pipe, count=400, seed=5)
+    started, seconds = time.monotonic(), 600 * share
+    sizes: list[int] = []
+
+    def goes_on(count: int) -> bool:
+        if count % 50 == 0:
+            sizes.append(pages())
+        return time.monotonic() - started < seconds
+
+    def giants() -> int:
+        count = 0
+        while time.monotonic() - started < seconds:
+            with pytest.raises(SkimError, match="longer than the model"):
+                pipe(MILLION)
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(1) as beside:
+        refused = beside.submit(giants)
+        count = ask(requests, goes_on, seed=6)
+    warm, late = max(sizes[: len(sizes) // 5]), max(sizes[-len(sizes) // 5 :])
+    asked = f"{count:,} requests of {THREADS} threads and {refused.result()} giants"
+    print(f"{method}: {asked} in {seconds:.0f} s, seeds 5 and 6")
+    print(f"pages of 4 KiB at most: {warm:,} in the first fifth, {late:,} in the last")
+    assert late <= 1.02 * warm
