@@ -235,7 +235,10 @@ def test_own_test_files_are_no_submission(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @real_data
-@pytest.mark.parametrize(("name", "file", "count"), [("sst2", "SST-2.tsv", 1821), ("stsb", "STS-B.tsv", 1379)])
+@pytest.mark.parametrize(
+    ("name", "file", "count"),
+    [pytest.param("sst2", "SST-2.tsv", 1821, marks=pytest.mark.slow), ("stsb", "STS-B.tsv", 1379)],
+)
 def test_real_data(
     name: str,
     file: str,
