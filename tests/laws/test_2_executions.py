@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import skim
+from skim.engine.trace import Trace
 from tests.families import FAMILIES
 from tests.laws.cases import Case
 from tests.ragged import assert_same, entering, logits_of, on_real
@@ -23,26 +25,9 @@ def filled(case: Case, value: Tensor, mask: Tensor) -> Tensor:
     return value.masked_fill(empty.view(-1, *[1] * (value.dim() - 1)), 0.0)
 
 
-@pytest.mark.where(lambda case: True, heads=FAMILIES)
-def test_2_masked_is_packed_is_narrowed(case: Case, device: str) -> None:
-    """Removing rows gives what masking them gives, to those who stay, and to those who halted, merged or left."""
-    compressed, batch = case.compressed(device), case.batch(device)
-    mask = batch["attention_mask"]
-    outputs, traces = {}, {}
-    with torch.no_grad():
-        for execution in case.executions:
-            with skim.execution(compressed, execution):
-                outputs[execution] = compressed(**batch, output_hidden_states=True)
-            traces[execution] = compressed.trace
-        plainly = logits_of(skim.decompress(copy.deepcopy(compressed))(**case.some(batch)))
-    masked, trace = outputs.pop("masked"), traces["masked"]
-    assert trace.lengths.tolist() == mask.sum(1).tolist()
-    assert case.row.is_ragged(trace)
-    there = mask.bool().any(1)
-    moved = [
-        on_real(logits_of(masked)[name][there] - value, mask[there]).abs().max() for name, value in plainly.items()
-    ]
-    assert case.method == "dense" or max(moved) > 1e-3
+def assert_agree(case: Case, outputs: dict[str, Any], traces: dict[str, Trace], mask: Tensor) -> None:
+    """Every execution has the rows, FLOPs, logits and hidden states of the masked one."""
+    masked, trace = outputs["masked"], traces["masked"]
     for execution, output in outputs.items():
         found = traces[execution]
         assert found.execution == execution
@@ -54,6 +39,36 @@ def test_2_masked_is_packed_is_narrowed(case: Case, device: str) -> None:
             assert_same(one, other, mask, what=f"{execution} {name}")
         for i, (one, other) in enumerate(zip(output.hidden_states, masked.hidden_states, strict=True)):
             assert_same(one, other, mask, what=f"{execution} hidden_states[{i}]")
+
+
+@torch.no_grad()
+def run(case: Case, model: nn.Module, batch: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Trace]]:
+    """Run a batch in each execution: outputs and traces."""
+    outputs, traces = {}, {}
+    for execution in case.executions:
+        with skim.execution(model, execution):
+            outputs[execution] = model(**batch, output_hidden_states=True)
+        traces[execution] = model.trace
+    return outputs, traces
+
+
+@pytest.mark.where(lambda case: True, heads=FAMILIES)
+def test_2_masked_is_packed_is_narrowed(case: Case, device: str) -> None:
+    """Removing rows gives what masking them gives, to those who stay, and to those who halted, merged or left."""
+    compressed, batch = case.compressed(device), case.batch(device)
+    mask = batch["attention_mask"]
+    outputs, traces = run(case, compressed, batch)
+    with torch.no_grad():
+        plainly = logits_of(skim.decompress(copy.deepcopy(compressed))(**case.some(batch)))
+    masked, trace = outputs["masked"], traces["masked"]
+    assert trace.lengths.tolist() == mask.sum(1).tolist()
+    assert case.row.is_ragged(trace)
+    there = mask.bool().any(1)
+    moved = [
+        on_real(logits_of(masked)[name][there] - value, mask[there]).abs().max() for name, value in plainly.items()
+    ]
+    assert case.method == "dense" or max(moved) > 1e-3
+    assert_agree(case, outputs, traces, mask)
 
 
 @pytest.mark.where(lambda case: case.row.trains_relaxed)
