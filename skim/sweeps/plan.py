@@ -136,8 +136,8 @@ def resumed(named: bool | str | int, fresh: Path, typed: Sequence[str]) -> Path:
             f"Sweeps are in {fresh.parent}; sweep.resume=true takes the newest one of the same command."
         )
     sweeps = sweeps_by(fresh)
-    if (folder := same(sweeps, typed)) is not None:
-        return folder
+    if (before := same(sweeps, typed)) is not None:
+        return before
     newest = next(iter(sweeps.items()), None)
     hint = f"The newest is {newest[0]}: {newest[1]['command']}" if newest else "Leave sweep.resume away to begin one."
     raise SkimError(f"sweep.resume=true: no sweep in {fresh.parent} is of this command.\n{hint}")

@@ -8,6 +8,7 @@ leaves at most one block to be computed again. States of another key are thrown 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,9 @@ import numpy as np
 
 from skim.analysis.redundancy.states import States
 from skim.errors import SkimError, first_line
-from skim.files import refused, write_json
+from skim.files import checksum, refused, write_json
+
+log = logging.getLogger("skim")
 
 STATE = "state.json"
 VALUES, RAN = "values.npy", "ran.npy"
@@ -58,8 +61,11 @@ class Store:
         found = state_of(folder)
         self.changed = [kind for kind in key if found is not None and found["key"].get(kind) != key[kind]]
         if found is not None and not self.changed:
-            self.state = found
-            return
+            damaged = [name for name, said in found.get("sums", {}).items() if summed(folder / name) != said]
+            if not damaged:
+                self.state = found
+                return
+            log.warning("%s is not as it was written (its checksum differs): states are made anew", folder / damaged[0])
         with writing(folder):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -146,7 +152,14 @@ class Files:
             file.flush()
             os.fsync(file.fileno())
         self.store.state |= {"done": self.store.done + 1, "whole": whole}
+        if whole:
+            self.store.state["sums"] = {path.name: summed(path) for path in sorted(self.store.folder.glob("*.npy"))}
         self.store._record()
+
+
+def summed(path: Path) -> str | None:
+    """The checksum of a file; ``None`` where there is none."""
+    return checksum(path) if path.is_file() else None
 
 
 def _bytes(store: Store, name: str) -> int:
