@@ -18,10 +18,10 @@ import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from unittest import mock
 
 import datasets
@@ -67,22 +67,22 @@ class Events:
     @contextlib.contextmanager
     def watched(self) -> Any:
         """Patch all that shall be an event."""
-        save, write = torch.save, Path.write_bytes
+        save = torch.save
 
-        def half(data: bytes, writes: Callable[[bytes], Any], kind: str) -> None:
-            writes(data[: len(data) // 2])
+        def half(data: bytes, file: IO[bytes], kind: str) -> None:
+            file.write(data[: len(data) // 2])
+            file.flush()
             self(kind)
-            writes(data[len(data) // 2 :])
+            file.write(data[len(data) // 2 :])
 
-        def saves(content: Any, file: Any, *given: Any, **more: Any) -> None:
+        def saves(content: Any, file: IO[bytes]) -> None:
             buffer = io.BytesIO()
-            save(content, buffer, *given, **more)
-            half(buffer.getvalue(), file.write, "half a checkpoint") if hasattr(file, "write") else save(content, file)
+            save(content, buffer)
+            half(buffer.getvalue(), file, "half of a checkpoint")
 
         def writes(path: Path, data: bytes) -> int:
             with path.open("wb") as file:
-                half(data, file.write, f"half of {path.name}")
-                file.flush()
+                half(data, file, f"half of {path.name}")
             return len(data)
 
         def synced(file: int) -> None:
@@ -99,7 +99,6 @@ class Events:
                 self.before(SkimModule, "validation_step", "evaluation"),
             ):
                 patches.enter_context(patch)
-            assert write is not Path.write_bytes
             yield
 
 
@@ -126,7 +125,7 @@ def lives(
     Returns:
         The exit code of the first one, -9 if it was killed, and the events of the one at which ``at`` points.
     """
-    told = [folder.with_name(f"{folder.name}.events{rank}") for rank in range(ranks)]
+    told = [events_of(folder, rank) for rank in range(ranks)]
     shared = environment(0)
 
     def run(rank: int) -> None:
@@ -208,14 +207,16 @@ def survives(command: Sequence[str], folder: Path, kills: int, seed: int, ranks:
     """
     draw = random.Random(seed)
     straight = folder / "straight"
-    code, events = lives(command, straight, folder / "cache-straight", ranks)
+    code, _ = lives(command, straight, folder / "cache-straight", ranks)
     assert code == 0, log_of(straight)
+    counts = [len(events_of(straight, rank).read_text().splitlines()) for rank in range(ranks)]
     outcome, number = Outcome(Counter(), 0, seed), 0
     while outcome.kills.total() < kills or number:
         run, cache = folder / f"run-{outcome.runs}", folder / f"cache-{outcome.runs}"
         timed = draw.random() < 0.2
         more = outcome.kills.total() < kills
-        moment: dict[str, Any] = {"fatal": draw.randint(1, len(events)), "at": draw.randrange(ranks)} if more else {}
+        at = draw.randrange(ranks)
+        moment: dict[str, Any] = {"fatal": draw.randint(1, counts[at]), "at": at} if more else {}
         if more and timed:
             moment = {"seconds": draw.uniform(0.5, 6.0)}
         code, seen = lives(command, run, cache, ranks, **moment)
@@ -228,6 +229,11 @@ def survives(command: Sequence[str], folder: Path, kills: int, seed: int, ranks:
         assert not found, f"seed {seed}, run {outcome.runs}, {number} kills: {found}\n{log_of(run)}"
         outcome.runs, number = outcome.runs + 1, 0
     return outcome
+
+
+def events_of(run: Path, rank: int) -> Path:
+    """The file to which a process of a run tells its events."""
+    return run.with_name(f"{run.name}.events{rank}")
 
 
 def log_of(run: Path) -> str:
