@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # a test starts many processes, each of which would compile all modules anew where a machine forbids to keep them
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test test-slow quick lint format types clean
+.PHONY: help demo test test-slow quick lint format lock audit clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,15 @@ lint: $(READY)  ## ruff and mypy
 
 format: $(READY)  ## ruff, in place
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+lock: $(READY)  ## requirements.lock anew: every package that skim needs, with the hashes of its files
+	@$(BIN)/python -m uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock
+
+audit: $(READY)  ## known weaknesses of the packages in requirements.lock; needs the network
+	@$(BIN)/python -c "import socket; socket.create_connection(('pypi.org', 443), 5)" 2>/dev/null \
+		|| { echo "pypi.org cannot be reached: nothing is audited"; exit 0; } \
+		&& $(BIN)/python -m pip_audit --require-hashes --disable-pip --requirement requirements.lock
 
 clean:  ## the virtual environment and caches; runs/ stays
 	@rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
