@@ -16,7 +16,7 @@ from torch import nn
 
 from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, first_line, reading
-from skim.files import checksum, replacing, write_json
+from skim.files import checksum, read_json, replacing, write_json
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
 
 FORMAT = 1  # of skim.json
@@ -143,12 +143,8 @@ def described(folder: Path) -> dict[str, Any]:
 
 
 def parsed(file: Path) -> dict[str, Any]:
-    """A JSON file that holds a mapping."""
-    with reading(file, "JSON", "Save the model again."):
-        about = json.loads(file.read_bytes())
-    if not isinstance(about, dict):
-        raise SkimError(f"{file} is damaged: it holds no mapping. Save the model again.")
-    return about
+    """A JSON file of a model's folder."""
+    return read_json(file, "Save the model again.")
 
 
 def class_of_method(

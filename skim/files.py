@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import xxhash
 
-from skim.errors import SkimError
+from skim.errors import SkimError, reading
 
 try:
     import fcntl
@@ -95,6 +95,23 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file at once or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Args:
+        path: of the file.
+        advice: a sentence on what to do if it does not.
+
+    Raises:
+        SkimError: it is not there, is damaged, or holds something else.
+    """
+    with reading(path, "JSON", advice):
+        found = json.loads(Path(path).read_bytes())
+    if not isinstance(found, dict):
+        raise SkimError(f"{path} is damaged: it holds no mapping.{advice and f' {advice}'}")
+    return found
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
-from skim.files import whole
+from skim.files import read_json, whole
 from skim.options.members import brought
 from skim.options.settle import composed
 from skim.options.stored import read
@@ -133,7 +133,7 @@ def again(cfg: DictConfig, folder: Path) -> DictConfig:
     if checkpoint is None:
         return cfg
     results = folder / "results.json"
-    status = json.loads(results.read_text()).get("status") if results.is_file() else None
+    status = read_json(results).get("status") if results.is_file() else None
     restarted = status is None and int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
     if status != "preempted" and not restarted:
         return cfg

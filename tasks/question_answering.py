@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from skim.errors import SkimError
-from skim.files import write_text
+from skim.files import read_json, write_text
 from skim.options.kinds import Count, Number
 from tasks.base import Task, evenly
 from tasks.data.batches import Rows
@@ -252,7 +252,7 @@ class QuestionAnswering(Task):
         if self.no_answer_threshold is not None:
             return self.no_answer_threshold
         file = folder / "results.json"
-        found = json.loads(file.read_text()).get("metrics", {}).get("threshold") if file.is_file() else None
+        found = (read_json(file).get("metrics") or {}).get("threshold") if file.is_file() else None
         if found is None:
             log.warning("%s has no threshold: no answer is given where its score is the highest", file)
         return found or 0.0

@@ -19,10 +19,11 @@ import torch
 
 from skim.compression import compress
 from skim.errors import SkimError
+from skim.files import read_json
 from skim.hub.models import model_path
 from skim.methods import method_class
 from skim.published.act import PRESETS, from_published
-from skim.published.files import described, load, unpickled
+from skim.published.files import load, unpickled
 from skim.published.funnel import convert_funnel
 from skim.saving import save_pretrained
 
@@ -78,7 +79,7 @@ def convert_act(source: Path, target: Path, preset: str | None) -> str:
 
     if preset not in PRESETS:
         raise SkimError(f"Which ALBERT-ACT is {source}? Add --preset with one of: {', '.join(PRESETS)}.")
-    told = described(source / "config.json")
+    told = read_json(source / "config.json")
     epsilon = told.pop("act_epsilon", 0.01)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float):
         raise SkimError(f"{source}/config.json has act_epsilon={epsilon}, which must be a number, such as 0.01.")

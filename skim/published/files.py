@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skim.errors import SkimError, reading
-
-
-def described(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds options."""
-    with reading(path, "JSON"):
-        told = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(told, dict):
-        raise SkimError(f"{path} is broken: it holds no options.")
-    return told
 
 
 def check_settings(told: Mapping[str, Any], path: Path) -> None:
@@ -55,8 +46,12 @@ def tensors_of(path: str | Path, mmap: bool = False) -> Any:
     Raises:
         SkimError: it holds more, or is damaged.
     """
-    with reading(path, "a checkpoint of tensors and nothing else"):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    with reading(path, "a checkpoint"):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except pickle.UnpicklingError:  # torch says how to load it all the same, which is no advice
+            what = "it is broken, or holds more than tensors, and skim runs no pickle"
+            raise SkimError(f"{path} cannot be read as a checkpoint: {what}.") from None
 
 
 def unpickled(path: Path) -> dict[str, Tensor]:

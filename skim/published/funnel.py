@@ -10,8 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from skim.errors import SkimError
+from skim.files import read_json
 from skim.published import tensorflow
-from skim.published.files import described, load, unpickled
+from skim.published.files import load, unpickled
 
 TF_INPUT = {
     "model/input/word_embedding/lookup_table": "input_layer.0.lookup_table",
@@ -38,7 +39,7 @@ def convert_funnel(source: Path, target: Path) -> str:
 
     about = sorted(source.glob("net_config*.json"))[0]
     state = pytorch_weights(source) or from_tensorflow(tensorflow_weights(source))
-    config = funnel_config(described(about), about)
+    config = funnel_config(read_json(about), about)
     blocks = [f"encoder.blocks.{b}.{i}" for b, size in enumerate(config.block_sizes) for i in range(size)]
     places = {str(number): place for number, place in enumerate(blocks)}
     decoder = sorted({int(found[1]) for name in state if (found := DECODER.match(name))})

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from skim.errors import SkimError, reading
-from skim.published.files import check_settings, described, unpickled
+from skim.files import read_json
+from skim.published.files import check_settings, unpickled
 
 MODEL_TYPE = "ltp"
 PREFIX, RENAMED = "ibert.", "roberta."
@@ -27,7 +28,7 @@ PUBLISHED_NORMS = ("fixed", "padded")  # attention received / 128, the length to
 def model_config(folder: str | Path) -> Any:
     """The transformers config in a folder, also in one that the published code wrote."""
     path = Path(folder) / "config.json"
-    told = described(path) if path.is_file() else {}
+    told = read_json(path) if path.is_file() else {}
     check_settings(told, path)
     with reading(path, "the config of a model"):
         if told.pop("model_type", None) == MODEL_TYPE:

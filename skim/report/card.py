@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import statistics
 from pathlib import Path
 from typing import Any
 
-from skim.files import replacing
+from skim.files import read_json, replacing
 from skim.options.words import budgets
 from skim.report.runs import Results
 from skim.report.table import latency_rows
@@ -45,7 +44,7 @@ def card(folder: Path, results: Results, chosen: str | None = None) -> Any:
     from huggingface_hub import ModelCard
 
     config = results["config"]
-    architecture = str((json.loads((folder / "config.json").read_text()).get("architectures") or ["AutoModel"])[0])
+    architecture = str((read_json(folder / "config.json").get("architectures") or ["AutoModel"])[0])
     monitor, measured = results["monitor"], results["metrics"]
     others = ", ".join(f"{escaped(k)} {v:.4f}" for k, v in sorted(measured.items()) if k != monitor)
     kept = results.get("keep_ratio")

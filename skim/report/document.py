@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from skim.report.shades import rules, step
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "|", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # also in full width
 TEMPLATES = Path(__file__).with_name("templates")
 
 
@@ -19,6 +22,15 @@ def render(template: str, **values: Any) -> str:
         values: that it names; texts are escaped there.
     """
     return _environment().get_template(template).render(values)
+
+
+def cell(value: Any) -> Any:
+    """Quote a text of a CSV file that a spreadsheet would take for a formula; a number stays one."""
+    if not isinstance(value, str) or not value.lstrip().startswith(FORMULA):
+        return value
+    with suppress(ValueError):
+        return value if math.isfinite(float(value)) else f"'{value}"
+    return f"'{value}"
 
 
 @cache

@@ -19,7 +19,7 @@ from skim.files import write_text
 from skim.options.words import budgets
 from skim.report.card import escaped
 from skim.report.curve import styles
-from skim.report.document import render
+from skim.report.document import cell, render
 from skim.report.found import Found
 from skim.report.heatmap import SkimmedText, load_texts
 from skim.report.history import history
@@ -82,9 +82,9 @@ def table(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]) -
     heads += [*(f"keep ratio of layer {i + 1}" for i in range(layers)), "folders", "command"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(heads)
+    writer.writerow(map(cell, heads))
     for s in settings:
-        said = [_plain(name) for name in (s.task, s.method, s.backbone, s.name)]
+        said = [s.task, s.method, s.backbone, s.name]
         row: list[Any] = [
             *said,
             None if s.target is None else budgets(s.target),
@@ -94,8 +94,8 @@ def table(settings: Sequence[Setting], folder: Path, left_out: dict[str, str]) -
         for spread in (s.metric, *(cost(s) for cost in costs.values())):
             row += [None, None] if spread is None else [spread.mean, spread.std]
         folders = " ".join(os.path.relpath(run[FOLDER], folder) for run in s.runs)
-        ends = _plain(folders), _plain(s.runs[0]["command"])
-        writer.writerow([*row, *s.kept, *[None] * (layers - len(s.kept)), *ends])
+        ends = folders, s.runs[0]["command"]
+        writer.writerow(map(cell, [*row, *s.kept, *[None] * (layers - len(s.kept)), *ends]))
     return file.getvalue()
 
 
@@ -251,11 +251,6 @@ def _text(spread: Spread | None, digits: int = 3) -> str:
     if spread is None:
         return "-"
     return f"{spread.mean / 1e6:,.1f} M" if spread.mean > 1e4 else spread.text(digits)
-
-
-def _plain(text: str) -> str:
-    """Quote a text that a spreadsheet would take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _pair(spread: Spread | None) -> list[Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from skim.files import replacing
+from skim.report.document import cell
 from skim.report.fitted import Column, Fitted, Naming
 from skim.report.redundancy_figures import drawings, fewest, save
 
@@ -179,7 +180,7 @@ def write_redundancy(section: Section, folder: Path) -> list[Path]:
     for name, sheet in sheets(section).items():
         paths.append(folder / f"{name}.csv")
         with replacing(paths[-1]) as part, part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([sheet.heads, *sheet.rows])
+            csv.writer(file).writerows(map(cell, row) for row in (sheet.heads, *sheet.rows))
     for name, drawing in drawings(section).items():
         paths += save(drawing, folder / name)
     return paths

@@ -264,14 +264,14 @@ NO_JSON, NO_DICT = "{", "[]"
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("net_config.pytorch.json", NO_JSON, "is broken"),
-        ("net_config.pytorch.json", NO_DICT, "no options"),
+        ("net_config.pytorch.json", NO_JSON, "cannot be read as JSON"),
+        ("net_config.pytorch.json", NO_DICT, "holds no mapping"),
         ("net_config.pytorch.json", json.dumps({"d_model": 32}), "lacks vocab_size, n_head"),
         ("net_config.pytorch.json", json.dumps(NET | {"n_head": None}), "n_head=None"),
         ("net_config.pytorch.json", json.dumps(NET | {"block_size": "2_x"}), "such as 4_4_4"),
         ("net_config.pytorch.json", json.dumps(NET | {"pooling_type": "sum"}), "pooling_type"),
         ("model.pt", "no weights", "cannot be read"),
-        ("config.json", NO_JSON, "is broken"),
+        ("config.json", NO_JSON, "cannot be read as JSON"),
         ("config.json", json.dumps({"act_epsilon": None}), "act_epsilon=None"),
         ("config.json", json.dumps({"architectures": [3]}), "is of 3"),
         ("model.safetensors", "no weights", "cannot be read"),
