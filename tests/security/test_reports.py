@@ -19,7 +19,7 @@ from tests.report.results import results
 from tests.runs import small
 
 EVIL = "</script></pre></style><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"
-FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2", "@SUM(A1)", "\t=1", " =1", "\uff1d1", "|calc"]
+FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", " =1", "\uff1d1", "|calc"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
