@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch.distributed.constants import default_pg_timeout
 
 from skim.errors import SkimError, first_line
 from skim.lightning.build import Parts
@@ -122,9 +123,12 @@ def leave_unused(trainer: pl.Trainer) -> None:
 
 
 def allow(trainer: pl.Trainer, seconds: float) -> None:
-    """Let processes wait for each other longer than for that time, in which a rank that hangs is found and named."""
+    """Let processes wait for each other longer than for that time, in which a rank that hangs is found and named.
+
+    And for long enough to find each other when they begin.
+    """
     if isinstance(trainer.strategy, DDPStrategy):
-        trainer.strategy._timeout = timedelta(seconds=2 * seconds + 60)
+        trainer.strategy._timeout = max(timedelta(seconds=2 * seconds), default_pg_timeout)
 
 
 def module_of(cfg: DictConfig, parts: Parts) -> SkimModule:

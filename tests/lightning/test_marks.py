@@ -77,7 +77,7 @@ def test_the_run_ends_and_names_the_rank(rank: int, how: str, says: str, tmp_pat
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (tmp_path / "said").open("w") as said:  # a pipe would stay open in a rank that outlives the first
-        done = subprocess.run(command, cwd=ROOT, env=env, stdout=said, stderr=said, timeout=300, check=False)
+        done = subprocess.run(command, cwd=ROOT, env=env, stdout=said, stderr=said, timeout=900, check=False)
     assert done.returncode in ((1, 2) if (rank, how) != (0, "SIGKILL") else (-signal.SIGKILL,))
     assert says in (tmp_path / "said").read_text()
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
