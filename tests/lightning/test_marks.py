@@ -72,7 +72,7 @@ def test_the_run_ends_and_names_the_rank(rank: int, how: str, says: str, tmp_pat
     fails = {"_target_": f"{Fails.__module__}.{Fails.__name__}", "rank": rank, "how": how}
     command = [
         *(sys.executable, "train.py", *SMALL[:-1], "hardware=ddp_cpu", "hardware.timeout=5", "method=dense"),
-        *("task.max_train_samples=96", "callbacks.save_every=1", f"hydra.run.dir={tmp_path}/run"),
+        *("task.max_train_samples=96", "task.batch_size=8", "callbacks.save_every=1", f"hydra.run.dir={tmp_path}/run"),
         *(f"+callbacks.fails.{key}={value}" for key, value in fails.items()),
     ]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
