@@ -33,7 +33,7 @@ from tests.lightning.test_resume_exactly import differences
 from tests.runs import environment
 
 FORK = multiprocessing.get_context("fork")
-PATIENCE = 600  # seconds for a run of a few steps, on a busy machine
+PATIENCE = 1800  # seconds for a run of a few steps, on a busy machine
 
 
 class Events:
@@ -162,6 +162,7 @@ def lives(
             left = [one for one in left if one not in ended]
             if not ended or any(process.exitcode for process in processes):
                 break  # the machine is gone, with all of them
+        codes = [process.exitcode for process in processes]
     finally:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
@@ -169,8 +170,9 @@ def lives(
             process.join()
     assert seconds is not None or ended, f"no end in {PATIENCE} s, see {folder}.log0"
     events = told[at].read_text().splitlines() if told[at].exists() else []
-    codes = [process.exitcode for process in processes]
-    return (-signal.SIGKILL if -signal.SIGKILL in codes else int(max(codes, key=abs) or 0)), events
+    if codes[at] == -signal.SIGKILL or (all(not code for code in codes) and None in codes):
+        return -signal.SIGKILL, events  # whatever the others, which lost one of them, have made of it
+    return next((code for code in codes if code), 0), events
 
 
 @dataclass
@@ -237,8 +239,8 @@ def events_of(run: Path, rank: int) -> Path:
 
 
 def log_of(run: Path) -> str:
-    """The end of what the first process of a run has printed."""
-    return run.with_name(f"{run.name}.log0").read_text()[-3000:]
+    """The end of what the processes of a run have printed."""
+    return "\n".join(path.read_text()[-3000:] for path in sorted(run.parent.glob(f"{run.name}.log*")))
 
 
 def apart(one: Path, other: Path) -> list[str]:
