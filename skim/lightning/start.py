@@ -224,10 +224,10 @@ def dense_folder(cfg: DictConfig) -> Path:
                 f"init_from={folder} was trained with backbone={before.backbone.name}, this run has "
                 f"backbone={cfg.backbone.name}.\nUse backbone={before.backbone.name}, or another init_from."
             )
-        if (folder / "model" / DESCRIBED).is_file():
-            check_whole(folder / "model", described(folder / "model"))
-        return folder / "model"
+        folder = folder / "model"
     if (folder / "config.json").is_file():
+        if (folder / DESCRIBED).is_file():
+            check_whole(folder, described(folder))
         return folder
     raise SkimError(
         f"init_from={folder} holds no trained model (neither model/config.json nor config.json).\n"

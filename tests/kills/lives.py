@@ -276,7 +276,7 @@ def apart(one: Path, other: Path) -> list[str]:
 def told(run: Path) -> dict[str, Any]:
     """What ``results.json`` says, without times, and with the run's folder by a name."""
     results = json.loads((run / "results.json").read_text().replace(str(run), "<run>"))
-    for name in ("wall_seconds", "latency", "training"):
+    for name in ("wall_seconds", "latency", "training", "git_commit"):  # somebody may edit meanwhile
         results.pop(name)
     results["config"].pop("resume")
     return results

@@ -21,6 +21,7 @@ from skim.lightning.looks import evaluate, load
 from skim.lightning.module import SkimModule
 from skim.lightning.recipe import train
 from skim.lightning.start import Continued, continue_method, fewer_layers
+from skim.resume import LAST, PREVIOUS
 from skim.stages import Stage
 from tasks.base import Task
 from tests.methods.test_suggestion import REPORT, written
@@ -463,3 +464,18 @@ def test_a_broken_checkpoint_is_named(folder: Path, tmp_path: Path) -> None:
 def test_a_pretrained_task_needs_a_tokenizer() -> None:
     with pytest.raises(SkimError, match="tokenizer"):
         build(composed("task=sst2", "backbone=tiny"))
+
+
+def test_a_checkpoint_in_which_a_bit_has_changed_is_not_evaluated(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    last, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    data = (folder / LAST).read_bytes()
+    previous.write_bytes(data)
+    last.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+    with pytest.raises(SkimError, match=r"last\.ckpt is cut or damaged: its checksum differs|cannot be read"):
+        load(looking(last))
+    load(looking(tmp_path))  # from the one before
+    previous.unlink()
+    with pytest.raises(SkimError, match=r"nor a whole checkpoints/last\.ckpt"):
+        load(looking(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from skim.checkpoint import LEARNED, parsed, read_method, restore
 from skim.compression import walk_of
 from skim.engine.dtype import fastest
 from skim.errors import SkimError, reading
-from skim.files import write_json
+from skim.files import whole, write_json
 from skim.lightning.build import Parts, build
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, REGISTERED, method_name, path_of
@@ -30,8 +31,10 @@ from skim.published.files import tensors_of
 from skim.report.card import write_card
 from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
-from skim.resume import recorded
+from skim.resume import newest, passed_over, recorded
 from tasks.data.source import HOLDOUT
+
+log = logging.getLogger("skim")
 
 # options of a run that mean something once it has been trained
 READ = re.compile(
@@ -96,13 +99,19 @@ def load(cfg: DictConfig) -> Loaded:
     run = OmegaConf.merge(before, start | {"execution": cfg.execution, "task": task})
     assert isinstance(run, DictConfig)
     if checkpoint is None and not complete:
-        checkpoint = folder / "checkpoints" / "last.ckpt"
-        if not checkpoint.is_file():
-            raise SkimError(f"{folder} holds neither model/ nor checkpoints/last.ckpt: the run did not get that far.")
+        checkpoint = newest(folder)
+        if checkpoint is None:
+            raise SkimError(
+                f"{folder} holds neither model/ nor a whole checkpoints/last.ckpt: the run did not get that far."
+            )
+        for line in passed_over(checkpoint):
+            log.warning("%s", line)
     parts = build(run, purpose="predict" if predicts else "validate")
     if checkpoint is not None:
         with reading(checkpoint, "a checkpoint of a run"):
             state = dict(tensors_of(checkpoint)["state_dict"])
+        if not whole(checkpoint):
+            raise SkimError(f"{checkpoint} is cut or damaged: its checksum differs. Name another checkpoint.")
         for name, module in (("model.", parts.model), ("companion.", parts.companion)):
             if module is not None:
                 own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
