@@ -60,7 +60,7 @@ class Steps:
     def enter(self, i: int, tokens: TokenBatch) -> TokenBatch:
         """The rows that layer ``i``'s attention is to run over: what the family and the method change before it."""
         if self._idle(i, tokens):
-            return tokens
+            return tokens.uncharged()
         tokens = self.backbone.before_layer(self.base, i, tokens.uncharged())
         return self.method.before_layer(i, tokens).renewed()
 
@@ -81,7 +81,8 @@ class Steps:
         backbone, method, sequences, cost = self.backbone, self.method, self.sequences, self.costs[i]
         if self._idle(i, tokens):
             nobody = Nobody(sequences)
-            return tokens, LayerTrace(nobody, nobody, cost, shortened=backbone.shortens)
+            # the method may have computed for the last rows before it let them leave
+            return tokens, LayerTrace(nobody, nobody, cost, charges=tokens.charges, shortened=backbone.shortens)
         before, attending = tokens, tokens.occupancy
         looked_at = None if tokens.others is None else tokens.others.occupancy
         if attending.places is not self.places or looked_at is not self.seen:

@@ -42,30 +42,34 @@ def batch(case: Case, rows: Sequence[Drawn], words: int) -> dict[str, Tensor]:
     return made
 
 
+def drawn_of(case: Case, count: int, seen: Counter[str]) -> None:
+    """Draw so many batches for a case; count what came up."""
+    options: Any = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+    @seed(case.seed)
+    @settings(max_examples=count, **options)
+    @given(ROWS, st.integers(0, 999))
+    def agree(rows: list[Drawn], words: int) -> None:
+        model, inputs = drawn(case), batch(case, rows, words)
+        outputs, traces = run(case, model, inputs)
+        alive = traces["masked"].alive()
+        seen["drawn"] += 1
+        seen["with tokens gone"] += bool((alive.sum(0) < len(alive) * inputs["attention_mask"]).any())
+        if any(not torch.equal(trace.alive(), alive) for trace in traces.values()):
+            ran(model, inputs)
+            if not is_steady(model, inputs):
+                seen["with a decision that hangs on rounding"] += 1
+                return
+        assert_agree(case, outputs, traces, inputs["attention_mask"])
+
+    agree()
+
+
 def fuzzed(selection: str, count: int) -> None:
     """Draw so many cases of a selection, of each pair as many; print what came up."""
-    seen: Counter[str] = Counter()
-    some = cases(selection)
-    options: Any = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    some, seen = cases(selection), Counter[str]()
     for case in some:
-
-        @seed(case.seed)
-        @settings(max_examples=-(-count // len(some)), **options)
-        @given(rows=ROWS, words=st.integers(0, 999))
-        def agree(rows: list[Drawn], words: int, case: Case = case) -> None:
-            model, inputs = drawn(case), batch(case, rows, words)
-            outputs, traces = run(case, model, inputs)
-            alive = traces["masked"].alive()
-            seen["drawn"] += 1
-            seen["with tokens gone"] += bool((alive.sum(0) < len(alive) * inputs["attention_mask"]).any())
-            if any(not torch.equal(trace.alive(), alive) for trace in traces.values()):
-                ran(model, inputs)
-                if not is_steady(model, inputs):
-                    seen["with a decision that hangs on rounding"] += 1
-                    return
-            assert_agree(case, outputs, traces, inputs["attention_mask"])
-
-        agree()
+        drawn_of(case, -(-count // len(some)), seen)
     print(f"law 2: {dict(seen)}, of {len(some)} pairs, each with a seed of its name")
     assert seen["drawn"] >= count
     assert seen["with tokens gone"] > count / 3
