@@ -85,11 +85,19 @@ def first_line(error: BaseException) -> str:
 
 
 def message(error: BaseException) -> str:
-    """A SkimError's message, also from under the exceptions that Hydra wraps round it; else the first six lines."""
+    """A SkimError's message, also from under the exceptions that Hydra wraps round it; else the first six lines.
+
+    What a terminal would obey, or not show, is written out: a message may quote a stranger's file.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, SkimError):
-            return str(cause)
+            return visible(str(cause))
         cause = cause.__cause__ or cause.__context__
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return "\n".join(lines[:6])
+    return visible("\n".join(lines[:6]))
+
+
+def visible(text: str) -> str:
+    """Write out what does not print, but for ends of lines, as Python does: the escape character is four letters."""
+    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)

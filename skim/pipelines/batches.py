@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -127,7 +129,7 @@ class Batched(Pipeline):
         places: list[tuple[int, int]] = []  # of each piece: its text, and the how manieth of it
         outputs: list[list[Any]] = []
         for number, text in enumerate(window):
-            with SHARED:
+            with SHARED, told_of(text):
                 made: Any = self.preprocess(text, **preprocess)
                 parts = list(made) if chunks else [made]
             for part in parts:
@@ -219,3 +221,23 @@ def batches(lengths: Sequence[int], tokens: int, most: int | None = None) -> Ite
         batch.append(number)
     if batch:
         yield batch
+
+
+@contextlib.contextmanager
+def told_of(text: Any) -> Iterator[None]:
+    """Say what is wrong with a text that no tokenizer takes.
+
+    Raises:
+        SkimError: it holds half a character.
+    """
+    try:
+        yield
+    except (TypeError, UnicodeError) as error:
+        for one in text.values() if isinstance(text, dict) else [text]:
+            half = re.search("[\ud800-\udfff]", one) if isinstance(one, str) else None
+            if half is not None:
+                raise SkimError(
+                    f"A text holds half a character (a lone surrogate) at place {half.start()}, and no tokenizer takes "
+                    "it.\nMend it, for instance: text.encode('utf-8', 'replace').decode()."
+                ) from error
+        raise

@@ -65,7 +65,9 @@ class Columns:
         """Make the table of all rows."""
         import pyarrow as pa
 
-        return pa.table({name: self._column(name, parts) for name, parts in self._parts.items()})
+        # of a name that is not UTF-8, the bytes are written out: a task that wants the column will not find it
+        names = {name: name.encode("utf-8", "backslashreplace").decode() for name in self._parts}
+        return pa.table({names[name]: self._column(name, parts) for name, parts in self._parts.items()})
 
     def _add(self, columns: dict[str, list[Any]], count: int) -> None:
         for name in columns:
