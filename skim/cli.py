@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -10,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from skim.errors import SkimError, message
+from skim.errors import SkimError, message, shortened, visible
 from skim.options.settle import settle
 from skim.options.teach import teach
 from skim.options.words import quoted
@@ -184,6 +185,11 @@ def readable() -> Iterator[None]:
             raise
         rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
         print(f"error{f' on rank {rank}' if rank else ''}: {message(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a name that no file can have, of which the system says what is wrong
+        if WANTS_TRACEBACK or error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: {shortened(visible(str(error.filename)))}: {error.strerror}.", file=sys.stderr)
         raise SystemExit(2) from None
 
 

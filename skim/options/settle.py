@@ -12,9 +12,10 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
-from skim.errors import SkimError, unknown
+from skim.errors import SkimError, shortened, unknown
 from skim.options.members import brought, groups_of, members_asked, unfolded
 from skim.options.tree import ALIASES, OPEN, Chosen, Tree, branches, exists, leaves, listed, names, no_option
 from skim.options.words import quoted, written
@@ -25,6 +26,7 @@ LAUNCHERS = {  # of hydra/launcher: the plugin that brings each, and the extra t
     "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
     "slurm": ("hydra_submitit_launcher", "slurm"),
 }
+DEEPEST = 50  # brackets within each other
 EXTRAS = ("experiment", "local", "debug")  # groups whose files change options and bring none
 
 
@@ -112,6 +114,9 @@ def parsed(override: str, parser: Any) -> Any:
     """
     from hydra.errors import OverrideParseException
 
+    depth = accumulate((char in "[{(") - (char in ")}]") for char in override)
+    if max(depth, default=0) > DEEPEST:  # Hydra would take minutes to say so
+        raise SkimError(f"{shortened(override)} opens more than {DEEPEST} brackets within each other.")
     try:
         return parser.parse_overrides([renamed(override)])[0]
     except OverrideParseException:

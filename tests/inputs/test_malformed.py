@@ -303,6 +303,16 @@ def test_a_malformed_input_ends_in_a_right_result_or_a_refusal(
     drawn(kind, 3 if kind is an_override else 6, tmp_path, model)  # composing a config takes a third of a second
 
 
+@pytest.mark.parametrize(
+    "typed", ["resume=" + "a" * 5000, "tags=" + "[" * 10_000, "tags=" + "{" * 500, "resume=a\x00b"]
+)
+def test_an_option_that_no_file_or_list_can_be(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with bounded(), pytest.raises(SystemExit) as left, readable():
+        settled([typed], CONF, "train")
+    assert left.value.code == 2
+    assert len(capsys.readouterr().err) < 300
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_malformed_inputs_by_the_hundred(
