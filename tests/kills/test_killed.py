@@ -26,7 +26,7 @@ RUNS = {
         *("task=builtin_text", "method=transkimmer", "task.streaming=true", "task.shuffle_buffer=50"),
         *("train.max_steps=20", "train.eval_every=4", "hardware.num_workers=1"),
     ],
-    "an average, accumulated, stopped early": [
+    "an average of the weights, accumulated": [
         *(*SHORT, "method=transkimmer", "method.target=0.6", "method.stages.hard=null", "train.ema=0.9"),
         *("train.accumulate=2", "callbacks.patience=2", "train.epochs=6"),
     ],
