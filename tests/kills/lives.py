@@ -160,6 +160,9 @@ def lives(
         while left:
             ended = multiprocessing.connection.wait(left, timeout=PATIENCE if seconds is None else seconds)
             left = [one for one in left if one not in ended]
+            for process in processes:
+                if process.sentinel in ended:
+                    process.join()  # it is told of a moment before it can be asked how it ended
             if not ended or any(process.exitcode for process in processes):
                 break  # the machine is gone, with all of them
         codes = [process.exitcode for process in processes]
