@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from skim.files import replacing
+from skim.files import accepted, replacing
 
 
 class Curves(CSVLogger):
@@ -41,6 +43,25 @@ class Rows(ExperimentWriter):
 
     def _check_log_dir_exists(self) -> None:
         """Leave a file alone that is there; Lightning's would be removed."""
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        self.hparams.update(params)
+        with replacing(Path(self.log_dir) / self.NAME_HPARAMS_FILE) as part:
+            save_hparams_to_yaml(str(part), self.hparams)
+
+    def save(self) -> None:
+        """Add the rows that have come, all of them or none."""
+        path = Path(self.metrics_file_path)
+        size = path.stat().st_size if path.is_file() else None
+        with accepted(path):
+            try:
+                super().save()
+            except OSError:
+                if size is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    os.truncate(path, size)
+                raise
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         path = Path(self.metrics_file_path)
