@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from skim.errors import unknown
+from skim.errors import SkimError, unknown
 from skim.options.kinds import Count
 from tasks.data.builtin import SIZES, tokenizer_of
 from tasks.data.columns import Rejects
@@ -35,6 +35,12 @@ class Builtin(Text):
     def __post_init__(self) -> None:
         self.label_names = ["negative", "positive"]
         super().__post_init__()
+        if given := {part: file for part, file in self.files.items() if file is not None}:
+            part, file = next(iter(given.items()))
+            raise SkimError(
+                f"task={self.name} makes its own texts, and reads none of task.files.{part}={file}.\n"
+                "A task that reads files of texts and labels: task=text."
+            )
 
     def source(self, part: str) -> tuple[Dataset, str]:
         from datasets import Dataset

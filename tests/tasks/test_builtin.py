@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from skim.errors import SkimError
 from tasks.builtin import Builtin
 from tasks.data.grammar import BAD, GOOD, NEGATIONS, examples
 
@@ -145,3 +147,9 @@ def test_a_budget_of_tokens_bounds_the_batches_of_all_parts() -> None:
         assert len(batches) == len(loader) < sum(len(batch["row"]) for batch in batches) / 2  # and not by batch_size
     order = torch.cat([batch["row"] for batch in task.predict_dataloader()])
     assert order.tolist() == list(range(100))
+
+
+def test_files_are_refused_and_not_left_unread(tmp_path: Path) -> None:
+    with pytest.raises(SkimError, match=r"reads none of task\.files\.validation=.*\n.*task=text"):
+        Builtin(files={"train": None, "validation": str(tmp_path / "mine.csv")})
+    Builtin(files={"validation": None})
