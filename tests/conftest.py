@@ -10,9 +10,11 @@ import copy
 import faulthandler
 import logging
 import os
+import runpy
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -180,3 +182,22 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         pytest.fail("leaves a process group open", pytrace=False)
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The error with which a script ends in this process: exit code 2, and no traceback."""
+    root = Path(__file__).parents[1]
+
+    def run(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.chdir(root)
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(root / script), run_name="__main__")
+        said = capfd.readouterr().err
+        assert left.value.code == 2, said
+        assert "Traceback" not in said
+        return said
+
+    return run

@@ -6,8 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from skim.options.settle import settle
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 NARROW = ["backbone.overrides.hidden_size=64", "backbone.overrides.intermediate_size=256"]  # half of backbone=tiny
+Refused: TypeAlias = Callable[..., str]  # the fixture ``refused``
 SMALL = [
     "task=builtin",
     "backbone=tiny",

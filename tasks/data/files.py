@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 READING = 2  # counted up whenever the same file shall give another table; old caches are then left alone
 PARQUET = ".parquet"
+RATIO = 100  # of a packed file's content to its size, at most: texts have 3 to 20, and zeros a thousand
+UNPACKED = 64 << 20  # bytes that a packed file may hold in any case
 KINDS = (*SEPARATED, ".json", ".jsonl", PARQUET)
 
 
@@ -122,11 +124,22 @@ def parse(file: Path, kind: str, names: Sequence[str] | None = None) -> Parsed:
 
 
 def _key(file: Path, reading: list[Any]) -> str:
-    """Hash all that the table depends on: content and way of reading."""
+    """Hash all that the table depends on: content and way of reading.
+
+    Raises:
+        SkimError: a packed file that is nearly all repetition; it is found here, before a line of it is held.
+    """
     digest = hashlib.blake2b(json.dumps(reading).encode(), digest_size=16)
-    with (gzip.open if file.suffix.lower() == ".gz" else open)(file, "rb") as stream:  # type: ignore[operator]
+    packed, size = file.suffix.lower() == ".gz", 0
+    with (gzip.open if packed else open)(file, "rb") as stream:  # type: ignore[operator]
         while block := stream.read(1 << 20):
             digest.update(block)
+            size += len(block)
+            if packed and size > UNPACKED + RATIO * file.stat().st_size:
+                raise SkimError(
+                    f"{file} holds more than {RATIO} times its size, as no texts do: it may be made to fill a memory.\n"
+                    "If you know what is in it, unpack it and name the file inside."
+                )
     return digest.hexdigest()
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +17,7 @@ from skim.lightning.build import build
 from skim.lightning.looks import evaluate
 from skim.options.targets import CLASSES, NAMED, UNTRUSTED, instantiated, known, targets
 from skim.resume import recorded
-from tests.runs import CONF, ROOT, SMALL, composed, looking
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
-    """The error with which a script ends in this process: exit code 2, and no traceback."""
-
-    def run(script: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.chdir(ROOT)
-        with pytest.raises(SystemExit) as left:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        said = capfd.readouterr().err
-        assert left.value.code == 2, said
-        assert "Traceback" not in said
-        return said
-
-    return run
+from tests.runs import CONF, ROOT, SMALL, Refused, composed, looking
 
 
 def touching(file: Path) -> dict[str, Any]:
