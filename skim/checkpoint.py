@@ -18,6 +18,8 @@ from skim.engine.walk import Walk, walk_of
 from skim.errors import SkimError, first_line, reading
 from skim.files import checksum, read_json, replacing, write_json
 from skim.methods import METHODS, REGISTERED, Method, method_class, path_of
+from skim.options.declared import places
+from skim.published.files import check_inside
 
 FORMAT = 1  # of skim.json
 DESCRIBED = "skim.json"  # which method it is
@@ -111,6 +113,7 @@ def read_method(
     folder = Path(folder)
     about = described(folder)
     kind = class_of_method(folder, about, given, trust_modules)
+    check_places(kind, about["options"], folder / DESCRIBED)
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in about["options"].items()}
     try:
         method = kind(**options)
@@ -121,6 +124,32 @@ def read_method(
     file = folder / LEARNED
     with reading(file, "what a method has learned", "Save the model again."):
         return method, load_file(file)
+
+
+def check_places(kind: type[Method], options: Mapping[str, Any], file: Path) -> None:
+    """Refuse options of skim's methods that name a file: what was read from it is saved in its stead.
+
+    What a method of the user's own does with its options is for its code to say, which the user trusts.
+
+    Args:
+        kind: the class of the method.
+        options: of the method; those of a chain hold its members.
+        file: in which they stand.
+
+    Raises:
+        SkimError: one does.
+    """
+    if path_of(kind) == METHODS.get(kind.name):
+        for name in places(kind):
+            if options.get(name) is not None:
+                raise SkimError(
+                    f"{file}: '{name}' of {kind.name} names the file {str(options[name])[:60]!r}, which a saved model "
+                    "does not read.\nSave the model again: what was read from it is saved in its stead."
+                )
+    members = options.get("methods")
+    for member in members if isinstance(members, (list, tuple)) else ():
+        if isinstance(member, Mapping) and member.get("method") in [*METHODS, *REGISTERED]:
+            check_places(method_class(member["method"]), member, file)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -139,6 +168,9 @@ def described(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if (key in about or key in ("method", "options")) and not isinstance(about.get(key), kind):
             raise SkimError(f"{file} is damaged: '{key}' is {json.dumps(about.get(key))[:60]}. Save the model again.")
+    names = about.get("adapters", {}).get("names", [])
+    for name in [*about.get("checksums", {}), *(names if isinstance(names, list) else [])]:
+        check_inside(name, file)
     return about
 
 

@@ -15,12 +15,12 @@ from torch import nn
 
 from skim import hub
 from skim.budgets import fastest_enough, set_budget
-from skim.checkpoint import LEARNED, allowed, check_whole, described, parsed, read_method, restore
+from skim.checkpoint import LEARNED, allowed, check_whole, described, read_method, restore
 from skim.compression import compress
 from skim.engine.dtype import fastest
 from skim.errors import SkimError, reading
 from skim.methods import Method
-from skim.published.files import check_settings
+from skim.published.files import check_folder
 
 
 def from_pretrained(
@@ -66,6 +66,7 @@ def from_pretrained(
     """
     folder = Path(hub.model_path(str(name), None, revision=revision, token=token, cache_dir=cache_dir))
     about = described(folder)
+    check_folder(folder)
     check_whole(folder, about)
     if max_latency_ms is not None:
         if budget is not None:
@@ -129,9 +130,7 @@ def class_of_model(folder: Path, about: dict[str, Any], trust_modules: Sequence[
         return allowed(own, f"{folder} holds a model of your own class, {own}", "model_class", trust_modules)
     if not (folder / "config.json").is_file():
         raise SkimError(f"{folder} is not a whole model: there is no config.json in it.")
-    told = parsed(folder / "config.json")
-    check_settings(told, folder / "config.json")
-    names = told.get("architectures")
+    names = check_folder(folder).get("architectures")
     found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and len(names) == 1 else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise SkimError(f"{folder}/config.json names no transformers class in 'architectures': {names}.")

@@ -17,6 +17,7 @@ from skim.checkpoint import LEARNED, restore
 from skim.compression import compress, walk_of
 from skim.errors import SkimError
 from skim.methods import Method
+from skim.published.files import check_folder
 
 
 def load(
@@ -60,6 +61,7 @@ def load(
                 f"{at[first]}/adapter_config.json does not say which model the adapter was trained on.\n"
                 "Load that one yourself, without compressing it: skim.from_pretrained(folder, base=model)."
             )
+        check_folder(Path(name))
         settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         base = kind.from_pretrained(name, config=settings, **options)
     copied = "method" in (getattr(config, "modules_to_save", None) or ())

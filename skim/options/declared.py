@@ -17,11 +17,12 @@ import dataclasses
 import functools
 import inspect
 import json
+import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -143,6 +144,21 @@ def evaluated(text: Any, names: dict[str, Any]) -> Any:
         return eval(text, names)
     except (NameError, AttributeError, TypeError, SyntaxError):
         return inspect.Parameter.empty
+
+
+def places(owner: type) -> tuple[str, ...]:
+    """Name the options of a class that may name a file or a folder: a path is among what they are declared to be."""
+
+    def kinds(kind: Any) -> Iterator[Any]:
+        yield kind
+        for part in get_args(kind):
+            yield from kinds(part)
+
+    return tuple(
+        name
+        for name, one in arguments(owner).items()
+        if any(isinstance(kind, type) and issubclass(kind, os.PathLike) for kind in kinds(one.annotation))
+    )
 
 
 @functools.cache

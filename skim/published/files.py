@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -12,6 +12,46 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from skim.errors import SkimError, reading
+from skim.files import read_json
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Refuse a model's folder whose files name code, or weights outside it.
+
+    A link is followed, whoever made it: the hub's cache is made of links, and transformers follows them as well.
+
+    Args:
+        folder: of the model.
+
+    Returns:
+        What its ``config.json`` holds; nothing where there is none.
+
+    Raises:
+        SkimError: they do, or are damaged.
+    """
+    path = folder / "config.json"
+    told = read_json(path, "Save the model again.") if path.is_file() else {}
+    check_settings(told, path)
+    for index in folder.glob("*.index.json"):  # which shard of the weights each tensor is in
+        named = read_json(index, "Save the model again.").get("weight_map")
+        for name in set(map(str, named.values())) if isinstance(named, dict) else ():
+            check_inside(name, index)
+    return told
+
+
+def check_inside(name: object, path: Path) -> None:
+    """Refuse the name of a file, or folder, that would not lie in the folder of the file that names it.
+
+    Args:
+        name: as it stands in the file.
+        path: of the file.
+
+    Raises:
+        SkimError: it leads elsewhere, on this system or another.
+    """
+    parts = PureWindowsPath(str(name))  # which takes slashes of both kinds, and drives
+    if parts.anchor or ".." in parts.parts or "\0" in str(name):
+        raise SkimError(f"{path} names {str(name)[:60]!r}, which is outside its folder, and is not read.")
 
 
 def check_settings(told: Mapping[str, Any], path: Path) -> None:

@@ -17,8 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from skim.errors import SkimError, reading
-from skim.files import read_json
-from skim.published.files import check_settings, unpickled
+from skim.published.files import check_folder, unpickled
 
 MODEL_TYPE = "ltp"
 PREFIX, RENAMED = "ibert.", "roberta."
@@ -27,10 +26,8 @@ PUBLISHED_NORMS = ("fixed", "padded")  # attention received / 128, the length to
 
 def model_config(folder: str | Path) -> Any:
     """The transformers config in a folder, also in one that the published code wrote."""
-    path = Path(folder) / "config.json"
-    told = read_json(path) if path.is_file() else {}
-    check_settings(told, path)
-    with reading(path, "the config of a model"):
+    told = check_folder(Path(folder))
+    with reading(Path(folder) / "config.json", "the config of a model"):
         if told.pop("model_type", None) == MODEL_TYPE:
             return transformers.RobertaConfig.from_dict(told)
         return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)

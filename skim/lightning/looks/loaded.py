@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from skim.engine.dtype import fastest
 from skim.errors import SkimError, reading
 from skim.files import whole, write_json
 from skim.lightning.build import Parts, build
+from skim.lightning.folder import LEFT_BEHIND
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, REGISTERED, method_name, path_of
 from skim.options.check import PLACES
@@ -32,6 +34,7 @@ from skim.report.card import write_card
 from skim.report.heatmap import read, write_texts
 from skim.report.page import write_page
 from skim.resume import newest, passed_over, recorded
+from skim.saving import CARD
 from tasks.data.source import HOLDOUT
 
 log = logging.getLogger("skim")
@@ -76,6 +79,7 @@ def load(cfg: DictConfig) -> Loaded:
     """
     check_budget(cfg)
     folder, checkpoint = run_of(Path(cfg.ckpt))
+    check_links(folder)
     before = recorded(folder, [*cfg.trust_modules, *map(path_of, REGISTERED.values())])  # to register is to allow
     check_overrides(cfg.overrides, before, folder)
     before = cast(DictConfig, OmegaConf.merge(before, cfg.overrides))
@@ -224,6 +228,23 @@ def run_of(path: Path) -> tuple[Path, Path | None]:
         f"ckpt={path} is not a run: there is no {folder / 'config.yaml'}.\n"
         "Name a run's folder (runs/<task>/<method>/<backbone>/<stamp>) or a file in its checkpoints/."
     )
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a run in which a file that a look writes is a link to elsewhere: a stranger may have made it.
+
+    Folders for large files may lie on other disks: what a look writes in them is the card of a model.
+
+    Raises:
+        SkimError: there is such a link.
+    """
+    large = ("model", "checkpoints", "tensorboard")
+    for path in [*(folder / name for name in LEFT_BEHIND if name not in large), folder / "model" / CARD]:
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(folder.resolve()):
+            raise SkimError(
+                f"{path} is a link to {os.path.realpath(path)}, and what is written there would go to another folder.\n"
+                "Remove the link, or copy the run with its files: cp -rL"
+            )
 
 
 def check_overrides(overrides: DictConfig, run: DictConfig, folder: Path) -> None:
