@@ -46,7 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks of this project."""
     config.addinivalue_line(
-        "markers", "where(tells, heads=(), once=False): the cases of tests/laws that a law holds for"
+        "markers",
+        "where(tells, heads=(), once=False, dear=none): the cases of tests/laws that a law holds for; which are slow",
     )
 
 

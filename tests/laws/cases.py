@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import functools
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -191,3 +192,21 @@ def cases(selection: str = "default", heads: Iterable[str] = (), once: bool = Fa
             one_of = [there[k % len(there)]] if selection == "default" and family not in THREE else there
             found += [Case(EVERY_HEAD, family, head) for head in one_of]
     return [case for case in dict.fromkeys(found) if case.applies]
+
+
+def of_law(selection: str, tells: Callable[[Case], bool], **options: Any) -> list[Case]:
+    """List the cases that a law holds for; by ``default`` with every method that the wide selection has.
+
+    A chain whose turn is a family that the law does not hold for would be lost: it runs on the first that it holds for.
+
+    Args:
+        selection: as in :func:`pairs`.
+        tells: True for a case that the law holds for.
+        options: ``heads`` and ``once``, as in :func:`cases`.
+    """
+    found = [case for case in cases(selection, **options) if tells(case)]
+    if selection == "default":
+        methods = {case.method for case in found}
+        others = [case for case in cases("wide", **options) if case.method not in methods and tells(case)]
+        found += {case.method: case for case in reversed(others)}.values()
+    return found

@@ -1,6 +1,6 @@
 """Hands each law its cases: ``case`` is a method on a family, ``device`` one that is there.
 
-Those of the wide selection that are not in the sample are slow.
+Those of the wide selection that are not in the sample are slow, and those that a law calls ``dear``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import takes_slow
-from tests.laws.cases import cases
+from tests.laws.cases import of_law
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -19,10 +19,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     mark = metafunc.definition.get_closest_marker("where")
     tells = (lambda case: True) if mark is None else mark.args[0]
-    options = {} if mark is None else mark.kwargs
+    options = {} if mark is None else dict(mark.kwargs)
+    dear = options.pop("dear", lambda case: False)
     selection = metafunc.config.getoption("laws")
-    some: list[Any] = [case for case in cases(selection, **options) if tells(case)]
-    if selection == "default" and takes_slow(metafunc.config):
-        others = [case for case in cases("wide", **options) if tells(case) and case not in some]
-        some += [pytest.param(case, marks=pytest.mark.slow) for case in others]
-    metafunc.parametrize("case", some, ids=str)
+    some = of_law(selection, tells, **options)
+    slow = []
+    if selection == "default":
+        slow = [case for case in some if dear(case)]
+        if takes_slow(metafunc.config):
+            slow += [case for case in of_law("wide", tells, **options) if case not in some]
+    quick: list[Any] = [case for case in some if case not in slow]
+    metafunc.parametrize("case", quick + [pytest.param(case, marks=pytest.mark.slow) for case in slow], ids=str)

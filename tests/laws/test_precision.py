@@ -11,15 +11,35 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import skim
+from skim.engine.trace import Trace
 from tests.laws.cases import Case
 from tests.ragged import logits_of, on_real
 
-on_bert = pytest.mark.where(lambda case: case.family == "bert", once=True)
+# one that merges and one that halts stand for the chains, whose members are here alone as well
+CHAINS = ("tome+ltp", "act+exit")
 
-# of logits, as a share of the largest (or of 1), in sequences of which the same tokens stay
+
+def dear(case: Case) -> bool:
+    """Tell chains that are slow here."""
+    return case.row.is_chain and case.method not in CHAINS
+
+
+on_bert = pytest.mark.where(lambda case: case.family == "bert", once=True, dear=dear)
+
+# of logits, as a share of the largest (or of 1), in sequences of which the same tokens stay and the same become one;
+# about twice the largest error that a method shows here
 BOUNDS = {torch.bfloat16: 0.05, torch.float16: 0.006}
-LOOSER = 10  # for Token Merging: which tokens become one hangs on rounding, and not on how many are left
 AGREE = {torch.bfloat16: 0.9, torch.float16: 0.98}  # of the decisions, token by token and layer by layer
+
+
+def places(trace: Trace) -> Tensor:
+    """Where each token's row is in each layer, ``(L, B, N)``: at its own place or another's; -1 where it has left."""
+    found = []
+    for rows in (layer.feeding for layer in trace.layers):
+        alive = rows.alive()
+        at = torch.arange(alive.shape[1]).expand(alive.shape) if rows.merged is None else rows.merged
+        found.append(at.masked_fill(~alive.bool(), -1))
+    return torch.stack(found)
 
 
 @on_bert
@@ -30,10 +50,10 @@ def test_autocast_is_within_its_bound_of_float32(case: Case, dtype: torch.dtype)
     mask = batch["attention_mask"].bool()
     for execution in case.executions:
         with torch.no_grad(), skim.execution(model, execution):
-            wanted, alive = logits_of(model(**batch)), model.trace.alive()
+            wanted, decided = logits_of(model(**batch)), places(model.trace)
             with torch.autocast("cpu", dtype):
                 found = logits_of(model(**batch))
-        agree = model.trace.alive() == alive
+        agree = places(model.trace) == decided
         assert agree[:, mask].float().mean() >= AGREE[dtype]
         alike = (agree | ~mask).all(-1).all(0)
         assert alike.any()
@@ -41,7 +61,7 @@ def test_autocast_is_within_its_bound_of_float32(case: Case, dtype: torch.dtype)
             error = on_real((found[name].float() - value), mask)[alike].abs().max()
             error = error / value[alike].abs().max().clamp(min=1.0)
             print(f"{case} {execution} {name} {dtype}: {error:.1e}, {int(alike.sum())} of {len(alike)} alike")
-            assert error <= BOUNDS[dtype] * (LOOSER if "tome" in case.method else 1)
+            assert error <= BOUNDS[dtype]
 
 
 @pytest.fixture
@@ -96,6 +116,7 @@ STRAIGHT = ("transkimmer", "act")
         case.family == "bert" and case.row.make().trains_masked and not any(n in case.method for n in STRAIGHT)
     ),
     once=True,
+    dear=dear,
 )
 def test_gradcheck_of_relaxed_decisions(case: Case, in_double: None) -> None:
     """Of the task's loss and the method's penalties together, with every decision in doubt."""

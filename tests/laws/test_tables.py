@@ -5,7 +5,7 @@ from __future__ import annotations
 from skim import backbones
 from skim.methods import METHODS as REGISTERED
 from tests.families import FAMILIES, HEADS, config_of, has
-from tests.laws.cases import THREE, TWO, cases, looks_apart
+from tests.laws.cases import THREE, TWO, Case, cases, looks_apart, of_law
 from tests.methods.table import METHODS
 
 
@@ -25,6 +25,16 @@ def test_the_default_selection_has_all_methods_all_families_and_all_heads() -> N
     assert {case.family for case in some if case.row.is_chain} == set(THREE)
     assert {case.head for case in some} == set(HEADS)
     assert {(case.family, case.head) for case in some} >= {(f, head) for f in THREE for head in HEADS if has(f, head)}
+
+
+def test_a_law_loses_no_method_by_the_sample() -> None:
+    """Chains run on one family each: where that one does not pack, they would be in no test of what packs."""
+
+    def packs(case: Case) -> bool:
+        return "packed" in case.executions
+
+    assert {case.method for case in cases() if packs(case)} < set(METHODS)
+    assert {case.method for case in of_law("default", packs)} == set(METHODS)
 
 
 def test_the_wide_selection_has_methods_on_three_families() -> None:
