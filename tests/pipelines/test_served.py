@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -90,9 +91,15 @@ def ask(requests: Requests, goes_on: Callable[[int], bool], seed: int) -> int:
         return sum(threads.map(one_thread, range(THREADS)))
 
 
+def kept() -> int:
+    """Count the tensors that something still holds."""
+    gc.collect()
+    return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_under_eight_threads_are_those_of_one(method: str) -> None:
-    """And what was spent is counted to the last token."""
+    """And what was spent is counted to the last token, and no tensor stays behind."""
     pipe = served(method)
     requests = Requests(pipe, count=24, seed=1)
     lengths = {
@@ -104,7 +111,9 @@ def test_answers_under_eight_threads_are_those_of_one(method: str) -> None:
         found = list(threads.map(lambda asked: pipe(asked[0], **asked[1]), whole))
     assert found == [[answer] for answer in requests.alone for _ in range(2)]
     assert pipe.spent.tokens == 2 * sum(lengths[text, str(options)] for text, options in requests.asked)
+    before = kept()
     count = ask(requests, lambda count: count < 12, seed=2)
+    assert kept() == before
     print(f"{method}: {count + len(whole)} requests of {THREADS} threads, seeds 1 and 2")
 
 
