@@ -240,7 +240,7 @@ def test_add_a_method_word_for_word(
     methods.REGISTERED.pop("settled")
 
 
-PROMISE = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+PROMISE = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 def test_every_promise_names_tests_that_exist() -> None:
