@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import skim
 from skim import SkimError
@@ -33,6 +34,14 @@ MILLION = "a film " * 500_000
 
 @pytest.fixture(autouse=True)
 def _switching_often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give others their turn at any time, and surely between a tokenizer's being told where to cut and its cutting."""
+    told = PreTrainedTokenizerFast.set_truncation_and_padding
+
+    def and_wait(tokenizer: Any, *args: Any, **options: Any) -> None:
+        told(tokenizer, *args, **options)
+        time.sleep(2e-4)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", and_wait)
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -139,6 +148,16 @@ def test_a_million_tokens_are_refused_or_cut_and_the_others_are_answered() -> No
         "text-classification: a text of 1,000,002 tokens is longer than the model, which takes 64: "
         f"{'a film ' * 8}a....\nCut it: truncation=True, or max_length=."
     )
+
+
+def test_a_model_of_distances_reads_on_where_it_is_let() -> None:
+    model, text = model_of("text-classification", "deberta-v3"), "a film " * 60
+    plainly = pipeline("text-classification", model=model, tokenizer=tokenizer_of(), device="cpu", top_k=None)(text)
+    pipe = skim.pipeline("text-classification", skim.compress(model, "dense"), tokenizer_of(), device="cpu", top_k=None)
+    with pytest.raises(SkimError, match="122 tokens is longer than the model, which takes 64"):
+        pipe(text)
+    pipe.longest = None
+    assert near(pipe([text]), plainly)
 
 
 @pytest.mark.slow
