@@ -11,7 +11,8 @@ from skim.errors import SkimError, first_line
 NODES = 100_000  # a config has some 300; one of aliases of aliases has billions
 # another option, or a variable of the environment; no other resolver of OmegaConf's
 PLAIN = re.compile(r"\$\{(?:[\w.\[\]]+|oc\.env:(\w+)(?:,[^${}]*)?)\}")
-SECRET = re.compile("key|token|secret|passw|credential|auth", re.IGNORECASE)
+# in the name of a variable; TOKENIZED_DATA, KEYWORDS and AUTHOR are none
+SECRET = re.compile("key(?!word|board)|token(?!iz|is)|secret|passw|credential|auth(?!or)", re.IGNORECASE)
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -127,6 +127,21 @@ def test_a_stored_config_may_refer_to_its_own_options_and_to_variables() -> None
 
     for text in ("${train.lr}", "${paths.run}/a", "${oc.env:DATA}/x.csv", "${oc.env:DATA,/tmp}", "${a.b[0]}", "$5 {x}"):
         check_text(text, Path("config.yaml"))
+    for name in ("TOKENIZED_DATA", "TOKENIZER_DIR", "KEYWORDS", "AUTHOR"):
+        check_text(f"${{oc.env:{name}}}/x.csv", Path("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "hf_token", "TOKENS", "AWS_SECRET", "DB_PASSWORD", "GCP_CREDENTIALS", "AUTH"]
+)
+def test_a_stored_config_asks_for_no_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the variable is set, and where a default stands behind it."""
+    from skim.options.stored import check_text
+
+    monkeypatch.setenv(name, "hidden")
+    for text in (f"${{oc.env:{name}}}", f"a/${{oc.env:{name},x}}"):
+        with pytest.raises(SkimError, match="hold no secret"):
+            check_text(text, Path("config.yaml"))
 
 
 def test_a_config_of_aliases_of_aliases_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
