@@ -24,10 +24,10 @@ from skim.errors import SkimError, reading
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows, where what a killed process leaves stays
+except ImportError:  # no such locks on Windows, nor everywhere on a network: what a killed process leaves there stays
     fcntl = None  # type: ignore[assignment]
 
-PART = ".part"
+PARTS = f".{'[0-9a-f]' * 8}.part"  # folders of files that are being written; nobody else names one so
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOWHERE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
 MARK = b"xxh3_128:"  # before the checksum in a checkpoint, which is a zip archive and has room for a comment
@@ -151,7 +151,7 @@ def refused(error: BaseException | None) -> bool:
 
 def sweep(folder: Path) -> None:
     """Clear away what killed processes have left of files in a folder; those that are being written stay."""
-    for part in folder.glob(f".*{PART}"):
+    for part in folder.glob(PARTS) if fcntl is not None else ():
         with contextlib.suppress(OSError):
             lock = os.open(part, os.O_RDONLY)
             try:
@@ -165,9 +165,13 @@ def sweep(folder: Path) -> None:
 def _aside(folder: Path) -> Iterator[Path]:
     """Make a folder for what is being written, within another one; it is locked as long as its writer lives."""
     sweep(folder)
+    lock: int | None
     while True:
-        part = folder / f".{secrets.token_hex(4)}{PART}"
+        part = folder / f".{secrets.token_hex(4)}.part"
         part.mkdir()
+        if fcntl is None:  # where a folder cannot be opened either
+            lock = None
+            break
         try:
             lock = os.open(part, os.O_RDONLY)
         except FileNotFoundError:  # another process has taken it for a dead one's before it was locked
@@ -180,7 +184,8 @@ def _aside(folder: Path) -> Iterator[Path]:
         yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 def _locked(file: int, wait: bool) -> bool:
@@ -206,6 +211,8 @@ def _kept(path: Path, before: Path, aside: Path) -> None:
 
 def _synced(path: Path) -> None:
     """Bring what was written of a file, or the names in a folder, to the disk."""
+    if fcntl is None and path.is_dir():
+        return
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -16,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from skim import files
 from skim.errors import SkimError
 from skim.files import checksum, filling, matches, replacing, seal, sweep, whole, write_json, write_sum, write_text
 from skim.lightning.checkpoint_io import write_checkpoint
@@ -82,6 +84,31 @@ def test_what_is_being_written_is_not_swept(tmp_path: Path) -> None:
         sweep(tmp_path)
         write_text(tmp_path / "two", "2")
     assert (tmp_path / "one").read_text() == "1"
+
+
+def test_a_folder_of_somebody_else_is_not_swept(tmp_path: Path) -> None:
+    for name in (".mine.part", ".0123456.part", "01234567.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".01234567.part").mkdir()  # as a killed process leaves one
+    write_text(tmp_path / "one", "1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".0123456.part", ".mine.part", "01234567.part", "one"]
+
+
+@pytest.mark.parametrize("lacks", ["locks", "links", "flock"])
+def test_a_file_system_without_locks_or_links_will_do(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    if lacks == "locks":
+        monkeypatch.setattr(files, "fcntl", None)
+    else:
+        monkeypatch.setattr(os if lacks == "links" else files.fcntl, lacks.rstrip("s"), refuses)
+    for step in (1, 2):
+        write_checkpoint({"step": step}, tmp_path / "last.ckpt")
+    found = {path.name: torch.load(path, weights_only=True)["step"] for path in tmp_path.iterdir()}
+    assert found == {"last.ckpt": 2, "previous.ckpt": 1}
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
