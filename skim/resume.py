@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
 from skim.files import read_json, whole
+from skim.options.defaults import default_of
 from skim.options.members import brought
 from skim.options.settle import composed
 from skim.options.stored import read
@@ -138,7 +139,7 @@ def again(cfg: DictConfig, folder: Path) -> DictConfig:
     if status != "preempted" and not restarted:
         return cfg
     before = recorded(folder, named_in(cfg))
-    old, new = flat(before), flat(cfg)
+    old, new = both(before, cfg)
     found = ("train.lr",) if new.get("train.lr_find") else ()
     if any(old.get(key) != new.get(key) for key in {**new, **old} if key not in (*FILLED, *found)):
         return cfg
@@ -157,7 +158,7 @@ def changes(cfg: DictConfig, folder: Path | None = None) -> list[str]:
         SkimError: what differs is part of what the run has learned, or of how it learns.
     """
     folder = checkpoint_of(cfg.resume).parent.parent if folder is None else folder
-    old, new = flat(recorded(folder, named_in(cfg))), flat(cfg)
+    old, new = both(recorded(folder, named_in(cfg)), cfg)
     differ = [key for key in {**new, **old} if old.get(key) != new.get(key)]
     weights = (new.get("train.distill"), new.get("train.distill_hidden"))
     teaches = any(weights) and new.get("train.distill_from", "init") == "init"
@@ -175,6 +176,18 @@ def changes(cfg: DictConfig, folder: Path | None = None) -> list[str]:
 def named_in(cfg: DictConfig) -> list[str]:
     """The classes that a config of the user's own names."""
     return [str(target) for _, target in targets(OmegaConf.to_container(cfg, resolve=False))]
+
+
+def both(before: DictConfig, cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every option of two configs; one that the first does not name, of an older version, has its declared default.
+
+    Args:
+        before: of the run that is gone on with.
+        cfg: of this run.
+    """
+    old, new = flat(before), flat(cfg)
+    tree: Any = OmegaConf.to_container(cfg, resolve=False)
+    return {key: default_of(key, tree) for key, value in new.items() if default_of(key, tree) == value} | old, new
 
 
 def flat(cfg: DictConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def test_a_run_goes_on_by_its_own_config(made: list[str], tmp_path: Path) -> Non
     }
     assert OmegaConf.to_container(going_on(f"resume={last}")) == OmegaConf.to_container(cfg)
     assert changes(cfg) == []
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """Whose config does not name the options that came later."""
+    left(tmp_path / "run", "task=sst2", "method=topk")
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text("".join(line for line in file.open() if not re.match(r" *(nonfinite|min_tokens|trust_mod)", line)))
+    assert changes(going_on(f"resume={tmp_path / 'run'}")) == []
+    assert changes(going_on(f"resume={tmp_path / 'run'}", "train.nonfinite=skip")) == ["train.nonfinite: null -> skip"]
+    with pytest.raises(SkimError, match=r"cannot change method.min_tokens \(was null, now 8\)"):
+        changes(going_on(f"resume={tmp_path / 'run'}", "method.min_tokens=8"))
 
 
 def test_what_is_typed_beside_it_comes_last(tmp_path: Path) -> None:

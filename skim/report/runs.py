@@ -22,7 +22,7 @@ FOLDER = "folder"  # set on what was loaded: where its file lies
 OPTIONS = "options"  # set on what is aggregated: the options of its configuration that make a setting, by dotted path
 # of a run's config: the parts in which two runs of one setting may differ
 INCIDENTAL = (
-    *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config"),
+    *("seed", "paths", "init_from", "resume", "sweep", "tags", "print_config", "trust_modules"),
     *("hardware", "trainer", "logger", "callbacks", "benchmark"),
 )
 DECIDING = (  # of these all the same: which weights were measured, and how much was trained
@@ -157,7 +157,7 @@ def _alike(runs: list[Results]) -> list[Results]:
         lines.setdefault(_line(run), []).append(run)
     for some in lines.values():
         if len({frozenset(run[OPTIONS]) for run in some}) > 1:
-            from skim.report.defaults import filled  # which knows all methods
+            from skim.options.defaults import filled  # which knows all methods
 
             flats = filled([run[OPTIONS] for run in some], [run["config"] for run in some])
             for run, flat in zip(some, flats, strict=True):

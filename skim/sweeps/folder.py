@@ -14,7 +14,6 @@ import json
 import os
 import socket
 import time
-import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +24,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from skim.errors import SkimError, first_line
 from skim.files import write_json
+from skim.options.defaults import default_of
 from skim.options.words import quoted
 from skim.report.found import load
 from skim.report.runs import deciding
 from skim.results import SCHEMA
-from skim.resume import LAST, recorded
+from skim.resume import newest, recorded
 
 State: TypeAlias = Literal["waiting", "running", "done", "failed", "interrupted", "pruned"]
 SWEEP, JOB = "sweep.json", "job.json"
@@ -130,9 +130,8 @@ class Job:
         return results if results.get("status") == "done" else None
 
     def checkpoint(self) -> Path | None:
-        """Find the checkpoint from which the job can go on; ``None`` if there is none, or half of one."""
-        path = self.folder / LAST
-        return path if zipfile.is_zipfile(path) else None
+        """Find the newest whole checkpoint from which the job can go on; ``None`` if there is none."""
+        return newest(self.folder)
 
     def launched(self) -> list[str]:
         """List the overrides with which a launcher of Hydra runs the job in its folder, from where it was left."""
@@ -296,8 +295,11 @@ class Sweep:
 
 
 def fingerprint(config: dict[str, Any], swept: Collection[str] = ()) -> str:
-    """Write the options that decide what a job computes as one text, equal for equal jobs."""
-    return json.dumps(deciding(config, also=(*SAME, *swept)), sort_keys=True, default=str)
+    """Write the options that decide what a job computes as one text, equal for equal jobs of any version."""
+    options = deciding(config, also=(*SAME, *swept))
+    # what is at its default says nothing that a version without the option did not do
+    told = {key: value for key, value in options.items() if default_of(key, config) != value}
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 def locked(path: Path) -> bool:

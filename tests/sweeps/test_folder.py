@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from skim.errors import SkimError
 from skim.places import CONF
 from skim.results import SCHEMA
-from skim.sweeps.folder import Asked, Job, Sweep
+from skim.sweeps.folder import Asked, Job, Sweep, noted
 from skim.sweeps.job import Recorded, take_gpu
 from tests.report.results import results
 
@@ -124,8 +124,22 @@ def test_a_job_goes_on_from_its_checkpoint_if_that_is_whole(tmp_path):
     (job.folder / "config.yaml").write_text("train: {lr: 3e-4}")
     found = replace(job, config={**job.config, "train": {"lr_find": "use"}})
     assert "train.lr=0.0003" in found.launched(), "the rate that it found is part of what it goes on with"
+    before = path.with_name("previous.ckpt")
+    torch.save({"global_step": 2}, before)
     path.write_bytes(path.read_bytes()[:-100])
+    assert job.launched()[-1] == f"resume='{before}'"
+    before.unlink()
     assert job.checkpoint() is None
+
+
+def test_a_job_of_an_older_version_is_the_one_that_is_asked_for(tmp_path):
+    (job,) = Sweep(tmp_path).enlist([asked("seed=3", "method=topk")])
+    config = {**job.config, "train": {**job.config["train"]}, "method": {**job.config["method"]}}
+    del config["train"]["nonfinite"], config["method"]["min_tokens"], config["trust_modules"]
+    (job.folder / "job.json").write_text(json.dumps({**noted(job.folder), "config": config}))
+    assert [one.number for one in Sweep(tmp_path).enlist([asked("seed=3", "method=topk")])] == [0]
+    assert [one.number for one in Sweep(tmp_path).enlist([asked("method=topk", "method.min_tokens=8")])] == [1]
+    assert [one.number for one in Sweep(tmp_path).enlist([asked("seed=3", "train.nonfinite=skip")])] == [2]
 
 
 HOLD = """
