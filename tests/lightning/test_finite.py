@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas
@@ -12,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from skim.lightning.callbacks import finite
-from skim.lightning.callbacks.finite import NonFinite
+from skim.lightning.callbacks.finite import Finite, NonFinite
 from skim.lightning.recipe import train
 from tests.lightning.test_resume_exactly import COMMON, differences
 from tests.runs import composed, watched_by
@@ -125,10 +127,29 @@ def test_weights_that_a_finite_step_has_spoilt_are_not_saved(tmp_path: Path) -> 
     """A step so large that weights overflow; its own loss and gradient were finite."""
 
     class Overflows(pl.Callback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
         def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-            if trainer.global_step == 3:
+            if trainer.global_step == self.step:
                 next(module.model.parameters()).data[0] = torch.inf
 
-    with pytest.raises(NonFinite, match=r"^step 3 of 7: \S*embeddings\S* is not finite any more, and is not saved"):
-        watched_by(Overflows(), composed(*RUN), tmp_path)
+    said = r"^step {} of 7: \S*embeddings\S* is not finite any more, and is not saved"
+    with pytest.raises(NonFinite, match=said.format(3)):
+        watched_by(Overflows(3), composed(*RUN), tmp_path)
     assert last(tmp_path)["global_step"] == 2
+    without = ["callbacks.last_checkpoint=null", "callbacks.best_checkpoint=null"]
+    with pytest.raises(NonFinite, match=said.format(7)):
+        watched_by(Overflows(7), composed(*RUN, *without), tmp_path / "without")
+    assert not (tmp_path / "without" / "model").exists()
+
+
+def test_gradients_that_a_scaler_looks_at_are_left_to_it() -> None:
+    one, module = Finite(), SimpleNamespace(plan=SimpleNamespace(steps=9), parameters=list)
+    norms, optimizer = [torch.tensor(torch.inf)], torch.optim.SGD([torch.zeros(1)], 0.1)
+    for precision, loss, stops in (("16-mixed", 1.0, False), ("16-mixed", torch.nan, True), ("bf16-mixed", 1.0, True)):
+        trainer: Any = SimpleNamespace(callbacks=[one], precision=precision, world_size=1, global_step=0)
+        one.on_train_batch_start(trainer, module, {}, 0)
+        one.on_before_backward(trainer, module, torch.tensor(loss))
+        with pytest.raises(NonFinite, match="step 1 of 9") if stops else nullcontext():
+            one.judge(trainer, module, norms, optimizer)

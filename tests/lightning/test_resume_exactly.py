@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
 import torch
 
 from skim.errors import SkimError
+from skim.lightning.callbacks.resume import ExactResume
 from skim.lightning.recipe import Run
 from tests.runs import composed, watched_by
 
@@ -185,6 +186,13 @@ def test_a_run_that_max_steps_has_ended_within_an_epoch_finishes_it(tmp_path: Pa
     watched_by(then, composed(*SMALL, "train.max_steps=12", f"resume={last}"), tmp_path / "then")
     assert sorted(row for batch in first.rows + then.rows[:2] for row in batch) == list(range(48))
     assert sorted(row for batch in then.rows[2:] for row in batch) == list(range(48))
+
+
+def test_processes_that_find_other_checkpoints_do_not_train_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where each machine of a run has a folder of its own, and the checkpoint lies in the first one's."""
+    monkeypatch.setattr("skim.lightning.callbacks.resume.everywhere", lambda step: [4, step])
+    with pytest.raises(SkimError, match=r"from one checkpoint: rank 0 from step 4, rank 1 from step 0\.\nIs the run's"):
+        ExactResume().on_fit_start(cast(Any, None), None)
 
 
 def test_other_batches_within_an_epoch_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from skim.errors import Interrupted
 
+Said = TypeVar("Said")
 IN_A_ROW = 10  # steps without one that could be made: the weights are at fault, or all the data
 LISTED = 64  # rows that a message names
 
@@ -170,7 +171,7 @@ class Finite(Callback):
             raise NonFinite(f"{step}: {name} is not finite any more, and is not saved", "Lower train.lr.")
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        self.read(module)  # with callbacks.last_checkpoint=null nothing is saved any more
+        self.check(module)  # with callbacks.last_checkpoint=null the next that is written is model/
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped} if self.skipped else {}
@@ -189,7 +190,7 @@ def waits(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
     return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def everywhere(mine: tuple[str, list[int]]) -> list[tuple[str, list[int]]]:
+def everywhere(mine: Said) -> list[Said]:
     """Gather what every process of the run has to say, in their order."""
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]

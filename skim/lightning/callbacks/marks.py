@@ -65,9 +65,9 @@ class Looks(threading.Thread):
         """Publish and compare; say which rank is behind, if none has moved on for so long."""
         self.store.set(f"skim/mark/{self.rank}", json.dumps(self.here))
         keys = [f"skim/mark/{rank}" for rank in range(self.ranks)]
-        if not all(self.store.check([key]) for key in keys):
+        if not self.store.check(keys):
             return None
-        marks = [json.loads(self.store.get(key)) for key in keys]
+        marks = [json.loads(mark) for mark in self.store.multi_get(keys)]  # one question, however many ranks there are
         if marks != self._seen:
             self._seen, self._since = marks, self.clock()
         waited = self.clock() - self._since

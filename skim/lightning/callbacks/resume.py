@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 
 from skim.errors import SkimError
 from skim.files import whole
+from skim.lightning.callbacks.finite import everywhere
 from skim.published.files import tensors_of
 from skim.stages import check_bounds
 
@@ -62,13 +63,21 @@ class ExactResume(Callback):
         self.bounds: list[int] = []  # of the plan
         self.begin = 0  # first step of the method
         self.before: tuple[list[int], int] | None = None  # both, in the checkpoint that is being resumed
+        self.step = 0  # at which it stands
 
     def on_fit_start(self, trainer: pl.Trainer, module: Any) -> None:
         """Compare the plan with that of the checkpoint.
 
         Raises:
-            SkimError: stages change, or the method begins, at another step.
+            SkimError: stages change, or the method begins, at another step; or ranks have other checkpoints.
         """
+        steps = everywhere(self.step)  # each rank looks by itself; from other steps they would train other weights
+        if len(set(steps)) > 1:
+            said = ", ".join(f"rank {rank} from step {step}" for rank, step in enumerate(steps[:8]))
+            raise SkimError(
+                f"resume: the processes of this run would not go on from one checkpoint: {said}.\n"
+                "Is the run's folder on a file system that all machines see?"
+            )
         plan = module.plan
         self.bounds, self.begin = plan.bounds, plan.begin
         if self.before is None:
@@ -98,6 +107,7 @@ class ExactResume(Callback):
             SkimError: it stands in the middle of an epoch, whose batches are others in this run.
         """
         self.before = checkpoint["plan"]["bounds"], checkpoint["plan"]["begin"]
+        self.step = checkpoint["global_step"]
         epoch, batch = position(checkpoint)
         before, now = checkpoint["order"], order(trainer, module)
         if batch and (differs := [name for name in now if before.get(name, now[name]) != now[name]]):
