@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -150,8 +151,8 @@ def spoken_of(folder: Path, key: str) -> set[int]:
     """
     steps = set()
     for path in (folder / LAST.name, folder / PREVIOUS.name):
-        if path.is_file():
-            best = tensors_of(path, mmap=True)["callbacks"].get(key, {})["best"]
+        with contextlib.suppress(SkimError):  # nobody goes on from one that is damaged
+            best = tensors_of(path, mmap=True)["callbacks"].get(key, {})["best"] if path.is_file() else None
             steps |= {best["step"]} if best else set()
     return steps
 
