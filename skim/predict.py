@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from skim.errors import SkimError, first_line, message
+from skim.files import accepted, write_text
 from skim.pipelines.rows import rows_of
 
 FIELDS = {"question-answering": ("question", "context")}  # of a row, by task; elsewhere a text, and maybe its pair
@@ -200,9 +201,12 @@ def output(name: str, about: dict[str, Any], console: Console) -> Iterator[tuple
             with part.open("r+b") as file:
                 done = whole_lines(file)
             console.print(f"{part} is there: going on after row {done:,}", highlight=False, soft_wrap=True)
-        said.write_text(json.dumps(about))
-        with part.open("a", encoding="utf-8") as file:
+        else:
+            write_text(said, json.dumps(about))
+        with accepted(path), part.open("a", encoding="utf-8") as file:
             yield file.write, done
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(part, path)
         said.unlink()
 

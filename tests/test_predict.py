@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,22 @@ def test_an_input_that_was_changed_is_not_gone_on_with(
     assert main([model, str(texts), str(out), "--device", "cpu"]) == 2
     assert f"was begun before {texts} was changed" in capsys.readouterr().err
     assert len(answers(tmp_path / "out.jsonl.part")) == 1, "what is there stays as it is"
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_as_such(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is short stands in a buffer until then."""
+
+    def full(file: int) -> None:
+        if os.readlink(f"/proc/self/fd/{file}").endswith("out.jsonl.part"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    (tmp_path / "a.txt").write_text("fine\n")
+    assert main([model, str(tmp_path / "a.txt"), str(tmp_path / "out.jsonl"), "--device", "cpu"]) == 2
+    assert "out.jsonl was not written, for the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_one_output_has_one_writer(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
