@@ -151,7 +151,9 @@ def refused(error: BaseException | None) -> bool:
 
 def sweep(folder: Path) -> None:
     """Clear away what killed processes have left of files in a folder; those that are being written stay."""
-    for part in folder.glob(PARTS) if fcntl is not None else ():
+    if fcntl is None:
+        return
+    for part in folder.glob(PARTS):
         with contextlib.suppress(OSError):
             lock = os.open(part, os.O_RDONLY)
             try:

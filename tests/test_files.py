@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import multiprocessing
@@ -104,7 +105,7 @@ def test_a_file_system_without_locks_or_links_will_do(
     if lacks == "locks":
         monkeypatch.setattr(files, "fcntl", None)
     else:
-        monkeypatch.setattr(os if lacks == "links" else files.fcntl, lacks.rstrip("s"), refuses)
+        monkeypatch.setattr(os if lacks == "links" else fcntl, lacks.rstrip("s"), refuses)
     for step in (1, 2):
         write_checkpoint({"step": step}, tmp_path / "last.ckpt")
     found = {path.name: torch.load(path, weights_only=True)["step"] for path in tmp_path.iterdir()}

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from skim.errors import SkimError
 from skim.lightning import recipe
+from skim.lightning.callbacks.checkpoints import spoken_of
+from skim.lightning.checkpoint_io import write_checkpoint
 from skim.options.settle import settle
 from skim.resume import LAST, PREVIOUS, changes, check_named, checkpoint_of, done, found, inherited, passed_over
 from tests.runs import CONF, composed, small, watched_by
@@ -177,6 +179,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path
     assert found(composed("method=topk", "resume=auto"), tmp_path).resume is None
     with pytest.raises(SkimError, match=r"last\.ckpt and .*previous\.ckpt are cut or damaged"):
         checkpoint_of(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_not_asked_which_best_one_it_remembers(tmp_path: Path) -> None:
+    for path, step in ((tmp_path / LAST.name, 3), (tmp_path / PREVIOUS.name, 2)):
+        write_checkpoint({"callbacks": {"best": {"best": {"step": step}}}}, path)
+    assert spoken_of(tmp_path, "best") == {2, 3}
+    damaged(tmp_path / PREVIOUS.name)
+    assert spoken_of(tmp_path, "best") == {3}
 
 
 def test_a_finished_run_is_told_from_another_one_in_its_folder(tmp_path: Path) -> None:
