@@ -144,13 +144,16 @@ def run_of(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["results.json", "report.html", "evaluation.json", "redundancy", "model/README.md"])
+@pytest.mark.parametrize("name", ["results.json", "peers.json", "tokens.html", "redundancy", "model/README.md"])
 @pytest.mark.parametrize("there", [True, False])
 def test_no_look_at_a_run_writes_through_a_link(tmp_path: Path, name: str, there: bool) -> None:
     run, elsewhere = run_of(tmp_path / "run"), tmp_path / "elsewhere"
     (run / "model").mkdir()
     if there:
         elsewhere.write_text("mine")
+    if name == "redundancy" and there:
+        elsewhere.unlink()
+        elsewhere.mkdir()
     (run / name).symlink_to(elsewhere)
     with pytest.raises(SkimError, match=r"is a link to .*elsewhere"):
         load(looking(run))
@@ -159,7 +162,7 @@ def test_no_look_at_a_run_writes_through_a_link(tmp_path: Path, name: str, there
 def test_a_run_whose_large_folders_are_on_another_disk_can_be_looked_at(tmp_path: Path) -> None:
     run, disk = run_of(tmp_path / "run"), tmp_path / "disk"
     disk.mkdir()
-    for name in ("checkpoints", "model"):
+    for name in ("checkpoints", "model", "data"):
         (run / name).exists() and (run / name).rename(disk / name)
         (disk / name).mkdir(exist_ok=True)
         (run / name).symlink_to(disk / name)

@@ -17,14 +17,13 @@ from rich.console import Console
 from torch import Tensor
 
 from skim.benchmark import usable
-from skim.budgets import set_budget
+from skim.budgets import TIMES, set_budget
 from skim.checkpoint import LEARNED, parsed, read_method, restore
 from skim.compression import walk_of
 from skim.engine.dtype import fastest
 from skim.errors import SkimError, reading
 from skim.files import whole, write_json
 from skim.lightning.build import Parts, build
-from skim.lightning.folder import LEFT_BEHIND
 from skim.lightning.recipe import EXAMPLES
 from skim.methods import METHODS, REGISTERED, method_name, path_of
 from skim.options.check import PLACES
@@ -45,6 +44,7 @@ READ = re.compile(
     r"|formulas|seed|train\.gradient_checkpointing"
 )
 SHOWN = ("task.*", "method.*", "backbone.*", "hardware.precision", "hardware.num_workers", "formulas", "seed")
+FILLED = ("export", "redundancy", "search")  # folders of a run that looks fill
 # those that evaluate.py has options of its own for
 OWN = {
     "task.eval_batch_size": "batch_size",
@@ -231,16 +231,17 @@ def run_of(path: Path) -> tuple[Path, Path | None]:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse a run in which a file that a look writes is a link to elsewhere: a stranger may have made it.
+    """Refuse a run in which a file that a look may write is a link to elsewhere: a stranger may have made it.
 
-    Folders for large files may lie on other disks: what a look writes in them is the card of a model.
+    Folders for large files may lie on other disks: what a look writes in them is the card of a model, and its times.
 
     Raises:
         SkimError: there is such a link.
     """
-    large = ("model", "checkpoints", "tensorboard")
-    for path in [*(folder / name for name in LEFT_BEHIND if name not in large), folder / "model" / CARD]:
-        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(folder.resolve()):
+    for path in [*folder.iterdir(), folder / "model" / CARD, folder / "model" / TIMES]:
+        if not path.is_symlink() or (path.is_dir() and path.name not in FILLED):
+            continue
+        if not Path(os.path.realpath(path)).is_relative_to(folder.resolve()):
             raise SkimError(
                 f"{path} is a link to {os.path.realpath(path)}, and what is written there would go to another folder.\n"
                 "Remove the link, or copy the run with its files: cp -rL"
