@@ -48,7 +48,13 @@ def test_a_clock_that_is_set_back_changes_no_duration(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "name", ["a folder with  spaces", "Übung № 5 — 練習", "n" * 250, "what's=this, [then] {now} $(ls) %d ;#"]
+    "name",
+    [
+        "what's=this, [then] {now} $(ls) %d ;#",
+        pytest.param("a folder with  spaces", marks=pytest.mark.slow),
+        pytest.param("Übung № 5 — 練習", marks=pytest.mark.slow),
+        pytest.param("n" * 250, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_may_lie_in_a_folder_of_any_name(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -34,7 +34,9 @@ def command(state: Path, runs: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*program, *overrides], env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_sweep_that_is_ended_lets_its_jobs_save(number: int, code: int, tmp_path: Path) -> None:
     """The signal reaches the sweep alone; joblib would kill the processes that compute its jobs."""
     sweep = command(tmp_path, tmp_path / "runs")
@@ -89,6 +91,7 @@ def test_trainings_of_a_sweep_save_when_it_is_ended_and_go_on(name: str, tmp_pat
         print(f"{name}: job {job.name} was ended and went on to the metrics of a run alone")
 
 
+@pytest.mark.slow  # twelve processes of jobs; the one above, of a sweep that is ended, is its sample
 def test_a_killed_sweep_computes_each_job_once_and_tries_a_failed_one_again(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
