@@ -189,6 +189,8 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SkimError) as error:
+        if isinstance(error, SkimError) and not isinstance(error.__cause__, OSError):
+            raise  # of what was to be written, such as states that are no numbers: the blocks before it stay
         shutil.rmtree(folder, ignore_errors=True)
         if refused(error):
             raise SkimError(
