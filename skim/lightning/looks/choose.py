@@ -42,13 +42,13 @@ def look(cfg: DictConfig, console: Console) -> None:
     )
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / DESCRIBED).is_file())):
         raise SkimError(f"folder={target} holds something else than a model of skim; name another one.")
+    if target.name == "model" and (target.parent / "results.json").is_file():
+        raise SkimError(f"folder={target} is the model of a run; name another one.")
     if (target / DESCRIBED).is_file() and not chosen_before(target):
         raise SkimError(
             f"folder={target} holds a model that what=choose has not put there, and does not replace.\n"
             "Name another folder, or move that one away."
         )
-    if target.name == "model" and (target.parent / "results.json").is_file():
-        raise SkimError(f"folder={target} is the model of a run; name another one.")
     dense, candidates = among(folders, cfg, bounds, console)
     chosen: Candidate | None = None
     try:
