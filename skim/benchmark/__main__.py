@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.device = usable(options.device)
         rows = [row for b in options.batch for n in options.length for row in timed(options, b, n)]
     except SkimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     if options.json is not None:
         about = {"backbone": options.backbone, "dtype": options.dtype, "clock": options.clock}

@@ -39,7 +39,7 @@ def launches(run: Callable[[], object]) -> Launches | None:
             return Launches(*worked(profiled(run)), synchronizations(run))
     except Exception as error:  # of the profiler, which drivers may forbid: times stand without it
         said = f"kernels and busy time are not counted: {first_line(error)}"
-        Console(stderr=True).print(said, markup=False, highlight=False)
+        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
         return None
 
 

@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(asked.json, spec(made))
             said = str(asked.json)
     except SkimError as error:
-        Console(stderr=True).print(Text(f"error: {error}"))
+        Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
         return 2
     Console().print(Text(said), soft_wrap=True)
     return 0

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None:
             make_room(options.json)
     except SkimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         return 2
     end = time.monotonic() + options.seconds
     rows: list[Row] = []
