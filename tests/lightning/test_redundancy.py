@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 
 from skim.analysis.redundancy import extraction
+from skim.checkpoint import add_checksums
 from skim.errors import SkimError
 from skim.lightning import recipe
 from skim.lightning.looks import evaluate
@@ -129,6 +130,7 @@ def test_a_look_that_was_killed_goes_on_and_one_at_other_weights_begins_anew(
     weights = load_file(copy / "model" / "model.safetensors")
     weights["bert.encoder.layer.0.output.dense.bias"][0] += 1
     save_file(weights, copy / "model" / "model.safetensors", {"format": "pt"})
+    add_checksums(copy / "model")
     monkeypatch.setattr("skim.lightning.looks.redundancy.analyse", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(looking(copy, *FAST))
@@ -144,6 +146,7 @@ def test_broken_weights_are_refused_by_layer_and_row_and_nothing_is_written(copy
     weights = load_file(copy / "model" / "model.safetensors")
     weights["bert.encoder.layer.2.output.dense.bias"][5] = torch.nan
     save_file(weights, copy / "model" / "model.safetensors", {"format": "pt"})
+    add_checksums(copy / "model")
     before = (copy / "results.json").read_text()
     with pytest.raises(SkimError, match=r"layer 3, row \d+ of train: a state is not a number"):
         evaluate(looking(copy, *FAST))
