@@ -74,12 +74,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("what", ["loss", "inf"])
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
 def test_training_stops_names_step_rows_and_checkpoint_and_goes_on_from_there(
-    what: str, late: bool, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, fused: bool, tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``late``: as on a GPU, where the host looks at the lines of the log and before a checkpoint only."""
-    monkeypatch.setattr(finite, "waits", lambda device, optimizer: late)
+    """With a fused optimizer the host looks at the lines of the log and before a checkpoint only."""
+    monkeypatch.setattr(finite, "held", lambda optimizer: fused)
     spoils = Spoils(what, 5)
     with pytest.raises(NonFinite, match=LINE) as caught:
         watched_by(spoils, composed(*RUN, "callbacks.log_every=7", "callbacks.save_every=2"), tmp_path)
@@ -99,11 +99,11 @@ def test_training_stops_names_step_rows_and_checkpoint_and_goes_on_from_there(
         assert not differences(last(tmp_path)[part], last(undisturbed)[part])
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("fused", [True, False])
 def test_a_step_is_skipped_counted_and_leaves_no_trace_in_the_weights(
-    late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(finite, "waits", lambda device, optimizer: late)
+    monkeypatch.setattr(finite, "held", lambda optimizer: fused)
     spoils = Spoils("forward", 3, 5)
     watched_by(spoils, composed(*RUN, "train.nonfinite=skip"), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())

@@ -1,7 +1,8 @@
 """Losses and gradients that are NaN or infinite: the step is not made, and training ends, or goes on without it.
 
-No step waits for the device for that. On a CPU the numbers are at hand. Elsewhere the device itself holds the fused
-optimizer back, and the host reads what has happened when it writes a line of the log and before it saves anything.
+No step waits for the device for that: its kernel holds a fused optimizer back, and the host reads what has happened
+when it writes a line of the log and before it saves anything. Only an optimizer that cannot be held back so costs one
+read per step: who steps first and asks later has lost the weights.
 """
 
 from __future__ import annotations
@@ -40,16 +41,17 @@ class Step:
     """
 
     number: int
-    losses: Tensor
-    norms: Tensor
+    losses: list[Tensor]
+    norms: list[Tensor]
     bad: Tensor
     rows: list[Tensor | None]
 
     def told(self) -> tuple[str, list[int]]:
         """The number that is not finite, and the rows of the batches that it is of."""
-        finite = torch.isfinite(self.losses).tolist()
-        wrong = [value for value in self.losses.tolist() if value - value != 0]
-        odd = [value for value in self.norms.tolist() if value - value != 0]
+        losses, norms = [loss.item() for loss in self.losses], [norm.item() for norm in self.norms]
+        finite = [value - value == 0 for value in losses]
+        wrong = [value for value in losses if value - value != 0]
+        odd = [value for value in norms if value - value != 0]
         said = f"loss is {wrong[0]}" if wrong else f"gradient is {odd[0]}" if odd else ""
         mine = [rows for rows, good in zip(self.rows, finite, strict=True) if not (wrong and good) and rows is not None]
         return said, [row for rows in mine for row in rows.tolist()]
@@ -99,14 +101,13 @@ class Finite(Callback):
         """
         if self not in trainer.callbacks:  # type: ignore[attr-defined]  # a test of rates goes to where a loss is infinite
             return
-        losses = torch.stack(self._losses)
-        counted = torch.stack(list(norms)) if norms and trainer.precision != "16-mixed" else losses.new_zeros(0)
-        bad = (~torch.isfinite(torch.cat([losses, counted.to(losses)]))).any().float()
+        losses, counted = self._losses, [] if trainer.precision == "16-mixed" else list(norms)
+        bad = (torch.stack([*losses, *counted]) * 0).sum().ne(0).float()  # NaN and infinity times 0 are NaN
         if trainer.world_size > 1:
             bad = trainer.strategy.reduce(bad, reduce_op="max")
         self._steps.append(Step(trainer.global_step + 1, losses, counted, bad, self._rows))
         self._losses, self._rows = [], []
-        if waits(losses.device, optimizer):
+        if held(optimizer):
             optimizer.found_inf = bad  # type: ignore[attr-defined]  # of its kernel: a step is made where it is 0
             for before, buffer in zip(self._before, self._state(module), strict=False):
                 buffer.copy_(torch.where(bad > 0, before, buffer))
@@ -185,9 +186,9 @@ class Finite(Callback):
         return [buffer for buffer in module.method.buffers() if buffer.is_floating_point()]
 
 
-def waits(device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
-    """Tell whether the host would have to wait for a device whose kernel can hold the step back by itself."""
-    return device.type != "cpu" and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+def held(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer's kernel can hold a step back by itself, which a fused one's can."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def everywhere(mine: Said) -> list[Said]:
