@@ -296,7 +296,8 @@ class SkimModule(pl.LightningModule):
                 nn.utils.clip_grad_value_(some, gradient_clip_val)
             elif gradient_clip_val:
                 nn.utils.clip_grads_with_norm_(some, gradient_clip_val, norm)
-        self.finite.judge(self.trainer, self, norms, optimizer_of(self))
+        if self._trainer is not None:
+            self.finite.judge(self.trainer, self, norms, optimizer_of(self))
 
     # ---- evaluation ----
 
