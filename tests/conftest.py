@@ -11,6 +11,7 @@ import faulthandler
 import logging
 import os
 import runpy
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ LONGEST = (
 )
 # what libraries set once for the whole process, and pytest for each test
 KEPT = ("PYTEST_", "PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # those that a run listens to
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -153,8 +155,13 @@ def _leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
     ours = [log for log in known if log.name.partition(".")[0] in ("skim", "tasks")]
     logs = [(log, vars(log).copy()) for log in (logging.getLogger(), *ours)]
     quiet = logging.root.manager.disable
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     left = []
+    for number, handler in handlers.items():
+        if signal.getsignal(number) != handler:
+            left.append(f"a handler of {number.name}")
+            signal.signal(number, handler)
     if os.getcwd() != folder:
         left.append(f"the folder {os.getcwd()}")
         os.chdir(folder)
