@@ -13,6 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader
 
+from skim.engine.ranks import everywhere
 from skim.errors import SkimError, first_line
 from skim.options.kinds import Count
 from tasks.base import Task
@@ -238,12 +239,7 @@ class Documents(Task):
         if self._stream is None:
             return {}
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[union-attr]
-        places = [list(self._stream.places[done])]
-        if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, places[0])
-            places = gathered
-        return {"places": places, "bytes": self._sizes()}
+        return {"places": everywhere(list(self._stream.places[done])), "bytes": self._sizes()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._places, self._before = state_dict["places"], state_dict.get("bytes")

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+Said = TypeVar("Said")
 _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
 
@@ -81,3 +82,12 @@ def weighed(value: Tensor, count: Callable[[], int | Tensor]) -> Tensor:
     things = torch.as_tensor(count(), device=value.device)
     # a mean of nothing is NaN, and the other processes have something
     return share(torch.where(things > 0, value * things.to(value.dtype), 0.0), things)
+
+
+def everywhere(mine: Said) -> list[Said]:
+    """Gather what every process of the run has to say, in their order; all of them have to come to it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, mine)
+    return told

@@ -7,19 +7,19 @@ read per step: who steps first and asks later has lost the weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from skim.engine.ranks import everywhere
 from skim.errors import Interrupted
 
-Said = TypeVar("Said")
 IN_A_ROW = 10  # steps without one that could be made: the weights are at fault, or all the data
 LISTED = 64  # rows that a message names
 
@@ -49,11 +49,11 @@ class Step:
     def told(self) -> tuple[str, list[int]]:
         """The number that is not finite, and the rows of the batches that it is of."""
         losses, norms = [loss.item() for loss in self.losses], [norm.item() for norm in self.norms]
-        finite = [value - value == 0 for value in losses]
-        wrong = [value for value in losses if value - value != 0]
-        odd = [value for value in norms if value - value != 0]
+        wrong = [value for value in losses if not math.isfinite(value)]
+        odd = [value for value in norms if not math.isfinite(value)]
         said = f"loss is {wrong[0]}" if wrong else f"gradient is {odd[0]}" if odd else ""
-        mine = [rows for rows, good in zip(self.rows, finite, strict=True) if not (wrong and good) and rows is not None]
+        of = [rows for rows, loss in zip(self.rows, losses, strict=True) if not (wrong and math.isfinite(loss))]
+        mine = [rows for rows in of if rows is not None]
         return said, [row for rows in mine for row in rows.tolist()]
 
 
@@ -107,17 +107,16 @@ class Finite(Callback):
             bad = trainer.strategy.reduce(bad, reduce_op="max")
         self._steps.append(Step(trainer.global_step + 1, losses, counted, bad, self._rows))
         self._losses, self._rows = [], []
-        if held(optimizer):
-            optimizer.found_inf = bad  # type: ignore[attr-defined]  # of its kernel: a step is made where it is 0
+        if self.then == "skip":
             for before, buffer in zip(self._before, self._state(module), strict=False):
                 buffer.copy_(torch.where(bad > 0, before, buffer))
+        if held(optimizer):
+            optimizer.found_inf = bad  # type: ignore[attr-defined]  # of its kernel: a step is made where it is 0
             if module.written:
                 self.read(module)
         elif self.read(module):
             for parameter in module.parameters():
                 parameter.grad = None  # which every optimizer leaves as it is
-            for before, buffer in zip(self._before, self._state(module), strict=False):
-                buffer.copy_(before)
 
     def read(self, module: Any) -> bool:
         """Look at the steps since the last look; tell whether one of them was not made.
@@ -189,12 +188,3 @@ class Finite(Callback):
 def held(optimizer: torch.optim.Optimizer) -> bool:
     """Tell whether an optimizer's kernel can hold a step back by itself, which a fused one's can."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
-def everywhere(mine: Said) -> list[Said]:
-    """Gather what every process of the run has to say, in their order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [mine]
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, mine)
-    return told

@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from skim.engine.ranks import everywhere
 from skim.errors import SkimError
 from skim.files import whole
-from skim.lightning.callbacks.finite import everywhere
 from skim.published.files import tensors_of
 from skim.stages import check_bounds
 
