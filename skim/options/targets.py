@@ -9,7 +9,8 @@ The name of any other is marked when it is read, and a marked one is neither imp
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,23 +125,19 @@ def marked(tree: Any, trusted: Collection[str] = ()) -> Any:
         tree: of plain dicts and lists.
         trusted: modules, or classes, that the user trusts.
     """
-    own = None
-    if isinstance(tree, Mapping):
-        tree = dict(tree)
-        if (target := tree.get(TARGET)) is not None and not known(target, trusted):
-            own = f"{UNTRUSTED}{str(target).removeprefix(UNTRUSTED)}"
-        copied = {key: marked(value, trusted) for key, value in tree.items()}
-        return copied if own is None else copied | {TARGET: own}
-    return [marked(one, trusted) for one in tree] if isinstance(tree, list) else tree
+    files = cache(named_by_files)  # read once, and only where a class asks for it: a stored config may name thousands
 
+    def copied(node: Any) -> Any:
+        if isinstance(node, list):
+            return [copied(one) for one in node]
+        if not isinstance(node, Mapping):
+            return node
+        copy = {key: copied(value) for key, value in node.items()}
+        if (target := node.get(TARGET)) is not None and not known(target, trusted, files):
+            copy[TARGET] = f"{UNTRUSTED}{str(target).removeprefix(UNTRUSTED)}"
+        return copy
 
-def known(target: Any, trusted: Collection[str]) -> bool:
-    """Tell whether a stored config may name a class, by its name alone: nothing is imported."""
-    if not (isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target)):  # ${...} may become anything
-        return False
-    if target in NAMED or target.startswith(tuple(f"{package}." for package in CLASSES)):
-        return True
-    return any(target == one or target.startswith(f"{one}.") for one in trusted) or target in named_by_files()
+    return copied(tree)
 
 
 def named_by_files() -> set[str]:
@@ -155,6 +152,21 @@ def named_by_files() -> set[str]:
     }
     texts = (file.read_text(encoding="utf-8", errors="replace") for folder in found for file in folder.rglob("*.yaml"))
     return {name for text in texts for name in IN_FILE.findall(text)}
+
+
+def known(target: Any, trusted: Collection[str], files: Callable[[], Collection[str]] = named_by_files) -> bool:
+    """Tell whether a stored config may name a class, by its name alone: nothing is imported.
+
+    Args:
+        target: its name.
+        trusted: modules, or classes, that the user trusts.
+        files: gives what the files of ``conf`` name.
+    """
+    if not (isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target)):  # ${...} may become anything
+        return False
+    if target in NAMED or target.startswith(tuple(f"{package}." for package in CLASSES)):
+        return True
+    return any(target == one or target.startswith(f"{one}.") for one in trusted) or target in files()
 
 
 def targets(tree: Any, place: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from skim.errors import SkimError
 from skim.lightning.build import build
 from skim.lightning.looks import evaluate
-from skim.options.targets import CLASSES, NAMED, UNTRUSTED, instantiated, known, targets
+from skim.options.targets import CLASSES, NAMED, UNTRUSTED, instantiated, known, marked, targets
 from skim.resume import recorded
 from tests.runs import CONF, ROOT, SMALL, Refused, composed, looking
 
@@ -183,6 +183,14 @@ def test_what_a_file_of_conf_names_is_the_users_own(
     assert recorded(run).method._target_ == "untrusted:mine_of_conf.Mine"
     monkeypatch.setattr("skim.options.targets.CONF", tmp_path / "conf")
     assert recorded(run).method._target_ == "mine_of_conf.Mine"
+
+
+def test_files_of_conf_are_read_once_however_many_classes_a_config_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[None] = []
+    monkeypatch.setattr("skim.options.targets.named_by_files", lambda: reads.append(None) or {"mine.Own"})
+    tree = marked([{"_target_": f"strange.C{i}"} for i in range(1000)] + [{"_target_": "mine.Own"}])
+    assert [one["_target_"] for one in tree][-2:] == ["untrusted:strange.C999", "mine.Own"]
+    assert len(reads) == 1
 
 
 def test_every_class_of_the_projects_own_files_is_known_without_a_search() -> None:
