@@ -163,8 +163,8 @@ def described(folder: Path) -> dict[str, Any]:
     about = parsed(file)
     if about.get("format") != FORMAT:
         raise SkimError(f"{file} has format {about.get('format')}; this version of skim reads {FORMAT}.")
-    kinds = {"method": str, "options": dict, "stage": str, "class": str, "model_class": str, "adapters": dict}
-    kinds["checksums"] = dict
+    kinds = {name: str for name in ("method", "stage", "class", "model_class")}
+    kinds |= {name: dict for name in ("options", "adapters", "checksums")}
     for key, kind in kinds.items():
         if (key in about or key in ("method", "options")) and not isinstance(about.get(key), kind):
             raise SkimError(f"{file} is damaged: '{key}' is {json.dumps(about.get(key))[:60]}. Save the model again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skim.files import write_json
+from skim.files import read_json, write_json
 
 SCHEMA = 1
 PACKAGES = ("torch", "pytorch-lightning", "transformers", "hydra-core", "datasets", "torchmetrics")
@@ -161,7 +160,7 @@ class Results:
     @classmethod
     def read(cls, folder: Path) -> Results:
         """The results that a finished run has left in its folder."""
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "results.json")
         return cls(**{one.name: content[one.name] for one in fields(cls) if one.name in content})
 
     def write(self, folder: Path) -> None:
