@@ -17,7 +17,7 @@ from skim.benchmark.rows import CLOCKS, DTYPES
 from skim.benchmark.shapes import SHAPES, shape_rows
 from skim.benchmark.table import rows_table
 from skim.benchmark.timing import machine, usable
-from skim.errors import SkimError
+from skim.errors import SkimError, message
 from skim.files import write_json
 
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.device = usable(options.device)
         rows = [row for b in options.batch for n in options.length for row in timed(options, b, n)]
     except SkimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     if options.json is not None:
         about = {"backbone": options.backbone, "dtype": options.dtype, "clock": options.clock}

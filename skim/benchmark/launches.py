@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 
 from skim.errors import first_line
 
@@ -38,8 +38,7 @@ def launches(run: Callable[[], object]) -> Launches | None:
         with torch.inference_mode():
             return Launches(*worked(profiled(run)), synchronizations(run))
     except Exception as error:  # of the profiler, which drivers may forbid: times stand without it
-        said = f"kernels and busy time are not counted: {first_line(error)}"
-        Console(stderr=True).print(said, markup=False, highlight=False, soft_wrap=True)
+        print(f"kernels and busy time are not counted: {first_line(error)}", file=sys.stderr)
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from skim.errors import SkimError
+from skim.errors import SkimError, message
 from skim.hub.fetch import USAGE, fetch
 from skim.hub.listing import show
 
@@ -29,5 +29,5 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except SkimError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(2) from None

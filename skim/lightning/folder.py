@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,6 @@ from typing import Any, TypeAlias
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger
-from rich.console import Console
 
 from skim.errors import Interrupted, first_line, reading
 from skim.files import write_text
@@ -124,8 +124,7 @@ def told(logger: Shows, results: Results) -> None:
     try:
         logger.conclude(results)
     except Exception as error:
-        said = f"{type(logger).__name__} was not told how the run has ended: {first_line(error)}."
-        Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
+        print(f"{type(logger).__name__} was not told how the run has ended: {first_line(error)}.", file=sys.stderr)
 
 
 def ending(error: Ends, said: str) -> Ends:

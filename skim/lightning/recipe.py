@@ -7,6 +7,7 @@ plain transformers; with a model card), ``results.json`` and ``report.html``.
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -151,7 +152,7 @@ def finished(folder: Path, differs: list[str]) -> Run:
     if differs:
         lines.append(f"not looked at: {', '.join(differs)}; to train on, resume={folder}")
     if rank_zero_only.rank == 0:
-        Console(stderr=True).print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+        print("\n".join(lines), file=sys.stderr)
         tidy(folder)
     return Run(Results.read(folder), [], folder)
 

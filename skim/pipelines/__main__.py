@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         Console().print(race(options))
     except SkimError as error:
-        Console(stderr=True).print(f"error: {message(error)}", markup=False, highlight=False, soft_wrap=True)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     return 0
 

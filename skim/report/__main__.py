@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from skim.errors import SkimError
+from skim.errors import SkimError, message, visible
 from skim.report.compared import runs_table
 from skim.report.found import collect
 
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in (*write_overview(found, folder), *pictures):
             console.print(Text(str(path)), soft_wrap=True)
     except (SkimError, OSError) as error:
-        said = f"{error.filename}: {error.strerror}." if isinstance(error, OSError) else str(error)
-        Console(stderr=True).print(Text(f"error: {said}"), soft_wrap=True)
+        said = visible(f"{error.filename}: {error.strerror}.") if isinstance(error, OSError) else message(error)
+        print(f"error: {said}", file=sys.stderr)
         return 2
     return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError, first_line, message
 from skim.files import write_json
 
 BASELINES = ("packed_dense", "padded_hf")
@@ -156,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(asked.json, spec(made))
             said = str(asked.json)
     except SkimError as error:
-        Console(stderr=True).print(Text(f"error: {error}"), soft_wrap=True)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     Console().print(Text(said), soft_wrap=True)
     return 0

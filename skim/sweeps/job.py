@@ -74,7 +74,7 @@ class Recorded:
                     if job.results() is None:  # another process may have been faster
                         self.run(job, cfg)
             except SkimError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {message(error)}", file=sys.stderr)
 
     def run(self, job: Job, cfg: DictConfig) -> None:
         """Compute a job that is held."""

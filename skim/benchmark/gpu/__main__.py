@@ -22,7 +22,7 @@ from skim.benchmark.gpu.laws import laws, recovery
 from skim.benchmark.gpu.rows import MARK, Row, table
 from skim.benchmark.gpu.times import SHAPES_TIMED, times
 from skim.benchmark.timing import machine, usable
-from skim.errors import SkimError, first_line
+from skim.errors import SkimError, first_line, message
 from skim.files import write_json
 
 SECONDS = 440  # for everything, so that it is over in eight minutes
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.json is not None:
             make_room(options.json)
     except SkimError as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        print(f"error: {message(error)}", file=sys.stderr)
         return 2
     end = time.monotonic() + options.seconds
     rows: list[Row] = []

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
 
 from skim.errors import first_line
 from skim.lightning.loggers.lasting import Lasting
@@ -90,12 +90,10 @@ class Dashboard(Lasting, WandbLogger):
             return super().experiment
         except wandb.errors.Error as error:
             folder = self.save_dir
-            Console(stderr=True).print(
+            print(
                 f"W&B cannot be used: {first_line(error)}.\n"
                 f"The run goes on offline; `wandb sync {folder}/wandb/offline-run-*` uploads it later.",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
+                file=sys.stderr,
             )
             self._wandb_init["mode"] = "offline"
             return super().experiment

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from rich.console import Console
 
 from skim.errors import SkimError, first_line
 
@@ -39,12 +39,10 @@ class Lasting(Logger):
             raise
         except Exception as error:
             if not self.lost:
-                Console(stderr=True).print(
+                print(
                     f"{type(self).__name__} does not answer: {first_line(error)}.\nThe run goes on without; it is "
                     f"asked again every {PAUSE / 60:g} minutes, and metrics.csv has all numbers.",
-                    highlight=False,
-                    markup=False,
-                    soft_wrap=True,
+                    file=sys.stderr,
                 )
             self.lost += 1
             self.until = time.monotonic() + PAUSE
